@@ -1,0 +1,1 @@
+//! Reasons as sentences: what `isthmus why` prints, from the decisions the proxies take.

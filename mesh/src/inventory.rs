@@ -1,0 +1,234 @@
+//! What one cluster has, as its own API server tells it: values without Kubernetes in them.
+
+use crate::finding::{Finding, ObjectRef};
+use crate::name::{ClusterId, Hostname, Identity, Locality, Network, Protocol, ServiceName, TrustDomain};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+/// One cluster at one moment. Two equal inventories are the same news: publishing one is silence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inventory {
+    /// From ConfigMap `isthmus-mesh` in the root namespace.
+    pub mesh: MeshConfig,
+    /// UID of Namespace `kube-system`; finds one cluster under two names.
+    pub uid: String,
+    pub namespaces: BTreeSet<String>,
+    pub services: BTreeMap<ServiceName, Service>,
+    /// Ready endpoints only, from EndpointSlices joined with Pods and Nodes; sorted.
+    pub endpoints: BTreeMap<ServiceName, Vec<Endpoint>>,
+    /// Pods of this cluster by (namespace, name): what a proxy may claim to be.
+    pub workloads: BTreeMap<WorkloadName, Workload>,
+    /// ServiceEntries: our own publications and the users'.
+    pub entries: BTreeMap<ObjectRef, ServiceEntry>,
+    /// Gateway API Gateways of class `istio-remote`: the doors of other networks.
+    pub remote_gateways: BTreeMap<ObjectRef, RemoteGateway>,
+    /// Our own east-west gateway's addresses as other clusters reach it.
+    pub gateway_addresses: Vec<GatewayAddress>,
+    /// Istio Gateways with AUTO_PASSTHROUGH servers: which hosts the east-west gateway opens.
+    pub passthrough_hosts: Vec<PassthroughServer>,
+    /// ServiceExports (MCS API).
+    pub service_exports: BTreeSet<ServiceName>,
+    pub destination_rules: BTreeMap<ObjectRef, DestinationRule>,
+    pub peer_authentications: BTreeMap<ObjectRef, PeerAuthentication>,
+    /// What was wrong with objects, and what we did instead; sorted.
+    pub findings: Vec<Finding>,
+}
+
+/// How a cluster describes itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeshConfig {
+    pub cluster: ClusterId,
+    pub network: Network,
+    pub trust_domain: TrustDomain,
+    /// IPv4 range of virtual addresses for names without a ClusterIP; 240.240.0.0/16.
+    pub vip_range: ipnet::Ipv4Net,
+    /// IPv6 range of the same; 2001:2::/48.
+    pub vip_range_v6: ipnet::Ipv6Net,
+    /// Root certificates, PEM, as published to other clusters. Public material.
+    pub root_certificates: String,
+    /// Where true, remote endpoints join `svc.cluster.local` without this cluster's own export
+    /// (Istio's way; key `clusterLocal: merge`).
+    pub merge_cluster_local: bool,
+}
+
+/// A Service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    pub name: ServiceName,
+    pub kind: ServiceKind,
+    /// ClusterIPs, both families; empty for headless and ExternalName.
+    pub addresses: Vec<IpAddr>,
+    /// Sorted by number and protocol.
+    pub ports: Vec<ServicePort>,
+    pub client_ip_affinity: bool,
+    /// `trafficDistribution`, as written; unknown values get a Finding.
+    pub traffic_distribution: Option<TrafficDistribution>,
+    /// Seconds since the epoch: older objects win conflicts.
+    pub created: i64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceKind {
+    ClusterIp,
+    Headless,
+    ExternalName,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TrafficDistribution {
+    PreferClose,
+    PreferSameZone,
+    PreferSameNode,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ServicePort {
+    pub number: u16,
+    pub protocol: Protocol,
+    pub name: String,
+}
+
+/// One ready endpoint of a local Service: a pod, or an address without one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Endpoint {
+    pub address: IpAddr,
+    /// Target port by Service port number.
+    pub ports: BTreeMap<u16, u16>,
+    pub locality: Locality,
+    /// Empty where no pod stands behind the address.
+    pub account: String,
+    pub labels: BTreeMap<String, String>,
+    /// Its pod runs a sidecar, or carries `security.istio.io/tlsMode: istio`.
+    pub meshed: bool,
+    /// Pod name, empty where there is none.
+    pub pod: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct WorkloadName {
+    pub namespace: String,
+    pub name: String,
+}
+
+/// A pod of this cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workload {
+    pub name: WorkloadName,
+    pub addresses: Vec<IpAddr>,
+    pub account: String,
+    pub labels: BTreeMap<String, String>,
+    pub node: String,
+    pub locality: Locality,
+    pub meshed: bool,
+}
+
+/// A ServiceEntry, ours (`owner` is set) or a user's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceEntry {
+    pub object: ObjectRef,
+    /// First host names the clusters; the others are aliases with the same addresses.
+    pub hosts: Vec<Hostname>,
+    /// Virtual addresses.
+    pub addresses: Vec<IpAddr>,
+    pub ports: Vec<ServicePort>,
+    pub endpoints: Vec<EntryEndpoint>,
+    /// `spec.subjectAltNames`.
+    pub subject_alt_names: Vec<Identity>,
+    /// Ours: written by the federation controller (field manager and label say so).
+    pub published: bool,
+    /// The service it stands for, ours only: label `isthmus.dev/service` and `-namespace`.
+    pub service: Option<ServiceName>,
+    pub created: i64,
+}
+
+/// Ready endpoints of one cluster in one locality: a count, no address (decision 9).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct EntryEndpoint {
+    pub cluster: ClusterId,
+    pub network: Network,
+    pub locality: Locality,
+    /// How many ready meshed endpoints stand behind it.
+    pub weight: u32,
+    /// One service account; a service with several accounts has several endpoints or SANs.
+    pub account: String,
+    pub labels: BTreeMap<String, String>,
+    /// Service ports this cluster serves; empty means all of the entry's.
+    pub ports: BTreeSet<u16>,
+    /// Users' entries may carry an address; ours never do.
+    pub address: Option<IpAddr>,
+}
+
+/// A door of another network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteGateway {
+    pub object: ObjectRef,
+    pub network: Network,
+    pub cluster: Option<ClusterId>,
+    pub addresses: Vec<SocketAddr>,
+    pub published: bool,
+}
+
+/// One address of an east-west gateway: an IP, or a DNS name to be resolved by who dials.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct GatewayAddress {
+    /// IP literal or DNS name.
+    pub host: String,
+    pub port: u16,
+}
+
+/// An AUTO_PASSTHROUGH server of an Istio Gateway.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PassthroughServer {
+    pub object: ObjectRef,
+    pub port: u16,
+    /// As written: `*.local`, `*.global`, `hello.shop.svc.cluster.local`.
+    pub hosts: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DestinationRule {
+    pub object: ObjectRef,
+    /// Fully qualified; a short name is completed with the object's namespace.
+    pub host: Hostname,
+    pub policy: TrafficPolicy,
+    /// Subset name to labels and its own policy, merged over the rule's.
+    pub subsets: BTreeMap<String, Subset>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subset {
+    pub labels: BTreeMap<String, String>,
+    pub policy: TrafficPolicy,
+}
+
+/// What a DestinationRule may say about traffic; `None` is "not said".
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficPolicy {
+    pub load_balancing: Option<crate::program::LoadBalancing>,
+    pub connect_timeout_ms: Option<u64>,
+    pub max_connections: Option<u32>,
+    pub max_pending_requests: Option<u32>,
+    pub max_requests_per_connection: Option<u32>,
+    pub idle_timeout_ms: Option<u64>,
+    pub outlier: Option<crate::program::OutlierDetection>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerAuthentication {
+    pub object: ObjectRef,
+    /// Empty selects the whole namespace (or mesh, in the root namespace).
+    pub selector: BTreeMap<String, String>,
+    pub mode: Option<MtlsMode>,
+    pub ports: BTreeMap<u16, MtlsMode>,
+}
+
+/// How a workload takes connections. Default of a mesh without any PeerAuthentication: Permissive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum MtlsMode {
+    Strict,
+    Permissive,
+    Disable,
+}

@@ -1,0 +1,235 @@
+//! Pages about a process: GET only, on loopback or a Unix socket; metrics and health on ports of
+//! their own, which show nothing else.
+
+use crate::metrics::Metrics;
+use crate::readiness::Readiness;
+use anyhow::Context as _;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+/// Connections served at once per page server; more wait.
+const CONNECTIONS_MAX: usize = 64;
+/// A client has this long to send its request head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a page shows: its query string in, a content type and a body out.
+pub type Page = Arc<dyn Fn(&str) -> Body + Send + Sync>;
+
+/// A page's content.
+#[derive(Debug)]
+pub enum Body {
+    Json(String),
+    Text(String),
+    OpenMetrics(String),
+    /// 503 with a text.
+    Unavailable(String),
+}
+
+/// Pages by path. `/` lists them.
+#[derive(Clone, Default)]
+pub struct Pages {
+    pages: BTreeMap<String, Page>,
+}
+
+impl std::fmt::Debug for Pages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.pages.keys()).finish()
+    }
+}
+
+impl Pages {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn with(mut self, path: &str, page: impl Fn(&str) -> Body + Send + Sync + 'static) -> Self {
+        self.pages.insert(path.into(), Arc::new(page));
+        self
+    }
+
+    /// A page that shows a value as JSON.
+    pub fn with_json<T: serde::Serialize>(
+        self,
+        path: &str,
+        value: impl Fn() -> T + Send + Sync + 'static,
+    ) -> Self {
+        self.with(path, move |_| match serde_json::to_string_pretty(&value()) {
+            Ok(text) => Body::Json(text),
+            Err(e) => Body::Unavailable(format!("cannot be shown as JSON: {e}")),
+        })
+    }
+
+    /// `/readyz`: 200 `ok`, or 503 with one awaited thing a line. Also under Istio's name.
+    pub fn with_readiness(self, readiness: &Readiness) -> Self {
+        let page = |readiness: Readiness| {
+            move |_: &str| {
+                let awaited = readiness.awaited();
+                if awaited.is_empty() {
+                    return Body::Text("ok\n".into());
+                }
+                let lines = awaited.iter().map(|(what, why)| format!("waiting for {what}: {why}\n"));
+                Body::Unavailable(lines.collect())
+            }
+        };
+        self.with("/readyz", page(readiness.clone()))
+            .with("/healthz/ready", page(readiness.clone()))
+    }
+
+    /// `/metrics`, and the names under which Envoy and Istio show them.
+    pub fn with_metrics(self, metrics: &Metrics) -> Self {
+        let page = |metrics: Metrics| move |_: &str| Body::OpenMetrics(metrics.encode());
+        self.with("/metrics", page(metrics.clone()))
+            .with("/stats/prometheus", page(metrics.clone()))
+    }
+
+    fn answer(&self, method: &Method, path: &str, query: &str) -> Response<Full<Bytes>> {
+        let respond = |status, kind: &str, text: String| {
+            Response::builder()
+                .status(status)
+                .header(header::CONTENT_TYPE, kind)
+                .body(Full::new(Bytes::from(text)))
+                .expect("a checked status and a literal header make a response")
+        };
+        const TEXT: &str = "text/plain; charset=utf-8";
+        if method != Method::GET {
+            return respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET\n".into());
+        }
+        let Some(page) = self.pages.get(path) else {
+            let list: String = self.pages.keys().map(|path| format!("{path}\n")).collect();
+            let status = if path == "/" { StatusCode::OK } else { StatusCode::NOT_FOUND };
+            return respond(status, TEXT, list);
+        };
+        match page(query) {
+            Body::Json(text) => respond(StatusCode::OK, "application/json", text),
+            Body::Text(text) => respond(StatusCode::OK, TEXT, text),
+            Body::OpenMetrics(text) => respond(
+                StatusCode::OK,
+                "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                text,
+            ),
+            Body::Unavailable(text) => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, text),
+        }
+    }
+}
+
+/// Where pages are shown.
+#[derive(Debug, Clone)]
+pub enum Listen {
+    /// Admin pages must be on loopback; [`serve`] refuses another address unless `public`.
+    Tcp { address: SocketAddr, public: bool },
+    Unix(PathBuf),
+}
+
+/// Binds and serves until `end`. Returns the bound TCP address at once; serving goes on behind.
+pub async fn serve(
+    listen: Listen,
+    pages: Pages,
+    end: CancellationToken,
+) -> anyhow::Result<Option<SocketAddr>> {
+    match listen {
+        Listen::Tcp { address, public } => {
+            anyhow::ensure!(
+                public || address.ip().is_loopback(),
+                "ISM1004 admin pages are for this machine only, {address} is not loopback. \
+                 Fix: use 127.0.0.1 or a Unix socket"
+            );
+            let listener = bind_tcp(address).await?;
+            let bound = listener.local_addr().context("a bound socket has an address")?;
+            tokio::spawn(accept_loop(listener, pages, end));
+            Ok(Some(bound))
+        }
+        Listen::Unix(path) => {
+            // A socket file left by a process that was killed would make bind fail for ever.
+            let _ = std::fs::remove_file(&path);
+            let listener = UnixListener::bind(&path).with_context(|| {
+                format!("ISM1005 cannot listen on {}. Fix: choose a writable folder", path.display())
+            })?;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+                .with_context(|| format!("cannot protect {}", path.display()))?;
+            tokio::spawn(accept_loop(listener, pages, end));
+            Ok(None)
+        }
+    }
+}
+
+/// Binds a TCP listener, with an error that says which address and what to do.
+pub async fn bind_tcp(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!(
+            "ISM1005 cannot listen on {address}. Fix: stop what holds it \
+             (`ss -ltnp sport = :{}` shows it), or configure another port",
+            address.port()
+        )
+    })
+}
+
+trait Accept: Send + Sync + 'static {
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+    fn next(&self) -> impl Future<Output = std::io::Result<Self::Stream>> + Send;
+}
+
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+    async fn next(&self) -> std::io::Result<TcpStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+impl Accept for UnixListener {
+    type Stream = UnixStream;
+    async fn next(&self) -> std::io::Result<UnixStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+async fn accept_loop(listener: impl Accept, pages: Pages, end: CancellationToken) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let stream = tokio::select! {
+            () = end.cancelled() => return,
+            stream = listener.next() => stream,
+        };
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(e) => {
+                // Out of descriptors, or a client that left already: neither may end the loop.
+                tracing::warn!(error = %e, "accepting an admin connection failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let (pages, end) = (pages.clone(), end.clone());
+        tokio::spawn(async move {
+            let _slot = slot;
+            let service = service_fn(move |request: Request<Incoming>| {
+                let uri = request.uri();
+                let response =
+                    pages.answer(request.method(), uri.path(), uri.query().unwrap_or_default());
+                async move { Ok::<_, std::convert::Infallible>(response) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service);
+            tokio::select! {
+                _ = connection => {}
+                () = end.cancelled() => {}
+            }
+        });
+    }
+}
