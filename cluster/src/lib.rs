@@ -1,1 +1,3 @@
 //! cluster
+pub mod credential;
+pub mod operator;
