@@ -7,9 +7,7 @@ use crate::inventory::{
     DestinationRule, GatewayAddress, Inventory, Service, ServiceEntry, ServiceKind, ServicePort,
     WorkloadName,
 };
-use crate::name::{
-    ClusterId, Hostname, Identity, Locality, Network, ServiceName, TrustDomain,
-};
+use crate::name::{ClusterId, Hostname, Identity, Locality, Network, ServiceName, TrustDomain};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};

@@ -98,9 +98,7 @@ pub fn answer(zone: &Zone, name: &str, record: RecordType) -> Answer {
     if !is_ours(zone, name) {
         return Answer::Forward;
     }
-    // Something below it exists, so it exists itself (RFC 8020).
-    let below = format!(".{name}");
-    if zone.names.keys().any(|known| known.as_str().ends_with(&below)) {
+    if is_between(zone, name) {
         return Answer::NoData;
     }
     if zone.complete { Answer::NxDomain } else { Answer::ServFail }
@@ -134,4 +132,12 @@ fn is_ours(zone: &Zone, name: &str) -> bool {
     let last = labels.len() - 1;
     // NAME.NS.global, and NAME.NS.CLUSTER.global.
     (last >= 1 && known(labels.get(last))) || (last >= 2 && known(labels.get(last - 1)))
+}
+
+/// Names that exist only as parents of services' names (RFC 8020): no address, but no NXDOMAIN, which
+/// resolvers that minimise their questions would take for all below.
+fn is_between(zone: &Zone, name: &str) -> bool {
+    let Some(above) = name.strip_suffix("clusterset.local") else { return false };
+    let namespace = above.strip_suffix(".svc.");
+    above.is_empty() || above == "svc." || namespace.is_some_and(|it| zone.namespaces.contains(it))
 }

@@ -1,8 +1,8 @@
 //! What a change of the world can change for clients: names, so that only these are computed again.
 
+use super::ViewPart;
 use super::host_of;
 use super::outbound::own_identities;
-use super::ViewPart;
 use crate::inventory::{Endpoint, Inventory, ServiceEntry, TrafficDistribution, WorkloadName};
 use crate::name::{ClusterId, Network, ServiceName};
 use crate::program::{ResourceKind, ResourceName};
@@ -298,8 +298,7 @@ impl Diff<'_> {
         }
         // A pod of the same name on another node is nearer to others now.
         for service in self.b.services.values() {
-            let by_node =
-                service.traffic_distribution == Some(TrafficDistribution::PreferSameNode);
+            let by_node = service.traffic_distribution == Some(TrafficDistribution::PreferSameNode);
             if by_node && moved.contains(service.name.namespace.as_str()) {
                 self.family(all, &service.name, COPIES);
             }

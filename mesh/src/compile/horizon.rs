@@ -35,9 +35,15 @@ pub(crate) struct Copies<'a> {
 
 #[derive(Debug, Clone)]
 pub(crate) enum Place<'a> {
-    Address { socket: SocketAddr, pod: &'a str, node: &'a str },
+    Address {
+        socket: SocketAddr,
+        pod: &'a str,
+        node: &'a str,
+    },
     /// Only counted: reached through one of these gateways.
-    Behind { doors: &'a [SocketAddr] },
+    Behind {
+        doors: &'a [SocketAddr],
+    },
 }
 
 /// How one gets to copies, or why not.

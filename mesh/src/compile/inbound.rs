@@ -9,8 +9,7 @@ use std::collections::BTreeMap;
 
 /// The listener of the workload that asks; `None` while no such pod is known.
 pub(super) fn listener(world: &World, view: &View) -> Option<Resource> {
-    let name =
-        WorkloadName { namespace: view.namespace.clone(), name: view.workload.clone() };
+    let name = WorkloadName { namespace: view.namespace.clone(), name: view.workload.clone() };
     let workload = world.own.workloads.get(&name)?;
     let policy = Policy::of(world, workload);
     let mut ports: BTreeMap<u16, InboundPort> = BTreeMap::new();
@@ -70,8 +69,7 @@ impl<'a> Policy<'a> {
             .filter(in_namespace)
             .find(|it| !it.selector.is_empty() && selects(&it.selector, &workload.labels));
         let whole = all().filter(in_namespace).find(|it| it.selector.is_empty());
-        let mesh = all()
-            .find(|it| it.selector.is_empty() && it.object.namespace == ROOT_NAMESPACE);
+        let mesh = all().find(|it| it.selector.is_empty() && it.object.namespace == ROOT_NAMESPACE);
         // One that says UNSET leaves it to the next.
         let by = [selecting, whole, mesh].into_iter().flatten().find(|it| it.mode.is_some());
         let mode = by.and_then(|it| it.mode).unwrap_or(MtlsMode::Permissive);

@@ -133,7 +133,7 @@ fn apply<'a>(cluster: &mut Cluster, policies: impl Iterator<Item = &'a TrafficPo
 
 /// `Some(None)` for the whole service, `None` for a subset that no rule has.
 #[expect(clippy::option_option, reason = "no subset asked for, and no such subset, differ")]
-fn subset<'a>(
+pub(crate) fn subset<'a>(
     world: &'a World,
     view: &View,
     target: &Target<'_>,
@@ -257,11 +257,9 @@ fn remote<'a>(
         weight: if copy.address.is_some() { copy.weight.max(1) } else { copy.ready(subset) },
         meshed: copy.meshed(),
         place: match copy.address.filter(|_| copy.network == world.own.mesh.network) {
-            Some(ip) => Place::Address {
-                socket: SocketAddr::new(ip, port.number),
-                pod: "",
-                node: "",
-            },
+            Some(ip) => {
+                Place::Address { socket: SocketAddr::new(ip, port.number), pod: "", node: "" }
+            }
             None => Place::Behind { doors: world.doors(&copy.network, &copy.cluster) },
         },
     };
@@ -277,7 +275,7 @@ pub(crate) fn identities(
 ) -> BTreeMap<ClusterId, BTreeSet<Identity>> {
     let mut all = BTreeMap::new();
     let mesh = &world.own.mesh;
-    let mut add_own = |all: &mut BTreeMap<_, _>, name: &ServiceName| {
+    let add_own = |all: &mut BTreeMap<_, _>, name: &ServiceName| {
         let own = own_identities(world, name);
         if !own.is_empty() {
             all.insert(mesh.cluster.clone(), own);
