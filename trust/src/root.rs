@@ -187,7 +187,10 @@ fn authority(name: &str, what: &str, now: SystemTime, validity: Duration) -> Cer
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, name);
-    params.distinguished_name.push(DnType::CommonName, format!("Isthmus {what}"));
+    // Two authorities never share a subject: a peer of another root is then refused for its root,
+    // and not for a signature that seems false.
+    let tag: u32 = rand::random();
+    params.distinguished_name.push(DnType::CommonName, format!("Isthmus {what} {tag:08x}"));
     params.not_before = OffsetDateTime::from(now - issue::BACKDATE);
     params.not_after = OffsetDateTime::from(now + validity);
     params.serial_number = Some(issue::serial());

@@ -61,7 +61,7 @@ pub enum Refused {
     PathTooLong,
     #[error("ISM3213 the peer's certificate was issued by one that is not an authority's")]
     IssuerIsNoAuthority,
-    #[error("ISM3214 a signature in the peer's chain is false")]
+    #[error("ISM3214 a signature in the peer's chain is not by who is named as its issuer")]
     FalseSignature,
     #[error("ISM3215 the peer's certificate has no alternative name at all")]
     LeafWithoutNames,

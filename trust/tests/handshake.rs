@@ -159,10 +159,10 @@ fn a_refusal_says_why() {
     let stranger = client(&Mesh::new(), &mesh, in_west.clone());
     assert_eq!(
         refusal(shake(stranger.clone(), server(only(&["east.mesh"])))),
-        Refused::FalseSignature
+        Refused::UnknownRoot
     );
     // A bad certificate is no better than none where one is optional.
-    assert_eq!(refusal(shake(stranger, server(Clients::Optional))), Refused::FalseSignature);
+    assert_eq!(refusal(shake(stranger, server(Clients::Optional))), Refused::UnknownRoot);
 
     // Without a certificate.
     let bare = tls::client_config(None, mesh.bundle.clone(), in_west, &[]);
@@ -181,7 +181,7 @@ fn a_new_certificate_and_a_new_root_serve_the_next_handshake() {
     let client = tls::client_config(None, bundles, any_of(&[HELLO]), &[]);
     shake(client.clone(), server.clone()).unwrap();
     svid.send_replace(new.svid(HELLO));
-    assert_eq!(refusal(shake(client.clone(), server.clone())), Refused::FalseSignature);
+    assert_eq!(refusal(shake(client.clone(), server.clone())), Refused::UnknownRoot);
     bundle.send_replace(new.bundle.borrow().clone());
     shake(client, server).unwrap();
 }
