@@ -1,9 +1,7 @@
 //! What a cluster tells the others: per exported service its ports, accounts and ready counts.
 
 use crate::inventory::{Endpoint, GatewayAddress, Inventory, Service, ServiceKind};
-use crate::name::{
-    ClusterId, Hostname, Locality, Network, Protocol, ServiceName, TrustDomain,
-};
+use crate::name::{ClusterId, Hostname, Locality, Network, Protocol, ServiceName, TrustDomain};
 use crate::sni::Sni;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -265,3 +263,6 @@ pub(crate) fn selects(
 ) -> bool {
     wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
+
+#[cfg(test)]
+mod tests;

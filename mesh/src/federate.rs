@@ -10,8 +10,8 @@ use crate::finding::{Finding, ObjectRef, Severity};
 use crate::inventory::{Inventory, RemoteGateway, ServiceEntry};
 use crate::name::{ClusterId, Hostname, ServiceName};
 use join::join;
-use share::{Existing, Share};
 use serde::{Deserialize, Serialize};
+use share::{Existing, Share};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -194,7 +194,10 @@ fn gateway(own: &Inventory, link: &Exports, findings: &mut Vec<Finding>) -> Remo
             3115,
             policy::link_object(link),
             "",
-            format!("cluster {} has no gateway to dial, so its copies cannot be reached.", link.cluster),
+            format!(
+                "cluster {} has no gateway to dial, so its copies cannot be reached.",
+                link.cluster
+            ),
             "give its east-west gateway's Service an external address.",
         ));
     }
@@ -232,3 +235,7 @@ fn finding(
     Finding { severity, code, object, field: field.into(), problem, fix: fix.into() }
 }
 
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+pub(crate) use tests::mesh_text;

@@ -1,7 +1,9 @@
 //! What one cluster has, as its own API server tells it: values without Kubernetes in them.
 
 use crate::finding::{Finding, ObjectRef};
-use crate::name::{ClusterId, Hostname, Identity, Locality, Network, Protocol, ServiceName, TrustDomain};
+use crate::name::{
+    ClusterId, Hostname, Identity, Locality, Network, Protocol, ServiceName, TrustDomain,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -42,9 +42,7 @@ pub(super) fn join(
 }
 
 /// Entry ports with names that are there and differ, as ServiceEntry wants them.
-pub(super) fn named<'a>(
-    ports: impl Iterator<Item = (u16, &'a ExportedPort)>,
-) -> Vec<ServicePort> {
+pub(super) fn named<'a>(ports: impl Iterator<Item = (u16, &'a ExportedPort)>) -> Vec<ServicePort> {
     let mut names = BTreeSet::new();
     let mut named = Vec::new();
     for (number, port) in ports {

@@ -142,7 +142,9 @@ fn refusal(
     }
     let Some(ip) = address.socket().map(|socket| socket.ip()) else {
         if !policy.gateway_ranges.is_empty() {
-            return refused("is a name, which the link's gatewayRanges cannot judge; it is not used.");
+            return refused(
+                "is a name, which the link's gatewayRanges cannot judge; it is not used.",
+            );
         }
         if address.host.parse::<Hostname>().is_err() {
             return refused("is neither an IP address nor a DNS name; it is not used.");

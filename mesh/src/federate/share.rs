@@ -77,7 +77,9 @@ pub(super) fn of_link(
 ) -> (Vec<Share>, u32) {
     let mut shares = if link.synced {
         let heard = link.services.iter().take(policy::SERVICES_MAX);
-        heard.filter_map(|(name, service)| heard_share(link, name, service, existing, findings)).collect()
+        heard
+            .filter_map(|(name, service)| heard_share(link, name, service, existing, findings))
+            .collect()
     } else {
         kept_shares(link, existing)
     };
@@ -227,7 +229,8 @@ fn identities(
     }
     let namespace = &service.name.namespace;
     // Through text, so that an account that is no name becomes no identity.
-    let identity = |account: &String| format!("spiffe://{domain}/ns/{namespace}/sa/{account}").parse();
+    let identity =
+        |account: &String| format!("spiffe://{domain}/ns/{namespace}/sa/{account}").parse();
     service.accounts.iter().filter_map(|account| identity(account).ok()).collect()
 }
 
