@@ -93,7 +93,24 @@ struct Progress<'a> {
     /// Endpoints this request has tried.
     tried: Vec<Key>,
     away: Vec<Away<'a>>,
+    /// Attempts that look for a connection.
+    connecting: u32,
+    /// The latest use, and when it will have been waited for long enough; `None` once it was.
+    watched: Option<(Use, tokio::time::Instant)>,
     last: Option<Failure>,
+}
+
+impl Progress<'_> {
+    /// This use is over: nothing to wait for any more.
+    fn over(&mut self, use_: &Use) {
+        let same = |(watched, _): &mut (Use, _)| Arc::ptr_eq(&watched.in_flight, &use_.in_flight);
+        self.watched.take_if(same);
+    }
+
+    /// An attempt is under way that has not been waited for long enough.
+    fn is_hopeful(&self) -> bool {
+        self.connecting > 0 || self.watched.is_some()
+    }
 }
 
 impl<'a> Exchange<'a> {
@@ -105,6 +122,8 @@ impl<'a> Exchange<'a> {
             stale: 0,
             tried: Vec::new(),
             away: Vec::new(),
+            connecting: 0,
+            watched: None,
             last: None,
         };
         let limit = self.upstream.cluster().pool.max_pending_requests;
@@ -116,15 +135,13 @@ impl<'a> Exchange<'a> {
             Ok(picked) => self.begin(&mut progress, picked, Duration::ZERO),
             Err(failed) => return Err(self.not_connected(&progress, &failed)),
         }
-        // The latest use, and when it will have been waited for long enough.
-        let mut hedge: Option<(Use, tokio::time::Instant)> = None;
         loop {
-            let wait_until = hedge.as_ref().map(|(_, at)| *at);
+            let wait_until = progress.watched.as_ref().map(|(_, at)| *at);
             let step = tokio::select! {
                 biased;
                 Some(step) = progress.steps.next() => step,
                 () = until(wait_until), if wait_until.is_some() => {
-                    if let Some((late, _)) = hedge.take() {
+                    if let Some((late, _)) = progress.watched.take() {
                         self.hedge(&mut progress, &late);
                     }
                     continue;
@@ -139,6 +156,7 @@ impl<'a> Exchange<'a> {
             match step {
                 Step::Connected { connection, in_flight, reused } => {
                     waiting = None;
+                    progress.connecting -= 1;
                     let use_ = Use {
                         in_flight: Arc::new(in_flight),
                         peer: connection.about.clone(),
@@ -146,10 +164,12 @@ impl<'a> Exchange<'a> {
                         sent_at: Instant::now(),
                     };
                     let delay = self.destination.hedge_delay(self.retry);
-                    hedge = Some((use_.clone(), tokio::time::Instant::from(use_.sent_at) + delay));
+                    let until = tokio::time::Instant::from(use_.sent_at) + delay;
+                    progress.watched = Some((use_.clone(), until));
                     self.send(&mut progress, connection, use_);
                 }
                 Step::NotConnected(failed) => {
+                    progress.connecting -= 1;
                     let failure = self.not_connected(&progress, &failed);
                     if let ConnectFailed::AllFailed { attempts, .. } = &failed {
                         let keys = attempts.iter().map(|a| (a.endpoint, a.cluster.clone()));
@@ -160,12 +180,14 @@ impl<'a> Exchange<'a> {
                     progress.last = Some(failure);
                 }
                 Step::NotHttp { key, problem } => {
+                    progress.connecting -= 1;
                     let reason = format!("{} does not begin to speak HTTP: {problem}", key.0);
                     progress.last = Some(self.failure(&progress, "UPE", reason, None));
                     progress.tried.push(key);
                     self.again(&mut progress, "connect", None);
                 }
                 Step::Unsent { request, use_ } => {
+                    progress.over(&use_);
                     self.restore(&mut progress, request.into_body());
                     progress.stale += 1;
                     progress.attempts = progress.attempts.saturating_sub(1);
@@ -178,6 +200,7 @@ impl<'a> Exchange<'a> {
                 Step::Broken { problem, use_ } => self.broken(&mut progress, problem, &use_),
                 Step::Answered { response, connection, use_ } => {
                     let key = use_.key();
+                    progress.over(&use_);
                     let status = response.status();
                     let outcome = match status.is_server_error() {
                         true => Outcome::ServerError,
@@ -213,6 +236,7 @@ impl<'a> Exchange<'a> {
     /// The connection ended after the request went out and before its response began.
     fn broken(&'a self, progress: &mut Progress<'a>, problem: hyper::Error, use_: &Use) {
         let key = use_.key();
+        progress.over(use_);
         use_.in_flight.report(Outcome::Reset);
         self.destination.suspect(&key);
         let place = use_.peer.endpoint.address;
@@ -248,8 +272,7 @@ impl<'a> Exchange<'a> {
 
     /// Begins another attempt after a failed one; false where there may be none.
     fn again(&'a self, progress: &mut Progress<'a>, reason: &'static str, from: Option<&Key>) -> bool {
-        // Another attempt is under way already, and it may answer.
-        if !progress.steps.is_empty() {
+        if progress.is_hopeful() {
             return true;
         }
         self.another(progress, reason, from, false)
@@ -313,6 +336,7 @@ impl<'a> Exchange<'a> {
     /// Finds a connection to `picked`, kept or new.
     fn begin(&'a self, progress: &mut Progress<'a>, picked: Picked, rest: Duration) {
         progress.attempts += 1;
+        progress.connecting += 1;
         let avoid = progress.tried.clone();
         let fresh = progress.stale >= STALE_MAX;
         progress.steps.push(Box::pin(async move {
