@@ -17,6 +17,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::codegen::Service;
 use tonic::transport::{Channel, Endpoint};
 
+mod driver;
+mod warming;
+
+use driver::Driver;
+
 /// HTTP/2 ping so often …
 pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 /// … and its answer awaited so long.
@@ -87,9 +92,14 @@ pub fn start_from(
     known: Program,
     end: CancellationToken,
 ) -> Subscription {
-    let _ = (node, connector, known, end);
-    todo!("xds: the driver")
+    let (want, wants) = mpsc::channel(WANTS);
+    let (driver, snapshot, refusals) = Driver::new(&node, known);
+    tokio::spawn(driver.run(connector, wants, end));
+    Subscription { snapshot, want, refusals }
 }
+
+/// Wishes that may wait; whoever sends more waits with them.
+const WANTS: usize = 1024;
 
 /// One HTTP/2 connection over a freshly dialled stream, with keepalive: a peer that is stopped,
 /// or behind a black hole, is found within 30 s.

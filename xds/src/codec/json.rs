@@ -11,7 +11,7 @@ use serde_json::Value;
 use std::sync::{Arc, LazyLock};
 
 /// Longest file read, bytes.
-pub const JSON_MAX: usize = 64 << 20;
+const JSON_MAX: usize = 64 << 20;
 
 static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
     let set = include_bytes!("../../proto/xds.descriptors.pb");

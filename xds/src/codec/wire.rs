@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 
 /// A field and its predicate: `filter_chains[0].filters is empty`.
 #[derive(Debug)]
-pub struct Wrong {
+pub(super) struct Wrong {
     field: String,
     problem: String,
 }

@@ -61,7 +61,7 @@ pub(crate) async fn request(
 }
 
 /// An error with its causes: the outermost of tonic's says only "transport error".
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

@@ -155,6 +155,11 @@ impl ClientSession {
         received
     }
 
+    /// True where [`next`](Self::next) has a request.
+    pub fn speaks(&self) -> bool {
+        self.kinds.values().any(Kind::speaks)
+    }
+
     /// The next request to send, if any.
     pub fn next(&mut self) -> Option<DeltaDiscoveryRequest> {
         let of = SEND_ORDER.into_iter().find(|of| self.kinds.get(of).is_some_and(Kind::speaks))?;
@@ -185,6 +190,19 @@ impl ClientSession {
             request.node = Some(self.node.clone());
         }
         Some(request)
+    }
+
+    /// What to say on a new stream when nothing is wanted yet: who is there.
+    pub fn hello(&mut self) -> DeltaDiscoveryRequest {
+        self.introduced = true;
+        // An empty first request of this type is no wildcard.
+        let kind = ResourceKind::Secret;
+        self.kinds.entry(kind).or_default().begun = true;
+        DeltaDiscoveryRequest {
+            node: Some(self.node.clone()),
+            type_url: codec::type_url(kind).to_owned(),
+            ..Default::default()
+        }
     }
 
     /// True while the server owes an answer for a name.
