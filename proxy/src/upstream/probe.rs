@@ -127,7 +127,9 @@ async fn run(
         if let Some(seen) = ruling.tell {
             tell(&shared, &path, seen);
         }
-        shared.numbers.probed(&path.key, probed);
+        let took = (probed == Probed::Alive)
+            .then(|| Duration::from_micros(path.probe_us.load(Ordering::Relaxed)));
+        shared.numbers.probed(&path.key, probed, took);
     }
 }
 
