@@ -165,3 +165,6 @@ fn host_of(name: &str) -> &str {
         None => name.rsplit_once("_.").map_or(name, |(_, host)| host),
     }
 }
+
+#[cfg(test)]
+mod tests;

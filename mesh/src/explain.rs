@@ -378,3 +378,6 @@ fn hints(world: &World, view: &View, asked: &str) -> Vec<Hint> {
 }
 
 mod sentence;
+
+#[cfg(test)]
+mod tests;

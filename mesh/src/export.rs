@@ -263,3 +263,6 @@ pub(crate) fn selects(
 ) -> bool {
     wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
+
+#[cfg(test)]
+mod tests;

@@ -234,3 +234,8 @@ fn finding(
 ) -> Finding {
     Finding { severity, code, object, field: field.into(), problem, fix: fix.into() }
 }
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+pub(crate) use tests::mesh_text;

@@ -16,3 +16,6 @@ pub mod program;
 pub mod sni;
 pub mod world;
 pub mod zone;
+
+#[cfg(test)]
+mod fixture;

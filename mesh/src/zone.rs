@@ -141,3 +141,6 @@ fn is_between(zone: &Zone, name: &str) -> bool {
     let namespace = above.strip_suffix(".svc.");
     above.is_empty() || above == "svc." || namespace.is_some_and(|it| zone.namespaces.contains(it))
 }
+
+#[cfg(test)]
+mod tests;
