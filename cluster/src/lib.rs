@@ -4,7 +4,7 @@
 //! Reading order: [`client`] (how we connect and what we never wait for), [`heard`] (how old our
 //! knowledge is), [`follow`] (one kind, for ever), [`parse`] (object to value, with findings),
 //! [`watch`] (all kinds of the own cluster as one `Inventory`), then secrets, tokens, and the
-//! federation's doors: [`remote`], [`kubeconfig`], [`apply`], [`lease`], [`api`];
+//! federation's doors: [`remote`], [`kubeconfig`], [`apply`], [`link_objects`], [`lease`], [`api`];
 //! last the operator's: [`operator`] and [`credential`].
 
 pub mod api;
@@ -15,6 +15,7 @@ pub mod follow;
 pub mod heard;
 pub mod kubeconfig;
 pub mod lease;
+pub mod link_objects;
 pub mod operator;
 pub mod parse;
 pub mod remote;
