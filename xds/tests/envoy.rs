@@ -117,26 +117,16 @@ fn static_cluster(name: &str, address: &str) -> Cluster {
 }
 
 /// All resources as static ones; routes and endpoints, which cannot be, are put where they are
-/// asked for: endpoints into their clusters, routes into the connection managers.
+/// asked for: endpoints into static clusters, routes into the connection managers.
 fn bootstrap(program: &Program) -> Bootstrap {
     let mut clusters: Vec<Cluster> = read(program, ResourceKind::Cluster);
     let endpoints: Vec<ClusterLoadAssignment> = read(program, ResourceKind::Endpoints);
-    for cluster in &mut clusters {
-        let own = endpoints.iter().find(|it| it.cluster_name == cluster.name);
-        // Kept as EDS over ADS too, in a twin, so that both forms are judged.
-        if let Some(own) = own {
-            cluster.load_assignment = Some(own.clone());
-            cluster.eds_cluster_config = None;
-            cluster.cluster_discovery_type = Some(cluster::ClusterDiscoveryType::Type(
-                cluster::DiscoveryType::Static as i32,
-            ));
-        }
-    }
-    let twins: Vec<Cluster> = read::<Cluster>(program, ResourceKind::Cluster)
-        .into_iter()
-        .map(|twin| Cluster { name: format!("eds|{}", twin.name), ..twin })
-        .collect();
-    clusters.extend(twins);
+    assert!(!endpoints.is_empty(), "no endpoints are judged");
+    clusters.extend(endpoints.into_iter().map(|assignment| Cluster {
+        name: format!("static|{}", assignment.cluster_name),
+        load_assignment: Some(assignment),
+        ..static_cluster("", "127.0.0.1:1")
+    }));
     clusters.extend([grpc("ads"), grpc("sds-grpc")]);
     let mut listeners: Vec<Listener> = read(program, ResourceKind::Listener);
     listeners.push(codec::listener::capture());
