@@ -66,7 +66,9 @@ fn check_findings(own: &Inventory, links: &[Exports], expected: Expect) {
 
 #[test]
 fn an_export_becomes_two_entries_and_a_gateway() {
-    check(PAIR, expect![[r#"
+    check(
+        PAIR,
+        expect![[r#"
         ServiceEntry shop/hello.shop.global ["hello.shop.global", "hello.shop.svc.clusterset.local"] [240.240.246.140, 2001:2:0:83ac:d8c1:f745:d257:8ab] 80/http/web
           west net-west us/a x2 {}
           west net-west us/b x1 {}
@@ -78,7 +80,8 @@ fn an_export_becomes_two_entries_and_a_gateway() {
           spiffe://west.mesh/ns/shop/sa/hello
           spiffe://west.mesh/ns/shop/sa/other
         Gateway isthmus-system/isthmus-west net-west west.mesh ["203.0.113.2:15443"]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -157,6 +160,16 @@ fn an_unheard_link_keeps_what_it_published() {
     // Consent is ours to take back, heard or not.
     let refused = Exports { import: ImportPolicy::default(), ..unheard };
     assert_eq!(plan(&own, &[refused]).deletions.len(), 2);
+}
+
+#[test]
+fn an_unheard_link_keeps_what_only_the_joint_entry_has() {
+    let all = clusters(PAIR);
+    let mut own = linked(&all, "east");
+    let whole = own.entries.clone();
+    own.entries.retain(|object, _| object.name == "hello.shop.global");
+    let unheard = Exports { synced: false, services: Default::default(), ..told(&all["west"]) };
+    assert_eq!(plan(&own, &[unheard]).entries, whole);
 }
 
 #[test]
@@ -259,26 +272,30 @@ fn hostile_gateway_addresses_are_refused() {
     let kept: Vec<String> =
         seen.gateways.values().flat_map(|it| &it.addresses).map(ToString::to_string).collect();
     assert_eq!(kept, ["203.0.113.9:15443", "lb.example.com:15443"]);
-    check_findings(&all["east"], &[west.clone()], expect![[r#"
-        Refused ISM3101 ClusterLink isthmus-system/west: gateway address 0.0.0.0:15443 of cluster west is not the address of one machine; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
-        Refused ISM3101 ClusterLink isthmus-system/west: gateway address 127.0.0.1:15443 of cluster west is a loopback address, so it would lead back here; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
-        Refused ISM3101 ClusterLink isthmus-system/west: gateway address 169.254.169.254:15443 of cluster west is link-local, where cloud metadata services live; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
-        Refused ISM3101 ClusterLink isthmus-system/west: gateway address 203.0.113.8:0 of cluster west has port 0; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
-        Refused ISM3101 ClusterLink isthmus-system/west: gateway address 224.0.0.1:15443 of cluster west is not the address of one machine; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
-        Refused ISM3101 ClusterLink isthmus-system/west: gateway address 240.240.0.9:15443 of cluster west lies in this cluster's range of virtual addresses; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
-        Refused ISM3101 ClusterLink isthmus-system/west: gateway address 255.255.255.255:15443 of cluster west is not the address of one machine; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
-        Refused ISM3101 ClusterLink isthmus-system/west: gateway address [2001:2::9]:15443 of cluster west lies in this cluster's range of virtual addresses; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
-        Refused ISM3101 ClusterLink isthmus-system/west: gateway address [::1]:15443 of cluster west is a loopback address, so it would lead back here; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
-        Refused ISM3101 ClusterLink isthmus-system/west: gateway address [fe80::1]:15443 of cluster west is link-local, where cloud metadata services live; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
-        Refused ISM3101 ClusterLink isthmus-system/west: gateway address not a name:15443 of cluster west is neither an IP address nor a DNS name; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
-        Warning ISM3111 ClusterLink isthmus-system/west: gateway address lb.example.com:15443 of cluster west is a DNS name; it is kept but not dialled, since names are not resolved yet. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
-    "#]]);
+    check_findings(
+        &all["east"],
+        &[west.clone()],
+        expect![[r#"
+            Refused ISM3101 ClusterLink isthmus-system/west: gateway address "not a name:15443" of cluster west is neither an IP address nor a DNS name; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
+            Refused ISM3101 ClusterLink isthmus-system/west: gateway address 0.0.0.0:15443 of cluster west is not the address of one machine; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
+            Refused ISM3101 ClusterLink isthmus-system/west: gateway address 127.0.0.1:15443 of cluster west is a loopback address, so it would lead back here; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
+            Refused ISM3101 ClusterLink isthmus-system/west: gateway address 169.254.169.254:15443 of cluster west is link-local, where cloud metadata services live; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
+            Refused ISM3101 ClusterLink isthmus-system/west: gateway address 203.0.113.8:0 of cluster west has port 0; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
+            Refused ISM3101 ClusterLink isthmus-system/west: gateway address 224.0.0.1:15443 of cluster west is not the address of one machine; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
+            Refused ISM3101 ClusterLink isthmus-system/west: gateway address 240.240.0.9:15443 of cluster west lies in this cluster's range of virtual addresses; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
+            Refused ISM3101 ClusterLink isthmus-system/west: gateway address 255.255.255.255:15443 of cluster west is not the address of one machine; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
+            Refused ISM3101 ClusterLink isthmus-system/west: gateway address [2001:2::9]:15443 of cluster west lies in this cluster's range of virtual addresses; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
+            Refused ISM3101 ClusterLink isthmus-system/west: gateway address [::1]:15443 of cluster west is a loopback address, so it would lead back here; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
+            Refused ISM3101 ClusterLink isthmus-system/west: gateway address [fe80::1]:15443 of cluster west is link-local, where cloud metadata services live; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
+            Warning ISM3111 ClusterLink isthmus-system/west: gateway address lb.example.com:15443 of cluster west is a DNS name; it is kept but not dialled, since names are not resolved yet. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
+        "#]],
+    );
     // The demo runs on loopback, and says so.
     west.import.gateway_ranges = vec!["127.0.0.0/8".parse().unwrap()];
     let seen = plan(&all["east"], &[west]);
     let kept: Vec<String> =
         seen.gateways.values().flat_map(|it| &it.addresses).map(ToString::to_string).collect();
-    assert_eq!(kept, ["127.0.0.1:15443", "127.0.0.1:15443"]);
+    assert_eq!(kept, ["127.0.0.1:15443"]);
 }
 
 #[test]
@@ -300,12 +317,16 @@ fn one_cluster_is_linked_once() {
     let seen = plan(&own, &links);
     assert_eq!(seen.entries, own.entries);
     assert_eq!(seen.gateways, own.remote_gateways);
-    check_findings(&own, &links, expect![[r#"
+    check_findings(
+        &own,
+        &links,
+        expect![[r#"
         Refused ISM3103 ClusterLink isthmus-system/c: link c leads to cluster east with uid x, which is this cluster east (uid-east) itself or bears its id; nothing is imported over it. Fix: give each cluster its own id in ConfigMap isthmus-mesh, and a kubeconfig that leads to the other cluster.
         Refused ISM3103 ClusterLink isthmus-system/d: link d leads to cluster west with uid uid-east, which is this cluster east (uid-east) itself or bears its id; nothing is imported over it. Fix: give each cluster its own id in ConfigMap isthmus-mesh, and a kubeconfig that leads to the other cluster.
         Refused ISM3104 ClusterLink isthmus-system/a-twin: links west and a-twin both lead to a cluster called west (uids uid-west and other); only west is used. Fix: rename one of the clusters in its ConfigMap isthmus-mesh, or delete one link.
         Refused ISM3104 ClusterLink isthmus-system/b-name: links west and b-name lead to one and the same cluster (uid uid-west) under the names west and b-name; only west is used. Fix: delete the link that is not wanted.
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -360,18 +381,41 @@ fn line() -> impl Strategy<Value = String> {
     let name = prop::sample::select(vec!["shop/a", "shop/b", "pay/a", "pay/c"]);
     let port = prop::sample::select(vec!["80/http/web", "80/tcp", "81/tcp/x", "53/udp", "82/grpc"]);
     let place = prop::sample::select(vec!["eu/a", "eu/b", "us/a"]);
+    let prefer = prop::sample::select(vec!["", "prefer=PreferSameNode", "prefer=PreferClose"]);
+    let traits = prop::sample::select(vec!["", "unmeshed", "version=v1", "node=n1", "node=n2"]);
+    let policy = prop::sample::select(vec![
+        "rule shop/r a.shop.svc.cluster.local lb=RANDOM subset=v1:version=v1",
+        "rule pay/r a.shop.svc.cluster.local timeout=70 subset=v1:version=v1",
+        "rule pay/s a.pay.global lb=ROUND_ROBIN",
+        "rule isthmus-system/r b.shop.svc.cluster.local timeout=9",
+        "peerauth shop/p STRICT",
+        "peerauth shop/q DISABLE version=v1 port=8080:STRICT",
+        "peerauth isthmus-system/p STRICT",
+        "passthrough *.global",
+        "passthrough a.shop.svc.cluster.local",
+        "namespace pay",
+        "cluster net-east merge",
+        "cluster net-north gateway=203.0.113.44:15443",
+    ]);
     prop_oneof![
-        (cluster.clone(), name.clone(), port.clone(), port, 0..4).prop_map(
-            |(cluster, name, p, q, created)| {
+        1 => (cluster.clone(), policy).prop_map(|(cluster, policy)| {
+            let cluster = if policy.contains("net-north") { "north" } else { cluster };
+            let cluster = if policy.contains("net-east") { "east" } else { cluster };
+            format!("{cluster} {policy}")
+        }),
+        2 => (cluster.clone(), name.clone(), port.clone(), port, prefer, 0..4).prop_map(
+            |(cluster, name, p, q, prefer, created)| {
                 let q = if p.split('/').next() == q.split('/').next() { "" } else { q };
                 let low = name.bytes().map(u32::from).sum::<u32>() % 200;
-                format!("{cluster} service {name} 10.96.0.{low} {p} {q} created={created}")
+                format!("{cluster} service {name} 10.96.0.{low} {p} {q} {prefer} created={created}")
             }
         ),
-        (cluster.clone(), name.clone(), 1..200u8, place).prop_map(|(cluster, name, n, place)| {
-            format!("{cluster} pod {name} p{n} 10.244.0.{n} {place} account=s{}", n % 3)
-        }),
-        (cluster, name).prop_map(|(cluster, name)| format!("{cluster} export {name}")),
+        3 => (cluster.clone(), name.clone(), 1..9u8, place, traits).prop_map(
+            |(cluster, name, n, place, traits)| {
+                format!("{cluster} pod {name} p{n} 10.244.0.{n} {place} account=s{} {traits}", n % 3)
+            }
+        ),
+        2 => (cluster, name).prop_map(|(cluster, name)| format!("{cluster} export {name}")),
     ]
 }
 
