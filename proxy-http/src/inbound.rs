@@ -154,8 +154,7 @@ pub(crate) async fn answer(
     let (shared, address) = (context.shared.clone(), context.application.address);
     response.map(|inner| {
         let finish = move |ended, bytes| {
-            record.responded = bytes;
-            record.flags = ended_flags(ended);
+            record.end(ended, bytes);
             if ended == Ended::Whole {
                 shared.applications.give(address, connection, IDLE);
             }
@@ -270,16 +269,6 @@ pub(crate) fn build(parts: &Parts, body: RequestBody) -> Request<RequestBody> {
 /// section 9.2.2, without TRACE, which no application wants).
 pub(crate) fn is_idempotent(method: &Method) -> bool {
     [Method::GET, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE].contains(method)
-}
-
-/// Envoy's flags for the end of a response that had begun.
-pub(crate) fn ended_flags(ended: Ended) -> &'static str {
-    match ended {
-        Ended::Whole => "",
-        Ended::UpstreamFailed => "UC",
-        Ended::ClientLeft => "DC",
-        Ended::TimedOut => "UT",
-    }
 }
 
 /// An answer of our own: told like any other.

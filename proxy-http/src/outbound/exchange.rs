@@ -1,6 +1,6 @@
 //! One request's attempts: whom to ask, when to ask somebody else, and when to give up (decision 14).
 
-use super::{Context, Destination, Key, Peer};
+use super::{Context, Destination, Key, Peer, Waiting};
 use crate::body::{Payload, RequestBody};
 use crate::budget::Away;
 use crate::headers::{SOURCE, UNSENT, UNSERVED};
@@ -95,6 +95,8 @@ struct Progress<'a> {
     away: Vec<Away<'a>>,
     /// Attempts that look for a connection.
     connecting: u32,
+    /// This request's place among those without a connection, until it has one.
+    waiting: Option<Waiting<'a>>,
     /// The latest use, and when it will have been waited for long enough; `None` once it was.
     watched: Option<(Use, tokio::time::Instant)>,
     last: Option<Failure>,
@@ -123,14 +125,17 @@ impl<'a> Exchange<'a> {
             tried: Vec::new(),
             away: Vec::new(),
             connecting: 0,
+            waiting: None,
             watched: None,
             last: None,
         };
         let limit = self.upstream.cluster().pool.max_pending_requests;
-        let Some(mut waiting) = self.destination.wait(limit).map(Some) else {
+        let waiting = self.destination.wait(limit);
+        if waiting.is_none() {
             let reason = format!("{limit} requests wait for a connection, the most that may");
             return Err(self.failure(&progress, "UO", reason, None));
-        };
+        }
+        progress.waiting = waiting;
         match self.upstream.pick(&[]) {
             Ok(picked) => self.begin(&mut progress, picked, Duration::ZERO),
             Err(failed) => return Err(self.not_connected(&progress, &failed)),
@@ -155,7 +160,7 @@ impl<'a> Exchange<'a> {
             };
             match step {
                 Step::Connected { connection, in_flight, reused } => {
-                    waiting = None;
+                    progress.waiting = None;
                     progress.connecting -= 1;
                     let use_ = Use {
                         in_flight: Arc::new(in_flight),
@@ -373,7 +378,7 @@ impl<'a> Exchange<'a> {
         let key = (endpoint.address, endpoint.cluster.clone());
         let metrics =
             self.context.metrics(&destination.name, Some((&endpoint, identity.as_ref())));
-        let peer = Peer { endpoint, identity, metrics };
+        let peer = Peer { endpoint, identity, metrics, _slot: established.slot };
         match Connection::open(established.stream, peer).await {
             Ok(connection) => {
                 Step::Connected { connection, in_flight: established.in_flight, reused: false }
