@@ -25,6 +25,8 @@ pub(crate) const ACCOUNT: &str = "isthmus-control-plane";
 const PER_CALLER: Rate = Rate { burst: 20, every: Duration::from_secs(6) };
 /// Over all: a cluster of thousands starts within minutes, and the API server reviews every token.
 const OVERALL: Rate = Rate { burst: 500, every: Duration::from_millis(10) };
+/// The code of `cluster::token::review` for an API server that cannot say.
+const UNREVIEWED: &str = "ISM2311";
 /// How long the API server has to review a token.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often Secret `cacerts` is read again.
@@ -217,6 +219,10 @@ fn busy(who: &str, wait: Duration) -> Refused {
 }
 
 fn unreviewed(error: anyhow::Error) -> Refused {
+    // The one reason that lies with the API server and not with the token.
+    if error.to_string().starts_with(UNREVIEWED) {
+        return Refused::Unavailable(format!("{error:#}. Fix: none needed, ask again"));
+    }
     Refused::Unauthenticated(format!(
         "ISM4016 the token was not accepted: {error:#}. \
          Fix: send an unexpired service account token of this cluster for audience {AUDIENCE}"
@@ -266,6 +272,7 @@ pub(crate) mod tests {
                 match token.as_str() {
                     "hello" => Ok(reviewed("shop", "hello", Some("hello-0"))),
                     "other" => Ok(reviewed("shop", "hello", Some("hello-1"))),
+                    "down" => Err(anyhow::anyhow!("refused").context("ISM2311 cannot review")),
                     "odd" => Ok(reviewed("shop", "Odd", None)),
                     _ => Err(anyhow::anyhow!("the token has expired")),
                 }
@@ -318,6 +325,8 @@ pub(crate) mod tests {
         assert!(matches!(&why, Refused::Unauthenticated(text) if text.contains("ISM4012")));
         let why = refused(Some("stolen"), None).await;
         assert!(matches!(&why, Refused::Unauthenticated(text) if text.contains("has expired")));
+        let why = refused(Some("down"), None).await;
+        assert!(matches!(&why, Refused::Unavailable(text) if text.contains("refused")), "{why:?}");
         let why = refused(Some("odd"), None).await;
         assert!(matches!(&why, Refused::Denied(text) if text.contains("ISM4015")), "{why:?}");
         for gone in ["spiffe://east.mesh/ns/shop/sa/gone", "spiffe://west.mesh/ns/shop/sa/hello"] {
