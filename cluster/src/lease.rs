@@ -53,6 +53,11 @@ impl Fence {
         }
     }
 
+    /// Returns when the election has ended and the lease is handed over.
+    pub async fn ended(mut self) {
+        while self.leading.changed().await.is_ok() {}
+    }
+
     /// A fence that always permits `term`; for tools that write once, as their user.
     pub fn open(term: u64) -> Self {
         let until = Instant::now() + Duration::from_secs(365 * 24 * 3600);

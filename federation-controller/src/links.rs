@@ -237,4 +237,4 @@ pub fn objects_wanted(
 
 #[cfg(test)]
 #[path = "links_tests.rs"]
-mod tests;
+pub(crate) mod tests;

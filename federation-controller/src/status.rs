@@ -208,7 +208,8 @@ fn synced(facts: &Facts<'_>, old: &ClusterLinkStatus) -> Said {
         // The last good list stands; what keeps it from being renewed is said.
         return match (&remote.state.error, &remote.problem) {
             (Some(error), _) if remote.state.reachable.is == Reachable::True => problem("False", error),
-            (_, Some(waits)) if waits.reason != "Replacing" => problem("False", waits),
+            // An older credential still reads it; the secret's present content does not.
+            (_, Some(waits)) if waits.reason != "Replacing" => problem("True", waits),
             (_, _) => (KIND, "True", "Synced".into(), format!("{} exported services were read.", told.services.len())),
         };
     }

@@ -110,10 +110,14 @@ pub(super) async fn drive<F: Future<Output = bool> + Send>(
             .iter()
             .find(|(_, health)| health.note.is_some())
             .map(|(kind, _)| (*kind).to_owned());
+        // A broken stream leaves its words behind until the next event; a refusal is known by them.
+        let refuses = |error: &str| error.contains("forbidden") || error.contains("Unauthorized");
         known.denied = healths
             .iter()
-            .find_map(|(kind, health)| Some((*kind, health.error.clone()?)).filter(|_| !health.silent))
-            .map(|(kind, error)| format!("{kind}: {error}"));
+            .filter(|(_, health)| !health.silent)
+            .find_map(|(kind, health)| Some((kind, health.error.as_ref()?, health.synced)))
+            .filter(|(_, error, synced)| !synced || refuses(error))
+            .map(|(kind, error, _)| format!("{kind}: {error}"));
         let watched = healths.iter().filter_map(|(_, health)| health.heard);
         let heard = watched.chain(known.answered).max_by_key(|moment| moment.at);
         known.tell(&server, &options);
