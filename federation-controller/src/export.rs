@@ -8,13 +8,16 @@ use std::sync::Arc;
 
 /// The exports of the newest inventory, computed once for each.
 #[derive(Debug, Default)]
-pub struct Exported {
+pub(crate) struct Exported {
     of: Option<Arc<Inventory>>,
     services: Arc<BTreeMap<ServiceName, ExportedService>>,
 }
 
 impl Exported {
-    pub fn services(&mut self, own: &Arc<Inventory>) -> Arc<BTreeMap<ServiceName, ExportedService>> {
+    pub(crate) fn services(
+        &mut self,
+        own: &Arc<Inventory>,
+    ) -> Arc<BTreeMap<ServiceName, ExportedService>> {
         let known = self.of.as_ref().is_some_and(|known| Arc::ptr_eq(known, own));
         if !known {
             self.services = Arc::new(mesh::export::exports(own));

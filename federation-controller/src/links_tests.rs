@@ -59,7 +59,10 @@ pub(crate) fn remote(told: Option<Arc<Told>>) -> Remote {
         problem: None,
         leaving: false,
         state: RemoteState {
-            reachable: Reachability { is: if told.is_some() { Reachable::True } else { Reachable::Unknown }, since: now },
+            reachable: Reachability {
+                is: if told.is_some() { Reachable::True } else { Reachable::Unknown },
+                since: now,
+            },
             last_heard: told.as_ref().map(|_| now),
             exports: told,
             error: None,
@@ -68,7 +71,8 @@ pub(crate) fn remote(told: Option<Arc<Told>>) -> Remote {
 }
 
 pub(crate) fn remotes(links: &[(&str, Option<Arc<Told>>)]) -> Remotes {
-    let links = links.iter().map(|(name, told)| ((*name).to_owned(), remote(told.clone()))).collect();
+    let links =
+        links.iter().map(|(name, told)| ((*name).to_owned(), remote(told.clone()))).collect();
     Remotes { synced: true, links, findings: vec![] }
 }
 
@@ -103,7 +107,9 @@ fn other_roots_import_nothing_and_are_named() {
     let (ours, theirs) = (root("mesh"), root("other"));
     let own = own(&ours);
     let objects = BTreeMap::from([object("west", true)]);
-    for (root, expected) in [(theirs.as_str(), "RootsDiffer"), ("", "RootMissing"), ("garbage", "RootMissing")] {
+    for (root, expected) in
+        [(theirs.as_str(), "RootsDiffer"), ("", "RootMissing"), ("garbage", "RootMissing")]
+    {
         let remotes = remotes(&[("west", Some(told("west", "u-w", root)))]);
         let judged = judge(&own, &objects, &remotes);
         let Trust::Refused(problem) = &judged["west"].trust else { panic!("{root}") };
@@ -157,7 +163,8 @@ fn one_cluster_under_two_names_is_named_with_both() {
 #[test]
 fn two_clusters_with_one_id_are_named_with_both() {
     let root = root("mesh");
-    let objects = BTreeMap::from([object("west", true), object("west-2", true), object("north", true)]);
+    let objects =
+        BTreeMap::from([object("west", true), object("west-2", true), object("north", true)]);
     let remotes = remotes(&[
         ("west", Some(told("west", "u-w", &root))),
         ("west-2", Some(told("west", "u-x", &root))),
@@ -186,7 +193,10 @@ fn a_link_not_heard_since_the_start_is_kept_by_what_is_remembered() {
     let judged = judge(&own, &objects, &unheard);
     let all = exports(&own, &objects, &judged);
     assert!(!all[0].synced);
-    assert_eq!((all[0].network.as_str(), all[0].trust_domain.as_str(), all[0].uid.as_str()), ("net-w", "w.mesh", "u-w"));
+    assert_eq!(
+        (all[0].network.as_str(), all[0].trust_domain.as_str(), all[0].uid.as_str()),
+        ("net-w", "w.mesh", "u-w")
+    );
     assert!(!complete(&judged, &unheard));
 
     // The secrets are not listed yet: still kept.
@@ -211,7 +221,9 @@ fn a_policy_that_cannot_be_read_keeps_what_stands() {
     let objects = BTreeMap::from([(name, link)]);
     let remotes = remotes(&[("west", Some(told("west", "u-w", &root)))]);
     let judged = judge(&own, &objects, &remotes);
-    assert!(matches!(&judged["west"].consent, Consent::Unreadable(why) if why.contains("everywhere")));
+    assert!(
+        matches!(&judged["west"].consent, Consent::Unreadable(why) if why.contains("everywhere"))
+    );
     assert!(!exports(&own, &objects, &judged)[0].synced);
 }
 
@@ -219,16 +231,23 @@ fn a_policy_that_cannot_be_read_keeps_what_stands() {
 fn objects_come_and_go_with_their_secrets_and_never_without_consent_withdrawn() {
     let remotes_with = remotes(&[("west", None)]);
     let (create, delete) = objects_wanted(&BTreeMap::new(), &remotes_with);
-    assert_eq!((create.keys().map(String::as_str).collect::<Vec<_>>(), delete.len()), (vec!["west"], 0));
+    assert_eq!(
+        (create.keys().map(String::as_str).collect::<Vec<_>>(), delete.len()),
+        (vec!["west"], 0)
+    );
     let made_by_us = |accepted| {
         let (name, mut link) = object("west", accepted);
-        let label = (cluster::api::label::MANAGED_BY.to_owned(), cluster::api::label::MANAGER.to_owned());
+        let label =
+            (cluster::api::label::MANAGED_BY.to_owned(), cluster::api::label::MANAGER.to_owned());
         link.metadata.labels = Some([label].into());
         BTreeMap::from([(name, link)])
     };
     assert!(objects_wanted(&made_by_us(false), &remotes_with).0.is_empty());
     assert_eq!(objects_wanted(&made_by_us(false), &remotes(&[])).1, ["west"]);
     assert!(objects_wanted(&made_by_us(true), &remotes(&[])).1.is_empty(), "consent is a person's");
-    assert!(objects_wanted(&BTreeMap::from([object("west", false)]), &remotes(&[])).1.is_empty(), "so is the object");
+    assert!(
+        objects_wanted(&BTreeMap::from([object("west", false)]), &remotes(&[])).1.is_empty(),
+        "so is the object"
+    );
     assert!(objects_wanted(&made_by_us(false), &Remotes::default()).1.is_empty(), "not listed yet");
 }

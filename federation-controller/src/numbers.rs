@@ -1,7 +1,7 @@
 //! The controller's metrics.
 
-use cluster::apply::Progress;
 use cluster::api::cluster_link::ClusterLinkStatus;
+use cluster::apply::Progress;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -22,7 +22,7 @@ struct OfCluster {
 
 /// All of them. Cheap to clone.
 #[derive(Debug, Default)]
-pub struct Numbers {
+pub(crate) struct Numbers {
     state: Family<OfCondition, Gauge>,
     since: Family<OfCondition, Gauge>,
     heartbeat: Family<OfCluster, Gauge>,
@@ -38,7 +38,7 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    pub fn new(metrics: &Metrics) -> Self {
+    pub(crate) fn new(metrics: &Metrics) -> Self {
         let numbers = Self::default();
         metrics.register(|registry| {
             registry.register(
@@ -56,12 +56,36 @@ impl Numbers {
                 "Time since a linked API server last answered; -1 if never",
                 numbers.heartbeat.clone(),
             );
-            registry.register("isthmus_link_services", "Services imported over a link", numbers.services.clone());
-            registry.register("isthmus_link_endpoints", "Ready endpoints behind them", numbers.endpoints.clone());
-            registry.register("isthmus_federation_leading", "1 where this replica writes", numbers.leading.clone());
-            registry.register("isthmus_federation_pending_writes", "Objects that differ from the plan", numbers.pending.clone());
-            registry.register("isthmus_federation_writes", "Writes since the start", numbers.written.clone());
-            registry.register("isthmus_federation_refused_objects", "Objects the own API server refuses", numbers.refused.clone());
+            registry.register(
+                "isthmus_link_services",
+                "Services imported over a link",
+                numbers.services.clone(),
+            );
+            registry.register(
+                "isthmus_link_endpoints",
+                "Ready endpoints behind them",
+                numbers.endpoints.clone(),
+            );
+            registry.register(
+                "isthmus_federation_leading",
+                "1 where this replica writes",
+                numbers.leading.clone(),
+            );
+            registry.register(
+                "isthmus_federation_pending_writes",
+                "Objects that differ from the plan",
+                numbers.pending.clone(),
+            );
+            registry.register(
+                "isthmus_federation_writes",
+                "Writes since the start",
+                numbers.written.clone(),
+            );
+            registry.register(
+                "isthmus_federation_refused_objects",
+                "Objects the own API server refuses",
+                numbers.refused.clone(),
+            );
             registry.register(
                 "isthmus_own_api_server_age_seconds",
                 "Time since the own API server last answered; -1 if never",
@@ -71,7 +95,7 @@ impl Numbers {
         numbers
     }
 
-    pub fn links(&mut self, links: &BTreeMap<String, ClusterLinkStatus>, now: SystemTime) {
+    pub(crate) fn links(&mut self, links: &BTreeMap<String, ClusterLinkStatus>, now: SystemTime) {
         let mut shown = BTreeSet::new();
         let mut conditions = BTreeSet::new();
         for (name, status) in links {
@@ -90,7 +114,9 @@ impl Numbers {
                     _ => -1,
                 };
                 self.state.get_or_create(&label).set(value);
-                self.since.get_or_create(&label).set(i64::try_from(condition.age_seconds).unwrap_or(i64::MAX));
+                self.since
+                    .get_or_create(&label)
+                    .set(i64::try_from(condition.age_seconds).unwrap_or(i64::MAX));
                 conditions.insert(label);
             }
         }
@@ -106,7 +132,7 @@ impl Numbers {
         (self.shown, self.conditions) = (shown, conditions);
     }
 
-    pub fn writing(&self, leading: bool, progress: &Progress) {
+    pub(crate) fn writing(&self, leading: bool, progress: &Progress) {
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.leading.set(leading.into());
         self.pending.set(count(progress.pending));
@@ -114,7 +140,7 @@ impl Numbers {
         self.refused.set(count(progress.problems.len()));
     }
 
-    pub fn own_age(&self, seconds: Option<u64>) {
+    pub(crate) fn own_age(&self, seconds: Option<u64>) {
         self.own_age.set(seconds.and_then(|age| i64::try_from(age).ok()).unwrap_or(-1));
     }
 }

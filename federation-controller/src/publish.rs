@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 /// What follows from all that is known. Equal inputs give the same `Arc`s, which is silence.
 #[derive(Debug, Default)]
-pub struct Publisher {
+pub(crate) struct Publisher {
     exported: Exported,
     inputs: Option<(Arc<Inventory>, Vec<Exports>)>,
     complete: Option<bool>,
@@ -27,7 +27,7 @@ pub struct Publisher {
 impl Publisher {
     /// Recomputes what changed. Nothing is planned before all that could be lost is known: the own
     /// inventory, and which links there are.
-    pub fn renew(
+    pub(crate) fn renew(
         &mut self,
         own: &Arc<Inventory>,
         objects: &BTreeMap<String, ClusterLink>,

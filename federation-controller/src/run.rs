@@ -1,11 +1,11 @@
 //! The controller at work: everything it watches, and the one task that draws conclusions.
 
 use crate::config::Config;
+use crate::links;
 use crate::numbers::Numbers;
 use crate::publish::Publisher;
 use crate::status::{Facts, Saved, Shown, Statuses, shown};
 use crate::store::Store;
-use crate::links;
 use anyhow::Context as _;
 use cluster::apply::{self, Desired, Progress};
 use cluster::kubeconfig::Rules;
@@ -47,7 +47,8 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     let pages = pages(&view).with_readiness(&readiness).with_metrics(&metrics);
     admin::serve(Listen::Tcp { address: config.admin, public: false }, pages, end.clone()).await?;
     let public = Pages::new().with_readiness(&readiness).with_metrics(&metrics);
-    admin::serve(Listen::Tcp { address: config.metrics, public: true }, public, end.clone()).await?;
+    admin::serve(Listen::Tcp { address: config.metrics, public: true }, public, end.clone())
+        .await?;
 
     let client = cluster::client::connect(&config.kubeconfig).await?;
     let zone_store = Store::new(config.state.as_deref(), "zone.json");
@@ -67,7 +68,8 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
 
     // The lease outlives the writers by a moment, so that it is handed over, not waited for.
     let writing = end.child_token();
-    let fence = lease::elect(client.clone(), &config.root_namespace, LEASE, &config.holder, end.clone());
+    let fence =
+        lease::elect(client.clone(), &config.root_namespace, LEASE, &config.holder, end.clone());
     let (desired, desires) = watch::channel(None);
     let (wanted, wants) = watch::channel(Arc::new(Wanted::default()));
     let controller = Controller {
@@ -86,7 +88,13 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
             },
             end.clone(),
         ),
-        objects: link_objects::start(client.clone(), &config.root_namespace, wants, fence.clone(), writing.clone()),
+        objects: link_objects::start(
+            client.clone(),
+            &config.root_namespace,
+            wants,
+            fence.clone(),
+            writing.clone(),
+        ),
         progress: apply::start(client, desires, fence.clone(), writing),
         fence: fence.clone(),
         desired,
@@ -104,7 +112,10 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     let control = tokio::spawn(controller.control(end.clone()));
     let dns = async {
         match dns {
-            Some(dns) => dns.await.context("the DNS server ended")?.context("ISM2002 the DNS server cannot serve"),
+            Some(dns) => dns
+                .await
+                .context("the DNS server ended")?
+                .context("ISM2002 the DNS server cannot serve"),
             None => {
                 end.cancelled().await;
                 Ok(())
@@ -266,7 +277,10 @@ impl Controller {
             self.readiness.done("inventory");
         } else {
             let why = health.waiting.join("; ");
-            self.readiness.wait_for("inventory", if why.is_empty() { "links are not listed yet" } else { &why });
+            self.readiness.wait_for(
+                "inventory",
+                if why.is_empty() { "links are not listed yet" } else { &why },
+            );
         }
         self.tell(objects.as_deref(), &remotes, wall);
         if objects.is_none() && now.saturating_duration_since(self.started) >= UNHEARD {
@@ -282,7 +296,8 @@ impl Controller {
         let mut seen = self.view.0.lock().expect("no page panics");
         seen.links = self.statuses.all().clone();
         seen.plan = self.publisher.plan.clone();
-        seen.findings = remotes.findings.iter().chain(&self.publisher.plan.findings).cloned().collect();
+        seen.findings =
+            remotes.findings.iter().chain(&self.publisher.plan.findings).cloned().collect();
         let told = remotes.links.values().filter_map(|remote| remote.state.exports.as_deref());
         seen.findings.extend(told.flat_map(|told| told.findings.iter().cloned()));
         seen.findings.extend(own.iter().flat_map(|own| own.findings.iter().cloned()));
@@ -295,7 +310,11 @@ impl Controller {
             leading,
             pending: progress.pending,
             written: progress.written,
-            refused: progress.problems.iter().map(|problem| format!("{}: {}", problem.object, problem.why)).collect(),
+            refused: progress
+                .problems
+                .iter()
+                .map(|problem| format!("{}: {}", problem.object, problem.why))
+                .collect(),
         };
     }
 

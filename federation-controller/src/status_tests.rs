@@ -50,7 +50,10 @@ fn a_new_link_awaits_consent() {
         words(&status),
         "Accepted=False/AwaitingConsent Reachable=True/Answers Synced=True/Synced TrustEstablished=True/SameRoots Ready=False/AwaitingConsent"
     );
-    assert_eq!((status.uid.as_str(), status.network.as_str(), status.generation), ("u-w", "net-west", 1));
+    assert_eq!(
+        (status.uid.as_str(), status.network.as_str(), status.generation),
+        ("u-w", "net-west", 1)
+    );
     assert!(status.condition("Accepted").unwrap().message.contains("Fix: "));
 }
 
@@ -77,7 +80,8 @@ fn an_unreachable_link_says_unknown_with_its_age_and_keeps_the_rest() {
     let west = remotes.links.get_mut("west").unwrap();
     let since = cluster::heard::Moment { at: west.state.reachable.since.at, wall: at(500) };
     west.state.reachable = Reachability { is: Reachable::Unknown, since };
-    west.state.error = Some(Problem::new("ConnectionRefused", "https://10.0.0.2:6443 refuses connections."));
+    west.state.error =
+        Some(Problem::new("ConnectionRefused", "https://10.0.0.2:6443 refuses connections."));
     let status = w.say(true, &remotes, 502);
     assert_eq!(
         words(&status),
@@ -119,14 +123,16 @@ fn what_is_wrong_with_a_secret_is_said_at_its_link() {
     let mut refused = remotes(&[("west", None)]);
     let west = refused.links.get_mut("west").unwrap();
     (west.server, west.credential) = Default::default();
-    west.problem = Some(Problem::new("SelfPointingServer", "self-pointing server 127.0.0.1. Fix: ..."));
+    west.problem =
+        Some(Problem::new("SelfPointingServer", "self-pointing server 127.0.0.1. Fix: ..."));
     let status = w.say(true, &refused, 100);
     for kind in ["Reachable", "Synced", "Ready"] {
         assert_eq!(status.condition(kind).unwrap().reason, "SelfPointingServer", "{kind}");
     }
     // While an older credential works, the link does, and says what waits.
     let mut waits = w.synced();
-    waits.links.get_mut("west").unwrap().problem = Some(Problem::new("ExecNotAllowed", "exec. Fix: a token"));
+    waits.links.get_mut("west").unwrap().problem =
+        Some(Problem::new("ExecNotAllowed", "exec. Fix: a token"));
     let status = w.say(true, &waits, 200);
     assert_eq!(status.condition("Reachable").unwrap().status, "True");
     assert_eq!(status.condition("Synced").unwrap().reason, "ExecNotAllowed");
@@ -140,7 +146,8 @@ fn a_wrong_certificate_authority_is_named() {
     let mut remotes = remotes(&[("west", None)]);
     let west = remotes.links.get_mut("west").unwrap();
     west.state.reachable.is = Reachable::False;
-    west.state.error = Some(Problem::new("WrongCertificateAuthority", "not signed by the CA. Fix: ..."));
+    west.state.error =
+        Some(Problem::new("WrongCertificateAuthority", "not signed by the CA. Fix: ..."));
     let status = w.say(true, &remotes, 100);
     assert_eq!(words(&status).split(' ').nth(1), Some("Reachable=False/WrongCertificateAuthority"));
 }

@@ -70,7 +70,8 @@ async fn a_link_from_its_secret_to_its_end() {
     let Some(parts) = Parts::find() else { return };
     runtime::telemetry::start();
     let root = trust::root::create("mesh", "passphrase").unwrap().certificate_pem;
-    let (east, mut west) = tokio::join!(Cluster::start(&parts, "east"), Cluster::start(&parts, "west"));
+    let (east, mut west) =
+        tokio::join!(Cluster::start(&parts, "east"), Cluster::start(&parts, "west"));
     east.mesh(&root).await;
     west.mesh(&root).await;
     west.hello(2).await;
@@ -90,7 +91,9 @@ async fn a_link_from_its_secret_to_its_end() {
     east.remote_secret(&west, LINK, &support::other_authority()).await;
     let (wrong, took) = until("the wrong CA is named", Duration::from_secs(10), async || {
         let link = east.link("west").await?;
-        condition(&link, "Reachable").filter(|c| c["reason"] == "WrongCertificateAuthority").cloned()
+        condition(&link, "Reachable")
+            .filter(|c| c["reason"] == "WrongCertificateAuthority")
+            .cloned()
     })
     .await;
     println!("wrong CA -> condition: {took:?}");
@@ -106,21 +109,31 @@ async fn a_link_from_its_secret_to_its_end() {
     .await;
     println!("secret -> synced: {took:?}");
     assert_eq!(condition(&link, "Accepted").unwrap()["reason"], "AwaitingConsent");
-    let uid = west.read("v1", "Namespace", "", "kube-system").await.unwrap()["metadata"]["uid"].clone();
+    let uid =
+        west.read("v1", "Namespace", "", "kube-system").await.unwrap()["metadata"]["uid"].clone();
     assert_eq!(link["status"]["uid"], uid);
     assert_eq!(link["status"]["server"], west.url);
     assert_eq!(east.entry("shop", ENTRY).await, None, "imported without consent");
 
     // Accepted: the entry is there, as Istio's own CRD takes it.
     accept(&east, "west").await;
-    let (entry, took) = until("hello is imported", Duration::from_secs(5), async || east.entry("shop", ENTRY).await).await;
+    let (entry, took) = until("hello is imported", Duration::from_secs(5), async || {
+        east.entry("shop", ENTRY).await
+    })
+    .await;
     println!("accepted -> entry: {took:?}");
     assert_eq!(entry["spec"]["hosts"], json!([ENTRY, "hello.shop.svc.clusterset.local"]));
-    assert_eq!((copies(&entry), &entry["spec"]["endpoints"][0]["network"]), (2, &json!("net-west")));
+    assert_eq!(
+        (copies(&entry), &entry["spec"]["endpoints"][0]["network"]),
+        (2, &json!("net-west"))
+    );
     assert_eq!(entry["spec"]["subjectAltNames"], json!(["spiffe://west.mesh/ns/shop/sa/hello"]));
     until("the gateway stands", Duration::from_secs(5), async || {
-        let gateway = east.read("gateway.networking.k8s.io/v1", "Gateway", "isthmus-system", "isthmus-west").await?;
-        (gateway["spec"]["addresses"] == json!([{"type": "IPAddress", "value": "203.0.113.7"}])).then_some(())
+        let gateway = east
+            .read("gateway.networking.k8s.io/v1", "Gateway", "isthmus-system", "isthmus-west")
+            .await?;
+        (gateway["spec"]["addresses"] == json!([{"type": "IPAddress", "value": "203.0.113.7"}]))
+            .then_some(())
     })
     .await;
 
@@ -139,7 +152,10 @@ async fn a_link_from_its_secret_to_its_end() {
         tokio::time::sleep(Duration::from_millis(220)).await;
     }
     times.sort();
-    println!("0 <-> 2 ready in west -> entry in east: median {:?}, worst {:?}", times[10], times[19]);
+    println!(
+        "0 <-> 2 ready in west -> entry in east: median {:?}, worst {:?}",
+        times[10], times[19]
+    );
     assert!(times[10] < Duration::from_millis(500), "{times:?}");
 
     // What a person edits is taken back.
@@ -156,7 +172,9 @@ async fn a_link_from_its_secret_to_its_end() {
     east.remote_secret(&west, LINK_2, &west.authority).await;
     until("the new credential is in use", Duration::from_secs(10), async || {
         let status = east.link("west").await?["status"].clone();
-        (status["credential"] != before && condition(&json!({"status": status}), "Ready")?["status"] == "True").then_some(())
+        (status["credential"] != before
+            && condition(&json!({"status": status}), "Ready")?["status"] == "True")
+            .then_some(())
     })
     .await;
     assert_eq!(copies(&east.entry("shop", ENTRY).await.unwrap()), 2);
@@ -173,7 +191,8 @@ async fn a_link_from_its_secret_to_its_end() {
         let link = east.link("west").await?;
         let ready = condition(&link, "Ready")?;
         (ready["status"] == "True" && ready["message"].as_str()?.contains("would start a program")
-            || ready["message"].as_str()?.contains("certificate-authority-data")).then_some(())
+            || ready["message"].as_str()?.contains("certificate-authority-data"))
+        .then_some(())
     })
     .await;
     assert_eq!(copies(&east.entry("shop", ENTRY).await.unwrap()), 2);
@@ -205,7 +224,9 @@ async fn a_link_from_its_secret_to_its_end() {
     let metrics = controller.page("/metrics").await.unwrap();
     until("the metric says so", Duration::from_secs(3), async || {
         let metrics = controller.page("/metrics").await?;
-        metrics.contains("isthmus_link_state{cluster=\"west\",condition=\"Reachable\"} -1").then_some(())
+        metrics
+            .contains("isthmus_link_state{cluster=\"west\",condition=\"Reachable\"} -1")
+            .then_some(())
     })
     .await;
     assert!(metrics.contains("isthmus_link_heartbeat_age_seconds{cluster=\"west\"}"), "{metrics}");
@@ -218,7 +239,9 @@ async fn a_link_from_its_secret_to_its_end() {
     until("the restarted controller has planned, and leads", Duration::from_secs(20), async || {
         let page: Value = serde_json::from_str(&controller.page("/links").await?).ok()?;
         let synced = controller.shown("west", "Synced").await?;
-        let settled = page["writing"]["leading"] == true && page["writing"]["pending"] == 0 && page["writing"]["written"].as_u64()? > 0;
+        let settled = page["writing"]["leading"] == true
+            && page["writing"]["pending"] == 0
+            && page["writing"]["written"].as_u64()? > 0;
         (settled && synced["status"] == "False").then_some(())
     })
     .await;
@@ -239,23 +262,37 @@ async fn a_link_from_its_secret_to_its_end() {
     secrets.delete("istio-remote-secret-west", &Default::default()).await.unwrap();
     let (_, took) = until("the condition says so", Duration::from_secs(2), async || {
         let link = east.link("west").await?;
-        condition(&link, "Synced").filter(|c| c["reason"] == "SecretDeleted" || c["reason"] == "SecretMissing").map(|_| ())
+        condition(&link, "Synced")
+            .filter(|c| c["reason"] == "SecretDeleted" || c["reason"] == "SecretMissing")
+            .map(|_| ())
     })
     .await;
     println!("secret deleted -> condition: {took:?}");
-    until("hello is withdrawn", Duration::from_secs(10), async || east.entry("shop", ENTRY).await.is_none().then_some(())).await;
+    until("hello is withdrawn", Duration::from_secs(10), async || {
+        east.entry("shop", ENTRY).await.is_none().then_some(())
+    })
+    .await;
     until("the gateway is withdrawn", Duration::from_secs(10), async || {
-        east.read("gateway.networking.k8s.io/v1", "Gateway", "isthmus-system", "isthmus-west").await.is_none().then_some(())
+        east.read("gateway.networking.k8s.io/v1", "Gateway", "isthmus-system", "isthmus-west")
+            .await
+            .is_none()
+            .then_some(())
     })
     .await;
     assert_eq!(east.link("west").await.unwrap()["spec"]["accepted"], true);
 
     // And deleting the link's object withdraws consent, though the secret is there.
     east.remote_secret(&west, LINK, &west.authority).await;
-    until("hello is imported again", Duration::from_secs(10), async || east.entry("shop", ENTRY).await).await;
+    until("hello is imported again", Duration::from_secs(10), async || {
+        east.entry("shop", ENTRY).await
+    })
+    .await;
     let links = east.api("isthmus.dev/v1alpha1", "ClusterLink", "isthmus-system");
     links.delete("west", &Default::default()).await.unwrap();
-    until("hello is withdrawn", Duration::from_secs(10), async || east.entry("shop", ENTRY).await.is_none().then_some(())).await;
+    until("hello is withdrawn", Duration::from_secs(10), async || {
+        east.entry("shop", ENTRY).await.is_none().then_some(())
+    })
+    .await;
     until("the link awaits consent anew", Duration::from_secs(10), async || {
         let link = east.link("west").await?;
         condition(&link, "Accepted").filter(|c| c["reason"] == "AwaitingConsent").map(|_| ())
@@ -266,7 +303,10 @@ async fn a_link_from_its_secret_to_its_end() {
     let exports = west.api("multicluster.x-k8s.io/v1beta1", "ServiceExport", "shop");
     exports.delete("hello", &Default::default()).await.unwrap();
     until("hello is no longer exported", Duration::from_secs(10), async || {
-        west.read("isthmus.dev/v1alpha1", "ExportedService", "shop", "hello").await.is_none().then_some(())
+        west.read("isthmus.dev/v1alpha1", "ExportedService", "shop", "hello")
+            .await
+            .is_none()
+            .then_some(())
     })
     .await;
     controller.stop().await;

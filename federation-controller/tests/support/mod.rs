@@ -1,8 +1,8 @@
 //! Real API servers on loopback, and the few objects of two small clusters.
 
+use kube::Client;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
-use kube::Client;
 use serde_json::{Value, json};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,9 @@ impl Parts {
             Ok(parts) => Some(parts),
             Err(why) => {
                 assert!(std::env::var_os("CI").is_none(), "nothing may be missing in CI: {why}");
-                eprintln!("\n*** NOT RUN: {why}. Set KUBEBUILDER_ASSETS to a folder with kube-apiserver and etcd.\n");
+                eprintln!(
+                    "\n*** NOT RUN: {why}. Set KUBEBUILDER_ASSETS to a folder with kube-apiserver and etcd.\n"
+                );
                 None
             }
         }
@@ -36,10 +38,14 @@ impl Parts {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let find = |name: &str| {
             let folders = assets.iter().chain(&cache).cloned().chain(std::env::split_paths(&path));
-            folders.map(|folder| folder.join(name)).find(|file| file.is_file()).ok_or(format!("{name} was not found"))
+            folders
+                .map(|folder| folder.join(name))
+                .find(|file| file.is_file())
+                .ok_or(format!("{name} was not found"))
         };
         let mut crds = Vec::new();
-        let istio = module("istio.io/api", "v1.31.1")?.join("kubernetes/customresourcedefinitions.gen.yaml");
+        let istio = module("istio.io/api", "v1.31.1")?
+            .join("kubernetes/customresourcedefinitions.gen.yaml");
         crds.extend(documents(&istio)?);
         let gateway = module("sigs.k8s.io/gateway-api", "v1.6.1")?.join("config/crd/standard");
         crds.extend(documents(&gateway.join("gateway.networking.k8s.io_gateways.yaml"))?);
@@ -59,14 +65,20 @@ fn module(path: &str, version: &str) -> Result<PathBuf, String> {
         .current_dir(folder.path())
         .output()
         .map_err(|e| format!("go cannot be run: {e}"))?;
-    let told: Value = serde_json::from_slice(&output.stdout).map_err(|e| format!("go mod download {path}: {e}"))?;
-    told["Dir"].as_str().map(PathBuf::from).ok_or(format!("{path}@{version} cannot be downloaded: {}", told["Error"]))
+    let told: Value = serde_json::from_slice(&output.stdout)
+        .map_err(|e| format!("go mod download {path}: {e}"))?;
+    told["Dir"]
+        .as_str()
+        .map(PathBuf::from)
+        .ok_or(format!("{path}@{version} cannot be downloaded: {}", told["Error"]))
 }
 
 fn documents(path: &Path) -> Result<Vec<Value>, String> {
     let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
     let parts = text.split("\n---").filter(|part| part.contains("kind: CustomResourceDefinition"));
-    parts.map(|part| serde_saphyr::from_str(part).map_err(|e| format!("{}: {e}", path.display()))).collect()
+    parts
+        .map(|part| serde_saphyr::from_str(part).map_err(|e| format!("{}: {e}", path.display())))
+        .collect()
 }
 
 /// A process that ends with its owner.
@@ -101,11 +113,15 @@ impl Cluster {
     pub async fn start(parts: &Parts, name: &'static str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (authority, certificate, key) = certificates(name);
-        let write = |file: &str, text: &str| std::fs::write(folder.path().join(file), text).unwrap();
+        let write =
+            |file: &str, text: &str| std::fs::write(folder.path().join(file), text).unwrap();
         write("server.crt", &certificate);
         write("server.key", &key);
         write("sa.key", &rcgen::KeyPair::generate().unwrap().serialize_pem());
-        write("tokens.csv", &format!("{ADMIN},admin,admin,system:masters\n{LINK},link,link\n{LINK_2},link,link\n"));
+        write(
+            "tokens.csv",
+            &format!("{ADMIN},admin,admin,system:masters\n{LINK},link,link\n{LINK_2},link,link\n"),
+        );
         let (port, etcd_port, peer_port) = (free_port(), free_port(), free_port());
         let etcd = Command::new(&parts.etcd)
             .arg(format!("--data-dir={}", folder.path().join("etcd").display()))
@@ -147,7 +163,8 @@ impl Cluster {
     /// Starts the API server, and waits until it is ready.
     pub async fn serve(&mut self) {
         let file = |name: &str| self.folder.path().join(name).display().to_string();
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(file("server.log")).unwrap();
+        let log =
+            std::fs::OpenOptions::new().create(true).append(true).open(file("server.log")).unwrap();
         let child = Command::new(&self.kube_apiserver)
             .arg(format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port))
             .arg(format!("--secure-port={}", self.port))
@@ -197,14 +214,24 @@ impl Cluster {
         async move {
             let patch = PatchParams::apply("test").force();
             let shown = object.to_string();
-            api.patch(&name, &patch, &Patch::Apply(&object)).await.unwrap_or_else(|e| panic!("{e}: {shown}"));
+            api.patch(&name, &patch, &Patch::Apply(&object))
+                .await
+                .unwrap_or_else(|e| panic!("{e}: {shown}"));
             if object.get("status").is_some() && object["kind"] != "CustomResourceDefinition" {
-                api.patch_status(&name, &patch, &Patch::Apply(&object)).await.unwrap_or_else(|e| panic!("{e}: {shown}"));
+                api.patch_status(&name, &patch, &Patch::Apply(&object))
+                    .await
+                    .unwrap_or_else(|e| panic!("{e}: {shown}"));
             }
         }
     }
 
-    pub async fn read(&self, version: &str, kind: &str, namespace: &str, name: &str) -> Option<Value> {
+    pub async fn read(
+        &self,
+        version: &str,
+        kind: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Option<Value> {
         let found = self.api(version, kind, namespace).get_opt(name).await.ok().flatten()?;
         serde_json::to_value(found).ok()
     }
@@ -225,13 +252,18 @@ impl Cluster {
         for crd in &parts.crds {
             let name = crd["metadata"]["name"].as_str().unwrap();
             until(&format!("{name} is established"), Duration::from_secs(30), async || {
-                let found = self.read("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", name).await?;
+                let found = self
+                    .read("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", name)
+                    .await?;
                 condition(&found, "Established").filter(|c| c["status"] == "True").map(|_| ())
             })
             .await;
         }
         for namespace in ["isthmus-system", "shop"] {
-            self.apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})).await;
+            self.apply(
+                json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}),
+            )
+            .await;
         }
         self.apply(json!({
             "apiVersion": "v1", "kind": "Service",
@@ -241,9 +273,7 @@ impl Cluster {
             "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}}
         }))
         .await;
-        let rule = |groups: &str, resources: &[&str], verbs: &[&str]| {
-            json!({"apiGroups": [groups], "resources": resources, "verbs": verbs})
-        };
+        let rule = |groups: &str, resources: &[&str], verbs: &[&str]| json!({"apiGroups": [groups], "resources": resources, "verbs": verbs});
         // Decision 3: what a link's credential may read, and nothing else.
         let watch = ["get", "list", "watch"];
         self.apply(json!({
@@ -263,7 +293,8 @@ impl Cluster {
             ]
         }))
         .await;
-        let subjects = json!([{"kind": "User", "name": "link", "apiGroup": "rbac.authorization.k8s.io"}]);
+        let subjects =
+            json!([{"kind": "User", "name": "link", "apiGroup": "rbac.authorization.k8s.io"}]);
         self.apply(json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "link"},
             "subjects": subjects, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "link"}
@@ -318,8 +349,10 @@ impl Cluster {
     /// How many of hello's pods are ready.
     pub async fn ready(&self, ready: usize) {
         let endpoints: Vec<Value> = (0..ready)
-            .map(|n| json!({"addresses": [format!("10.244.0.{}", n + 10)], "conditions": {"ready": true},
-                "targetRef": {"kind": "Pod", "namespace": "shop", "name": format!("hello-{n}")}}))
+            .map(|n| {
+                json!({"addresses": [format!("10.244.0.{}", n + 10)], "conditions": {"ready": true},
+                "targetRef": {"kind": "Pod", "namespace": "shop", "name": format!("hello-{n}")}})
+            })
             .collect();
         self.apply(json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
