@@ -71,7 +71,11 @@ async fn run(
         let own = heard.listen(client.clone());
         let what = Follow {
             apis: vec![Api::all_with(own, &object::resource(kind))],
-            config: watcher::Config::default().labels(&format!("{}={}", label::MANAGED_BY, label::MANAGER)),
+            config: watcher::Config::default().labels(&format!(
+                "{}={}",
+                label::MANAGED_BY,
+                label::MANAGER
+            )),
             heard,
         };
         let trim = move |object: DynamicObject| standing(kind, &object);
@@ -156,14 +160,18 @@ async fn carry_out(client: Client, fence: Fence, act: Act) -> Outcome {
                     None => {}
                 }
                 let patch = PatchParams::apply(label::MANAGER);
-                let done = limited(&fence, api.patch(&act.object.name, &patch, &Patch::Apply(body))).await?;
+                let done =
+                    limited(&fence, api.patch(&act.object.name, &patch, &Patch::Apply(body)))
+                        .await?;
                 Ok(stands(&act.object.kind, &done))
             }
             Write::Update(body) => {
                 // It carries the resourceVersion it was decided on, so that force takes back fields
                 // that somebody edited, and never undoes a newer leader's write.
                 let patch = PatchParams::apply(label::MANAGER).force();
-                let done = limited(&fence, api.patch(&act.object.name, &patch, &Patch::Apply(body))).await?;
+                let done =
+                    limited(&fence, api.patch(&act.object.name, &patch, &Patch::Apply(body)))
+                        .await?;
                 Ok(stands(&act.object.kind, &done))
             }
             Write::Delete { uid, version } => {
@@ -243,7 +251,10 @@ fn standing(kind: &str, object: &DynamicObject) -> Option<(ObjectRef, Standing)>
         uid: meta.uid.clone()?,
         term,
         labels: meta.labels.clone().unwrap_or_default(),
-        annotations: annotations.into_iter().filter(|(key, _)| key != label::TERM).collect::<BTreeMap<_, _>>(),
+        annotations: annotations
+            .into_iter()
+            .filter(|(key, _)| key != label::TERM)
+            .collect::<BTreeMap<_, _>>(),
         spec: object.data.get("spec").cloned().unwrap_or(Value::Null),
     };
     Some((reference, standing))

@@ -139,8 +139,9 @@ pub fn build(config: kube::Config) -> Result<Client> {
 pub fn build_remote(config: kube::Config, rules: Rules) -> Result<Client> {
     let resolve = tower::service_fn(move |name: Name| async move {
         let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-        let (bad, good): (Vec<_>, Vec<_>) =
-            found.into_iter().partition(|address| kubeconfig::forbidden(address.ip(), rules).is_some());
+        let (bad, good): (Vec<_>, Vec<_>) = found
+            .into_iter()
+            .partition(|address| kubeconfig::forbidden(address.ip(), rules).is_some());
         match bad.first() {
             Some(bad) if good.is_empty() => Err(std::io::Error::other(format!(
                 "{} resolves to {}, which is not another cluster's API server",
@@ -155,8 +156,10 @@ pub fn build_remote(config: kube::Config, rules: Rules) -> Result<Client> {
 
 fn connect_by<R>(config: kube::Config, mut tcp: HttpConnector<R>) -> Result<Client>
 where
-    HttpConnector<R>: tower::Service<http::Uri, Response = TokioIo<TcpStream>> + Clone + Send + Sync + 'static,
-    <HttpConnector<R> as tower::Service<http::Uri>>::Error: std::error::Error + Send + Sync + 'static,
+    HttpConnector<R>:
+        tower::Service<http::Uri, Response = TokioIo<TcpStream>> + Clone + Send + Sync + 'static,
+    <HttpConnector<R> as tower::Service<http::Uri>>::Error:
+        std::error::Error + Send + Sync + 'static,
     <HttpConnector<R> as tower::Service<http::Uri>>::Future: Send + Unpin + 'static,
 {
     if let Some(proxy) = &config.proxy_url {

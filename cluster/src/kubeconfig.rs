@@ -433,7 +433,8 @@ fn server(cluster: Cluster, rules: Rules) -> Result<(Server, Vec<Vec<u8>>), Refu
     let authority = uri.authority().ok_or_else(bad)?;
     // `user:password@host` would print a secret in every log line, and hides the real host.
     // A port above 65535 parses as none, and the default would be dialled.
-    let port_lost = authority.port_u16().is_none() && !authority.as_str().ends_with(authority.host());
+    let port_lost =
+        authority.port_u16().is_none() && !authority.as_str().ends_with(authority.host());
     if authority.as_str().contains('@') || uri.query().is_some() || port_lost {
         return Err(bad());
     }

@@ -53,6 +53,11 @@ impl Fence {
         }
     }
 
+    /// Returns when the election has ended and the lease is handed over.
+    pub async fn ended(mut self) {
+        while self.leading.changed().await.is_ok() {}
+    }
+
     /// A fence that always permits `term`; for tools that write once, as their user.
     pub fn open(term: u64) -> Self {
         let until = Instant::now() + Duration::from_secs(365 * 24 * 3600);
@@ -64,7 +69,13 @@ impl Fence {
 /// Runs for the lease `namespace/name` until `end`, then hands it over.
 ///
 /// `holder` is this replica's own name: a restarted replica takes over from its former self at once.
-pub fn elect(client: Client, namespace: &str, name: &str, holder: &str, end: CancellationToken) -> Fence {
+pub fn elect(
+    client: Client,
+    namespace: &str,
+    name: &str,
+    holder: &str,
+    end: CancellationToken,
+) -> Fence {
     let (send, leading) = watch::channel(None);
     let api: Api<Lease> = Api::namespaced(client, namespace);
     let process: u64 = rand::rng().random();
@@ -88,7 +99,9 @@ async fn run(
             let news = *before != leading;
             if news && before.map(|l| l.term) != leading.map(|l| l.term) {
                 match leading {
-                    Some(leading) => tracing::info!(term = leading.term, "leading: this replica writes"),
+                    Some(leading) => {
+                        tracing::info!(term = leading.term, "leading: this replica writes")
+                    }
                     None => tracing::info!("not leading"),
                 }
             }
@@ -117,7 +130,12 @@ async fn run(
 }
 
 /// Reads the lease, and writes it where the election wants to.
-async fn round(api: &Api<Lease>, name: &str, election: &mut Election, release: bool) -> Result<(), String> {
+async fn round(
+    api: &Api<Lease>,
+    name: &str,
+    election: &mut Election,
+    release: bool,
+) -> Result<(), String> {
     let found = tokio::time::timeout(REQUEST_TIMEOUT, api.get_opt(name)).await;
     let found = found.map_err(|_| "no answer")?.map_err(|error| error.to_string())?;
     let now = Instant::now();
@@ -125,7 +143,10 @@ async fn round(api: &Api<Lease>, name: &str, election: &mut Election, release: b
     let wish = if release { election.release(now) } else { election.wish(now) };
     let Some(wish) = wish else { return Ok(()) };
     let body = lease(name, &wish, found.as_ref());
-    let post = PostParams { field_manager: Some(crate::api::label::MANAGER.into()), ..PostParams::default() };
+    let post = PostParams {
+        field_manager: Some(crate::api::label::MANAGER.into()),
+        ..PostParams::default()
+    };
     // The deadline counts from here: the server may start its clock any time after.
     let asked = Instant::now();
     let write = async {

@@ -44,7 +44,8 @@ pub fn start(
     let what = Follow { apis: vec![api], config: watcher::Config::default(), heard };
     tokio::spawn(follow(what, |link| link, |change| change, changes, end.clone()));
     tokio::spawn(collect(changed, send));
-    let writer = Writer { api: Api::namespaced(client, root_namespace), fence, last: BTreeMap::new() };
+    let writer =
+        Writer { api: Api::namespaced(client, root_namespace), fence, last: BTreeMap::new() };
     tokio::spawn(write(writer, receive.clone(), wanted, end));
     receive
 }
@@ -109,7 +110,11 @@ struct Writer {
 
 impl Writer {
     /// Writes what differs, one after the other; when to try again, where something is left.
-    async fn round(&mut self, objects: &BTreeMap<String, ClusterLink>, want: &Wanted) -> Option<Instant> {
+    async fn round(
+        &mut self,
+        objects: &BTreeMap<String, ClusterLink>,
+        want: &Wanted,
+    ) -> Option<Instant> {
         let mut wake: Option<Instant> = None;
         let mut later = |at: Instant| wake = Some(wake.map_or(at, |wake| wake.min(at)));
         for (name, secret) in &want.create {
@@ -120,12 +125,17 @@ impl Writer {
                 name,
                 ClusterLinkSpec {
                     accepted: false,
-                    secret: SecretRef { namespace: secret.namespace.clone(), name: secret.name.clone() },
+                    secret: SecretRef {
+                        namespace: secret.namespace.clone(),
+                        name: secret.name.clone(),
+                    },
                     ..ClusterLinkSpec::default()
                 },
             );
-            link.metadata.labels = Some([(label::MANAGED_BY.to_owned(), label::MANAGER.to_owned())].into());
-            let post = PostParams { field_manager: Some(label::MANAGER.into()), ..PostParams::default() };
+            link.metadata.labels =
+                Some([(label::MANAGED_BY.to_owned(), label::MANAGER.to_owned())].into());
+            let post =
+                PostParams { field_manager: Some(label::MANAGER.into()), ..PostParams::default() };
             // AlreadyExists is as good: somebody consented in the meantime.
             if !self.request(self.api.create(&post, &link), 409).await {
                 later(Instant::now() + RETRY);
@@ -148,7 +158,9 @@ impl Writer {
                 continue;
             }
             let now = Instant::now();
-            if let Some(next) = self.last.get(name).map(|last| *last + INTERVAL).filter(|next| *next > now) {
+            if let Some(next) =
+                self.last.get(name).map(|last| *last + INTERVAL).filter(|next| *next > now)
+            {
                 later(next);
                 continue;
             }
@@ -170,7 +182,11 @@ impl Writer {
     }
 
     /// True if it was done, or `fine` says it need not be.
-    async fn request<T>(&self, request: impl Future<Output = Result<T, kube::Error>>, fine: u16) -> bool {
+    async fn request<T>(
+        &self,
+        request: impl Future<Output = Result<T, kube::Error>>,
+        fine: u16,
+    ) -> bool {
         if self.fence.permit(Instant::now()).is_none() {
             return true; // Not ours to write; the fence wakes us when it is.
         }
@@ -189,7 +205,9 @@ impl Writer {
 /// Equal, but for a `lastHeard` that is not much later.
 fn same(standing: &ClusterLinkStatus, wanted: &ClusterLinkStatus) -> bool {
     let late = match (&standing.last_heard, &wanted.last_heard) {
-        (Some(old), Some(new)) => new.0.as_second() - old.0.as_second() >= HEARD_EVERY.as_secs() as i64,
+        (Some(old), Some(new)) => {
+            new.0.as_second() - old.0.as_second() >= HEARD_EVERY.as_secs() as i64
+        }
         (None, Some(_)) => true,
         (Some(_) | None, None) => false,
     };

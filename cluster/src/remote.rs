@@ -9,7 +9,7 @@ mod link;
 mod problem;
 mod secrets;
 
-pub use link::{Reachable, Reachability};
+pub use link::{Reachability, Reachable};
 pub use problem::Problem;
 
 use crate::api::label;
@@ -120,7 +120,11 @@ pub const FINDINGS_MAX: usize = 100;
 pub const LINKS_MAX: usize = 256;
 
 /// Watches remote secrets, and the clusters they lead to, until `end`.
-pub fn links(client: Client, options: Options, end: CancellationToken) -> watch::Receiver<Arc<Remotes>> {
+pub fn links(
+    client: Client,
+    options: Options,
+    end: CancellationToken,
+) -> watch::Receiver<Arc<Remotes>> {
     let (send, receive) = watch::channel(Arc::new(Remotes::default()));
     tokio::spawn(run(client, options, send, end));
     receive
@@ -161,7 +165,8 @@ async fn run(
         let now = Moment::now();
         let mut secrets_changed = false;
         // Whatever else is there already is one change with it.
-        for item in first.into_iter().chain(std::iter::from_fn(|| news.try_recv().ok()).take(1_000)) {
+        for item in first.into_iter().chain(std::iter::from_fn(|| news.try_recv().ok()).take(1_000))
+        {
             match item {
                 News::Secrets(namespace, change) => {
                     secrets_changed = true;

@@ -83,13 +83,17 @@ mod tests {
         let config = load("kubeconfig: /nowhere\nholder: a\n").unwrap();
         assert_eq!(config.secret_namespaces, ["isthmus-system", "istio-system"]);
         assert!(!config.allow_loopback && config.dns.is_none());
-        let dns = load("kubeconfig: /nowhere\nholder: a\ndns: {upstreams: ['10.0.0.10:53'], allow: [10.0.0.0/8]}\n");
+        let dns = load(
+            "kubeconfig: /nowhere\nholder: a\ndns: {upstreams: ['10.0.0.10:53'], allow: [10.0.0.0/8]}\n",
+        );
         assert_eq!(dns.unwrap().dns.unwrap().listen, dns_listen());
     }
 
     #[test]
     fn an_unknown_field_is_named() {
-        let error = load("kubeconfig: /nowhere\nholder: a\nsecretNamespace: [x]\n").unwrap_err().to_string();
+        let error = load("kubeconfig: /nowhere\nholder: a\nsecretNamespace: [x]\n")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("secretNamespace") && error.contains("ISM1003"), "{error}");
     }
 }

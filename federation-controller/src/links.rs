@@ -13,7 +13,7 @@ use trust::bundle::Bundle;
 
 /// One link, judged.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Judged {
+pub(crate) struct Judged {
     pub consent: Consent,
     /// What it told, once synced since this process started.
     pub told: Option<Arc<Told>>,
@@ -25,7 +25,7 @@ pub struct Judged {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Consent {
+pub(crate) enum Consent {
     Awaiting,
     Accepted(ImportPolicy),
     /// Accepted, with a policy that cannot be read: what stands is kept, nothing new comes in.
@@ -33,7 +33,7 @@ pub enum Consent {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trust {
+pub(crate) enum Trust {
     /// It has our roots.
     Established,
     Refused(Problem),
@@ -43,7 +43,7 @@ pub enum Trust {
 
 /// Judges every link that has an object, a secret, or both. `None` while it is not known which
 /// links there are.
-pub fn judge(
+pub(crate) fn judge(
     own: &Inventory,
     objects: &BTreeMap<String, ClusterLink>,
     remotes: &Remotes,
@@ -67,7 +67,7 @@ pub fn judge(
 
 /// What to plan with: a link that is accepted, and nothing known against it, counts; unsynced where
 /// it has not told us yet, so that what it published before is kept.
-pub fn exports(
+pub(crate) fn exports(
     own: &Inventory,
     objects: &BTreeMap<String, ClusterLink>,
     judged: &BTreeMap<String, Judged>,
@@ -104,7 +104,7 @@ pub fn exports(
 
 /// True once every accepted link has told us all, or is certain to count for nothing: only then is
 /// an absent name a name that does not exist.
-pub fn complete(judged: &BTreeMap<String, Judged>, remotes: &Remotes) -> bool {
+pub(crate) fn complete(judged: &BTreeMap<String, Judged>, remotes: &Remotes) -> bool {
     let heard = |link: &Judged| match link.consent {
         Consent::Awaiting => true,
         Consent::Accepted(_) => link.told.is_some() || link.secret_missing,
@@ -123,9 +123,16 @@ fn remembered(
 ) -> Option<Exports> {
     let cluster: ClusterId = name.parse().ok()?;
     let status = object.and_then(|link| link.status.clone()).unwrap_or_default();
-    let door = own.remote_gateways.values().find(|door| door.published && door.cluster.as_ref() == Some(&cluster));
+    let door = own
+        .remote_gateways
+        .values()
+        .find(|door| door.published && door.cluster.as_ref() == Some(&cluster));
     let network = status.network.parse().ok().or_else(|| door.map(|door| door.network.clone()));
-    let domain = status.trust_domain.parse().ok().or_else(|| door.and_then(|door| door.trust_domain.clone()));
+    let domain = status
+        .trust_domain
+        .parse()
+        .ok()
+        .or_else(|| door.and_then(|door| door.trust_domain.clone()));
     Some(Exports {
         link: name.into(),
         uid: status.uid,
@@ -157,13 +164,18 @@ fn wrong(own: &Inventory, name: &str, told: &Told, remotes: &Remotes) -> Option<
     if *uid == own.uid {
         return Some(Problem::new(
             "SelfLink",
-            format!("link {name} leads to this cluster {ours} itself (uid {uid}). Fix: isthmus create-remote-secret with the context of the other cluster"),
+            format!(
+                "link {name} leads to this cluster {ours} itself (uid {uid}). Fix: isthmus create-remote-secret with the context of the other cluster"
+            ),
         ));
     }
     if cluster == ours || name == ours.as_str() {
         return Some(Problem::new(
             "DuplicateClusterId",
-            format!("link {name} leads to a cluster (uid {uid}) that bears this cluster's own id {ours} (uid {}). Fix: give one of the two another id in its ConfigMap isthmus-mesh", own.uid),
+            format!(
+                "link {name} leads to a cluster (uid {uid}) that bears this cluster's own id {ours} (uid {}). Fix: give one of the two another id in its ConfigMap isthmus-mesh",
+                own.uid
+            ),
         ));
     }
     let twins = remotes.links.iter().filter(|(other, _)| other.as_str() != name);
@@ -176,16 +188,27 @@ fn wrong(own: &Inventory, name: &str, told: &Told, remotes: &Remotes) -> Option<
     Some(match twin {
         Some((other, _)) => Problem::new(
             "DuplicateCluster",
-            format!("links {name} and {other} lead to one and the same cluster (uid {uid}), which calls itself {cluster}. Fix: delete the secret that names it {name}"),
+            format!(
+                "links {name} and {other} lead to one and the same cluster (uid {uid}), which calls itself {cluster}. Fix: delete the secret that names it {name}"
+            ),
         ),
-        None => match remotes.links.get(cluster.as_str()).and_then(|other| other.state.exports.as_deref()) {
+        None => match remotes
+            .links
+            .get(cluster.as_str())
+            .and_then(|other| other.state.exports.as_deref())
+        {
             Some(other) => Problem::new(
                 "DuplicateClusterId",
-                format!("links {name} and {cluster} lead to two clusters (uids {uid} and {}) that both call themselves {cluster}. Fix: give one of the two another id in its ConfigMap isthmus-mesh", other.uid),
+                format!(
+                    "links {name} and {cluster} lead to two clusters (uids {uid} and {}) that both call themselves {cluster}. Fix: give one of the two another id in its ConfigMap isthmus-mesh",
+                    other.uid
+                ),
             ),
             None => Problem::new(
                 "ClusterIdDiffers",
-                format!("link {name} leads to a cluster that calls itself {cluster} (uid {uid}). Fix: name the key in the secret {cluster}, or correct ConfigMap isthmus-mesh there"),
+                format!(
+                    "link {name} leads to a cluster that calls itself {cluster} (uid {uid}). Fix: name the key in the secret {cluster}, or correct ConfigMap isthmus-mesh there"
+                ),
             ),
         },
     })
@@ -198,17 +221,29 @@ fn trusted(own: &Result<Bundle, trust::bundle::NotABundle>, told: &Told) -> Trus
     let own = match own {
         Ok(own) => own,
         Err(why) => {
-            return refuse("OwnRootMissing", format!("this cluster's ConfigMap isthmus-mesh has no usable rootCertificates: {why}"));
+            return refuse(
+                "OwnRootMissing",
+                format!(
+                    "this cluster's ConfigMap isthmus-mesh has no usable rootCertificates: {why}"
+                ),
+            );
         }
     };
     let cluster = &told.cluster;
     match Bundle::from_pem(&told.root_certificates) {
-        Err(why) => refuse("RootMissing", format!("cluster {cluster} publishes no usable rootCertificates: {why}")),
+        Err(why) => refuse(
+            "RootMissing",
+            format!("cluster {cluster} publishes no usable rootCertificates: {why}"),
+        ),
         Ok(theirs) if theirs.fingerprint() != own.fingerprint() => {
             let short = |bundle: &Bundle| bundle.fingerprint()[..16].to_owned();
             refuse(
                 "RootsDiffer",
-                format!("cluster {cluster} has other root certificates ({}) than this one ({}), so no call between them can succeed and nothing is imported. Fix: isthmus trust issue {cluster} with the mesh's root", short(&theirs), short(own)),
+                format!(
+                    "cluster {cluster} has other root certificates ({}) than this one ({}), so no call between them can succeed and nothing is imported. Fix: isthmus trust issue {cluster} with the mesh's root",
+                    short(&theirs),
+                    short(own)
+                ),
             )
         }
         Ok(_) => Trust::Established,
@@ -216,17 +251,20 @@ fn trusted(own: &Result<Bundle, trust::bundle::NotABundle>, told: &Told) -> Trus
 }
 
 /// Links to make for secrets that have none, and unaccepted ones to remove with their secret.
-pub fn objects_wanted(
+pub(crate) fn objects_wanted(
     objects: &BTreeMap<String, ClusterLink>,
     remotes: &Remotes,
 ) -> (BTreeMap<String, mesh::finding::ObjectRef>, Vec<String>) {
     let missing = |(name, remote): (&String, &Remote)| {
-        (!objects.contains_key(name) && !remote.leaving).then(|| (name.clone(), remote.secret.clone()))
+        (!objects.contains_key(name) && !remote.leaving)
+            .then(|| (name.clone(), remote.secret.clone()))
     };
     let create = remotes.links.iter().filter_map(missing).collect();
     let ours = |link: &ClusterLink| {
         let labels = link.metadata.labels.as_ref();
-        labels.and_then(|all| all.get(cluster::api::label::MANAGED_BY)).is_some_and(|by| by == cluster::api::label::MANAGER)
+        labels
+            .and_then(|all| all.get(cluster::api::label::MANAGED_BY))
+            .is_some_and(|by| by == cluster::api::label::MANAGER)
     };
     let orphan = |name: &&String| {
         let link = &objects[*name];
@@ -237,4 +275,4 @@ pub fn objects_wanted(
 
 #[cfg(test)]
 #[path = "links_tests.rs"]
-mod tests;
+pub(crate) mod tests;

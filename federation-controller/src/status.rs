@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What is known of one link just now.
-pub struct Facts<'a> {
+pub(crate) struct Facts<'a> {
     pub name: &'a str,
     pub object: Option<&'a ClusterLink>,
     pub remote: Option<&'a Remote>,
@@ -24,18 +24,18 @@ type Said = (&'static str, &'static str, String, String);
 
 /// Statuses of all links, with the moment each condition last changed. The one writer of them.
 #[derive(Debug, Default)]
-pub struct Statuses {
+pub(crate) struct Statuses {
     links: BTreeMap<String, ClusterLinkStatus>,
 }
 
 impl Statuses {
     /// Starts from what was known before, on disk or in objects.
-    pub fn remember(&mut self, name: &str, status: ClusterLinkStatus) {
+    pub(crate) fn remember(&mut self, name: &str, status: ClusterLinkStatus) {
         self.links.entry(name.into()).or_insert(status);
     }
 
     /// Renews one link's status; `now` dates what changed.
-    pub fn renew(&mut self, facts: &Facts<'_>, now: SystemTime) -> &ClusterLinkStatus {
+    pub(crate) fn renew(&mut self, facts: &Facts<'_>, now: SystemTime) -> &ClusterLinkStatus {
         if let Some(standing) = facts.object.and_then(|link| link.status.clone()) {
             self.remember(facts.name, standing);
         }
@@ -46,17 +46,17 @@ impl Statuses {
         held
     }
 
-    pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+    pub(crate) fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         self.links.retain(|name, _| keep(name));
     }
 
-    pub fn all(&self) -> &BTreeMap<String, ClusterLinkStatus> {
+    pub(crate) fn all(&self) -> &BTreeMap<String, ClusterLinkStatus> {
         &self.links
     }
 
     /// Nothing can be known while our own API server was never heard since the start: what the disk
     /// says is shown as `Unknown`.
-    pub fn unheard(&mut self, why: &str, now: SystemTime) {
+    pub(crate) fn unheard(&mut self, why: &str, now: SystemTime) {
         for status in self.links.values_mut() {
             let said: Vec<Said> = vec![
                 ("Reachable", "Unknown", "OwnApiServerUnheard".into(), why.into()),
@@ -125,7 +125,8 @@ fn dated((kind, status, reason, message): Said, old: &[Condition], now: SystemTi
         status: status.into(),
         reason,
         message,
-        last_transition_time: before.map_or_else(|| time(now), |before| before.last_transition_time.clone()),
+        last_transition_time: before
+            .map_or_else(|| time(now), |before| before.last_transition_time.clone()),
     }
 }
 
@@ -151,15 +152,24 @@ fn accepted(facts: &Facts<'_>) -> Said {
             KIND,
             "True",
             "AcceptedNothing".into(),
-            format!("Accepted, but spec.import.namespaces is empty, so nothing is imported. Fix: isthmus link names namespaces, or patch ClusterLink {name}"),
+            format!(
+                "Accepted, but spec.import.namespaces is empty, so nothing is imported. Fix: isthmus link names namespaces, or patch ClusterLink {name}"
+            ),
         ),
         Some(Consent::Accepted(_)) => (KIND, "True", "Accepted".into(), "Accepted.".into()),
-        Some(Consent::Unreadable(why)) => (KIND, "False", "BadImportPolicy".into(), format!("{why}. What it published before is kept.")),
+        Some(Consent::Unreadable(why)) => (
+            KIND,
+            "False",
+            "BadImportPolicy".into(),
+            format!("{why}. What it published before is kept."),
+        ),
         Some(Consent::Awaiting) | None => (
             KIND,
             "False",
             "AwaitingConsent".into(),
-            format!("Nothing is imported until this cluster accepts. Fix: isthmus link, or kubectl patch clusterlink {name} with spec.accepted: true and spec.import.namespaces"),
+            format!(
+                "Nothing is imported until this cluster accepts. Fix: isthmus link, or kubectl patch clusterlink {name} with spec.accepted: true and spec.import.namespaces"
+            ),
         ),
     }
 }
@@ -189,17 +199,25 @@ fn reachable(facts: &Facts<'_>) -> Said {
 }
 
 fn no_secret(name: &str) -> String {
-    format!("No secret with label istio/multiCluster=true has a key {name}. Fix: isthmus create-remote-secret, or delete the ClusterLink")
+    format!(
+        "No secret with label istio/multiCluster=true has a key {name}. Fix: isthmus create-remote-secret, or delete the ClusterLink"
+    )
 }
 
 fn synced(facts: &Facts<'_>, old: &ClusterLinkStatus) -> Said {
     const KIND: &str = "Synced";
-    let problem = |status, problem: &Problem| (KIND, status, problem.reason.clone(), problem.message.clone());
+    let problem =
+        |status, problem: &Problem| (KIND, status, problem.reason.clone(), problem.message.clone());
     let Some(remote) = facts.remote else {
         return (KIND, "False", "SecretMissing".into(), no_secret(facts.name));
     };
     if remote.leaving {
-        return (KIND, "False", "SecretDeleted".into(), format!("{} is deleted; what it published is withdrawn.", remote.secret));
+        return (
+            KIND,
+            "False",
+            "SecretDeleted".into(),
+            format!("{} is deleted; what it published is withdrawn.", remote.secret),
+        );
     }
     if let Some(wrong) = facts.judged.and_then(|judged| judged.wrong.as_ref()) {
         return problem("False", wrong);
@@ -207,9 +225,17 @@ fn synced(facts: &Facts<'_>, old: &ClusterLinkStatus) -> Said {
     if let Some(told) = &remote.state.exports {
         // The last good list stands; what keeps it from being renewed is said.
         return match (&remote.state.error, &remote.problem) {
-            (Some(error), _) if remote.state.reachable.is == Reachable::True => problem("False", error),
-            (_, Some(waits)) if waits.reason != "Replacing" => problem("False", waits),
-            (_, _) => (KIND, "True", "Synced".into(), format!("{} exported services were read.", told.services.len())),
+            (Some(error), _) if remote.state.reachable.is == Reachable::True => {
+                problem("False", error)
+            }
+            // An older credential still reads it; the secret's present content does not.
+            (_, Some(waits)) if waits.reason != "Replacing" => problem("True", waits),
+            (_, _) => (
+                KIND,
+                "True",
+                "Synced".into(),
+                format!("{} exported services were read.", told.services.len()),
+            ),
         };
     }
     match (&remote.problem, &remote.state.error) {
@@ -224,14 +250,29 @@ fn synced(facts: &Facts<'_>, old: &ClusterLinkStatus) -> Said {
 fn trusted(facts: &Facts<'_>, old: &ClusterLinkStatus) -> Said {
     const KIND: &str = "TrustEstablished";
     match facts.judged.map(|judged| &judged.trust) {
-        Some(Trust::Established) => (KIND, "True", "SameRoots".into(), "Both clusters have the same root certificates.".into()),
-        Some(Trust::Refused(problem)) => (KIND, "False", problem.reason.clone(), problem.message.clone()),
+        Some(Trust::Established) => (
+            KIND,
+            "True",
+            "SameRoots".into(),
+            "Both clusters have the same root certificates.".into(),
+        ),
+        Some(Trust::Refused(problem)) => {
+            (KIND, "False", problem.reason.clone(), problem.message.clone())
+        }
         // Not heard since our start: what was true before is not forgotten for that.
         Some(Trust::Unknown) | None => match old.condition(KIND) {
-            Some(before) if before.status == "True" => {
-                (KIND, "True", "SameRootsBefore".into(), "The roots were the same when it was last read.".into())
-            }
-            Some(_) | None => (KIND, "Unknown", "NotRead".into(), "Its root certificates were not read yet.".into()),
+            Some(before) if before.status == "True" => (
+                KIND,
+                "True",
+                "SameRootsBefore".into(),
+                "The roots were the same when it was last read.".into(),
+            ),
+            Some(_) | None => (
+                KIND,
+                "Unknown",
+                "NotRead".into(),
+                "Its root certificates were not read yet.".into(),
+            ),
         },
     }
 }
@@ -243,7 +284,9 @@ fn ready(facts: &Facts<'_>, [accepted, synced, trusted, reachable]: [&Said; 4]) 
     if let Some((_, _, reason, message)) = failed {
         return (KIND, "False", reason.clone(), message.clone());
     }
-    if let Some((_, _, reason, message)) = [trusted, reachable].into_iter().find(|said| said.1 != "True") {
+    if let Some((_, _, reason, message)) =
+        [trusted, reachable].into_iter().find(|said| said.1 != "True")
+    {
         return (KIND, "Unknown", reason.clone(), message.clone());
     }
     let problem = facts.remote.and_then(|remote| remote.problem.as_ref());
@@ -256,7 +299,7 @@ fn ready(facts: &Facts<'_>, [accepted, synced, trusted, reachable]: [&Said; 4]) 
 /// One link on the admin page `/links`.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Shown {
+pub(crate) struct Shown {
     pub name: String,
     pub cluster: String,
     pub uid: String,
@@ -275,7 +318,7 @@ pub struct Shown {
 
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ShownCondition {
+pub(crate) struct ShownCondition {
     #[serde(rename = "type")]
     pub kind: String,
     pub status: String,
@@ -287,7 +330,7 @@ pub struct ShownCondition {
 }
 
 /// A link as people and tools see it at `now`.
-pub fn shown(name: &str, status: &ClusterLinkStatus, now: SystemTime) -> Shown {
+pub(crate) fn shown(name: &str, status: &ClusterLinkStatus, now: SystemTime) -> Shown {
     let conditions = status.conditions.iter().map(|condition| ShownCondition {
         kind: condition.kind.clone(),
         status: condition.status.clone(),
@@ -315,7 +358,7 @@ pub fn shown(name: &str, status: &ClusterLinkStatus, now: SystemTime) -> Shown {
 
 /// What is kept on disk.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub struct Saved {
+pub(crate) struct Saved {
     pub links: BTreeMap<String, ClusterLinkStatus>,
 }
 

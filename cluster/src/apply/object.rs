@@ -158,13 +158,25 @@ fn entry_body(entry: &ServiceEntry) -> Body {
         }
     };
     put("addresses", entry.addresses.iter().map(|address| address.to_string().into()).collect());
-    put("ports", entry.ports.iter().map(|port| json!({
-        "number": port.number,
-        "name": port.name,
-        "protocol": protocol(port.protocol),
-    })).collect());
+    put(
+        "ports",
+        entry
+            .ports
+            .iter()
+            .map(|port| {
+                json!({
+                    "number": port.number,
+                    "name": port.name,
+                    "protocol": protocol(port.protocol),
+                })
+            })
+            .collect(),
+    );
     put("endpoints", entry.endpoints.iter().map(endpoint).collect());
-    put("subjectAltNames", entry.subject_alt_names.iter().map(|id| id.to_string().into()).collect());
+    put(
+        "subjectAltNames",
+        entry.subject_alt_names.iter().map(|id| id.to_string().into()).collect(),
+    );
     Body { labels, annotations: BTreeMap::new(), spec: Value::Object(spec) }
 }
 

@@ -36,7 +36,9 @@ pub(super) fn entry() -> ServiceEntry {
 #[test]
 fn an_entry() {
     let body = entry_body(&entry());
-    check(&body.json(&entry().object, Some("41"), 7), expect![[r#"
+    check(
+        &body.json(&entry().object, Some("41"), 7),
+        expect![[r#"
         apiVersion: networking.istio.io/v1
         kind: ServiceEntry
         metadata:
@@ -74,7 +76,8 @@ fn an_entry() {
           resolution: STATIC
           subjectAltNames:
             - "spiffe://west.mesh/ns/shop/sa/hello"
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -103,7 +106,9 @@ fn gateway() -> RemoteGateway {
 #[test]
 fn a_gateway() {
     let body = gateway_body(&gateway());
-    check(&body.json(&gateway().object, None, 1), expect![[r#"
+    check(
+        &body.json(&gateway().object, None, 1),
+        expect![[r#"
         apiVersion: gateway.networking.k8s.io/v1
         kind: Gateway
         metadata:
@@ -129,7 +134,8 @@ fn a_gateway() {
               protocol: TLS
               tls:
                 mode: Passthrough
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -147,7 +153,10 @@ fn what_a_crd_adds_is_no_difference_and_what_a_person_changes_is() {
     let body = entry_body(&entry());
     let mut more = body.spec.clone();
     more["endpoints"][0]["labels"]["subset.isthmus.dev/v1"] = "3".into();
-    assert!(!body.stands_in(ENTRY, &body.labels, &body.annotations, &more), "a label too many is old news");
+    assert!(
+        !body.stands_in(ENTRY, &body.labels, &body.annotations, &more),
+        "a label too many is old news"
+    );
     let mut labels = body.labels.clone();
     labels.insert("team".into(), "shop".into());
     assert!(body.stands_in(ENTRY, &labels, &body.annotations, &body.spec), "others may label it");

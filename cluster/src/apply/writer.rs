@@ -37,7 +37,10 @@ pub(super) struct Act {
 pub(super) enum Write {
     Create(Value),
     Update(Value),
-    Delete { uid: String, version: String },
+    Delete {
+        uid: String,
+        version: String,
+    },
     /// After a conflict: what stands?
     Read,
 }
@@ -139,17 +142,17 @@ impl Writer {
             }
             Change::Applied(Some((object, standing))) => {
                 self.dirty.insert(object.clone());
-                let newer = self
-                    .standing
-                    .get(&object)
-                    .is_none_or(|known| known.uid != standing.uid || !older(&standing.version, &known.version));
+                let newer = self.standing.get(&object).is_none_or(|known| {
+                    known.uid != standing.uid || !older(&standing.version, &known.version)
+                });
                 // A watch may tell what stood before our own write: that is no news.
                 if newer {
                     self.standing.insert(object, standing);
                 }
             }
             Change::Deleted(Some((object, standing))) => {
-                let same = self.standing.get(&object).is_some_and(|known| known.uid == standing.uid);
+                let same =
+                    self.standing.get(&object).is_some_and(|known| known.uid == standing.uid);
                 if same {
                     self.standing.remove(&object);
                     self.dirty.insert(object);
@@ -160,7 +163,12 @@ impl Writer {
     }
 
     /// At most `room` requests to make now, and when to ask again.
-    pub(super) fn step(&mut self, now: Instant, term: u64, room: usize) -> (Vec<Act>, Option<Instant>) {
+    pub(super) fn step(
+        &mut self,
+        now: Instant,
+        term: u64,
+        room: usize,
+    ) -> (Vec<Act>, Option<Instant>) {
         if self.term != Some(term) {
             // A new leader first re-stamps what it owns (decision 4).
             self.term = Some(term);
@@ -218,7 +226,9 @@ impl Writer {
                     let (uid, version) = (standing.uid.clone(), standing.version.clone());
                     Write::Delete { uid, version }
                 }
-                (Wish::Read | Wish::Create | Wish::Change | Wish::Stamp | Wish::Delete, _, _) => Write::Read,
+                (Wish::Read | Wish::Create | Wish::Change | Wish::Stamp | Wish::Delete, _, _) => {
+                    Write::Read
+                }
             };
             let track = self.tracks.entry(object.clone()).or_default();
             track.in_flight = true;

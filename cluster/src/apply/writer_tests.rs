@@ -78,7 +78,8 @@ fn nothing_is_written_before_all_is_known() {
     let mut w = World { writer: Writer::new(super::super::KINDS), now: Instant::now(), term: 1 };
     w.wants(&[("a", 1)], &[]);
     assert_eq!(w.words(), "");
-    w.writer.stands("ServiceEntry", Change::Replaced(vec![Some((object("a"), standing(1, "5", 1)))]));
+    w.writer
+        .stands("ServiceEntry", Change::Replaced(vec![Some((object("a"), standing(1, "5", 1)))]));
     w.writer.stands("Gateway", Change::Replaced(vec![]));
     assert_eq!(w.words(), "");
     w.writer.stands("ExportedService", Change::Replaced(vec![]));

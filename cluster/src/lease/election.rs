@@ -71,8 +71,11 @@ impl Election {
     /// What to write at the end: nobody holds it.
     pub(super) fn release(&self, _now: Instant) -> Option<Wish> {
         let (record, _) = self.seen.as_ref()?;
-        (record.holder == self.holder)
-            .then(|| Wish { holder: String::new(), term: record.term, takes: false })
+        (record.holder == self.holder).then(|| Wish {
+            holder: String::new(),
+            term: record.term,
+            takes: false,
+        })
     }
 
     /// A wish was granted; it was asked for at `asked`.

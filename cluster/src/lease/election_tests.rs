@@ -20,7 +20,8 @@ impl Store {
         }
         self.writes += 1;
         let version = self.writes.to_string();
-        let record = Record { holder: wish.holder.clone(), term: wish.term, duration: LEASE, version };
+        let record =
+            Record { holder: wish.holder.clone(), term: wish.term, duration: LEASE, version };
         self.lease = Some(record.clone());
         Some(record)
     }

@@ -86,7 +86,9 @@ pub(super) async fn drive<F: Future<Output = bool> + Send>(
                 None => return,
             },
         };
-        for item in first.into_iter().chain(std::iter::from_fn(|| news.try_recv().ok()).take(10_000)) {
+        for item in
+            first.into_iter().chain(std::iter::from_fn(|| news.try_recv().ok()).take(10_000))
+        {
             listed.store(0, Ordering::Relaxed);
             match item {
                 Item::Services(change) => known.services(change, &options),
@@ -99,10 +101,13 @@ pub(super) async fn drive<F: Future<Output = bool> + Send>(
             }
         }
         let now = Instant::now();
-        let healths: Vec<_> = watches.iter().map(|(kind, heard)| (*kind, heard.health(now))).collect();
+        let healths: Vec<_> =
+            watches.iter().map(|(kind, heard)| (*kind, heard.health(now))).collect();
         let broken = healths.iter().any(|(_, health)| health.silent);
         let rest = now.saturating_duration_since(last_probe);
-        if !probing && (rest >= PROBE_EVERY || broken && rest >= PROBE_MIN && known.verdict.is_none()) {
+        if !probing
+            && (rest >= PROBE_EVERY || broken && rest >= PROBE_MIN && known.verdict.is_none())
+        {
             last_probe = now;
             probing = ask.try_send(()).is_ok();
         }
@@ -110,10 +115,14 @@ pub(super) async fn drive<F: Future<Output = bool> + Send>(
             .iter()
             .find(|(_, health)| health.note.is_some())
             .map(|(kind, _)| (*kind).to_owned());
+        // A broken stream leaves its words behind until the next event; a refusal is known by them.
+        let refuses = |error: &str| error.contains("forbidden") || error.contains("Unauthorized");
         known.denied = healths
             .iter()
-            .find_map(|(kind, health)| Some((*kind, health.error.clone()?)).filter(|_| !health.silent))
-            .map(|(kind, error)| format!("{kind}: {error}"));
+            .filter(|(_, health)| !health.silent)
+            .find_map(|(kind, health)| Some((kind, health.error.as_ref()?, health.synced)))
+            .filter(|(_, error, synced)| !synced || refuses(error))
+            .map(|(kind, error, _)| format!("{kind}: {error}"));
         let watched = healths.iter().filter_map(|(_, health)| health.heard);
         let heard = watched.chain(known.answered).max_by_key(|moment| moment.at);
         known.tell(&server, &options);
@@ -172,7 +181,8 @@ fn start(
     let root = &options.root_namespace;
 
     let (heard, own) = listen("ExportedService");
-    let what = Follow { apis: vec![Api::<Object>::all(own)], config: watcher::Config::default(), heard };
+    let what =
+        Follow { apis: vec![Api::<Object>::all(own)], config: watcher::Config::default(), heard };
     let (listed, most) = (listed.clone(), options.limits.services);
     let trim = move |object: Object| {
         // Beyond twice the limit nothing is kept: a million objects cost a million small words.
@@ -298,7 +308,8 @@ impl Known {
                     return;
                 }
                 self.too_many = None;
-                self.services = Some(all.into_iter().flatten().map(|one| (one.key, one.value)).collect());
+                self.services =
+                    Some(all.into_iter().flatten().map(|one| (one.key, one.value)).collect());
             }
             Change::Applied(Some(one)) => {
                 let services = self.services.get_or_insert_default();
@@ -349,8 +360,12 @@ impl Known {
                     self.uid = Some(uid);
                 }
             }
-            Err(Verdict::Silent(problem)) => self.verdict = Some(Verdict::Silent(named(server, problem))),
-            Err(Verdict::Refused(problem)) => self.verdict = Some(Verdict::Refused(named(server, problem))),
+            Err(Verdict::Silent(problem)) => {
+                self.verdict = Some(Verdict::Silent(named(server, problem)))
+            }
+            Err(Verdict::Refused(problem)) => {
+                self.verdict = Some(Verdict::Refused(named(server, problem)))
+            }
         }
     }
 
@@ -380,29 +395,46 @@ impl Known {
         if let Some(kind) = &self.missing {
             return Some(Problem::new(
                 "NotInstalled",
-                format!("{server} does not know the kind {kind}. Fix: install Isthmus (its CRDs and its controllers) in that cluster"),
+                format!(
+                    "{server} does not know the kind {kind}. Fix: install Isthmus (its CRDs and its controllers) in that cluster"
+                ),
             ));
         }
         if let Some(denied) = &self.denied {
             return Some(Problem::new(
                 "ReadFailed",
-                format!("{server} does not let us read {denied}. Fix: isthmus create-remote-secret there prints the roles a link needs"),
+                format!(
+                    "{server} does not let us read {denied}. Fix: isthmus create-remote-secret there prints the roles a link needs"
+                ),
             ));
         }
         if let Some(count) = self.too_many {
             return Some(Problem::new(
                 "TooManyServices",
-                format!("{server} exports {count} services, at most {} are taken from one link; the last good list stays in use. Fix: export fewer", options.limits.services),
+                format!(
+                    "{server} exports {count} services, at most {} are taken from one link; the last good list stays in use. Fix: export fewer",
+                    options.limits.services
+                ),
             ));
         }
         if matches!(self.mesh, Some(None)) {
             return Some(Problem::new(
                 "NoMeshConfig",
-                format!("{server} has no ConfigMap {}/isthmus-mesh. Fix: install Isthmus in that cluster", options.root_namespace),
+                format!(
+                    "{server} has no ConfigMap {}/isthmus-mesh. Fix: install Isthmus in that cluster",
+                    options.root_namespace
+                ),
             ));
         }
-        if self.services.is_none() || self.gateways.is_none() || self.mesh.is_none() || self.uid.is_none() {
-            return Some(Problem::new("Reading", format!("{server} is being read for the first time.")));
+        if self.services.is_none()
+            || self.gateways.is_none()
+            || self.mesh.is_none()
+            || self.uid.is_none()
+        {
+            return Some(Problem::new(
+                "Reading",
+                format!("{server} is being read for the first time."),
+            ));
         }
         None
     }
@@ -421,7 +453,10 @@ fn told(
 ) -> Result<Told, Problem> {
     let map = ObjectRef::new("ConfigMap", &options.root_namespace, "isthmus-mesh");
     let bad = |key: &str, why: String| {
-        Problem::new("BadMeshConfig", format!("{map} data[{key}] of that cluster: {why}. Fix: correct it there"))
+        Problem::new(
+            "BadMeshConfig",
+            format!("{map} data[{key}] of that cluster: {why}. Fix: correct it there"),
+        )
     };
     fn read<T: std::str::FromStr>(data: &BTreeMap<String, String>, key: &str) -> Result<T, String>
     where

@@ -18,9 +18,14 @@ fn exported(name: &str) -> Option<Box<Exported>> {
 }
 
 fn mesh() -> BTreeMap<String, String> {
-    [("cluster", "west"), ("network", "net-west"), ("trustDomain", "west.mesh"), ("rootCertificates", "pem")]
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .into()
+    [
+        ("cluster", "west"),
+        ("network", "net-west"),
+        ("trustDomain", "west.mesh"),
+        ("rootCertificates", "pem"),
+    ]
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .into()
 }
 
 fn known(options: &Options) -> Known {
@@ -79,7 +84,11 @@ fn a_bad_object_costs_itself_only() {
     known.tell("https://w", &options);
     let told = known.told.unwrap();
     assert_eq!(told.services.len(), 2);
-    assert!(told.findings.iter().any(|finding| finding.object.name == "UPPER"), "{:?}", told.findings);
+    assert!(
+        told.findings.iter().any(|finding| finding.object.name == "UPPER"),
+        "{:?}",
+        told.findings
+    );
 }
 
 #[test]
@@ -124,6 +133,7 @@ fn gateway_addresses_are_read_in_istio_s_way() {
     let text: Vec<String> = addresses.iter().map(|a| format!("{}:{}", a.host, a.port)).collect();
     assert_eq!(text, ["203.0.113.8:15443", "gw.example.com:15443"]);
     let mut labelled = service;
-    labelled.metadata.labels = Some([("networking.istio.io/gatewayPort".to_owned(), "443".to_owned())].into());
+    labelled.metadata.labels =
+        Some([("networking.istio.io/gatewayPort".to_owned(), "443".to_owned())].into());
     assert!(gateway(labelled, 1).1.iter().all(|a| a.port == 443));
 }

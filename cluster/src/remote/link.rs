@@ -20,15 +20,23 @@ pub(super) enum Input {
     /// No secret speaks for this cluster any more.
     SecretGone,
     /// A credential at work reports.
-    Report { generation: u64, report: Report },
+    Report {
+        generation: u64,
+        report: Report,
+    },
     Tick,
 }
 
 /// What to do about it.
 #[derive(Debug)]
 pub(super) enum Action {
-    Start { generation: u64, kubeconfig: Box<kubeconfig::Remote> },
-    Stop { generation: u64 },
+    Start {
+        generation: u64,
+        kubeconfig: Box<kubeconfig::Remote>,
+    },
+    Stop {
+        generation: u64,
+    },
     /// The link is over: nothing of it may be published any more.
     Forget,
 }
@@ -136,9 +144,9 @@ impl Link {
                 self.judge(now);
             }
             Input::Tick => {
-                let over = self.gone.is_some_and(|gone| {
-                    now.at.saturating_duration_since(gone.at) >= GRACE
-                });
+                let over = self
+                    .gone
+                    .is_some_and(|gone| now.at.saturating_duration_since(gone.at) >= GRACE);
                 if over {
                     actions.push(Action::Forget);
                 }
@@ -219,10 +227,15 @@ impl Link {
         let problem = self.refused.clone().or_else(|| {
             let next = self.next.as_ref()?;
             let why = match &next.report.verdict {
-                Some(Verdict::Silent(problem) | Verdict::Refused(problem)) => problem.message.clone(),
+                Some(Verdict::Silent(problem) | Verdict::Refused(problem)) => {
+                    problem.message.clone()
+                }
                 None => "it is being read".into(),
             };
-            Some(Problem::new("Replacing", format!("the new credential is not in use yet, the old one still is: {why}")))
+            Some(Problem::new(
+                "Replacing",
+                format!("the new credential is not in use yet, the old one still is: {why}"),
+            ))
         });
         Remote {
             secret: self.secret.clone(),

@@ -63,7 +63,10 @@ impl World {
     fn silent(&mut self, generation: u64) -> String {
         let verdict = Some(Verdict::Silent(Problem::new("ConnectionRefused", "it refuses")));
         let told = self.link.remote().state.exports;
-        self.step(Input::Report { generation, report: Report { told, verdict, ..Report::default() } })
+        self.step(Input::Report {
+            generation,
+            report: Report { told, verdict, ..Report::default() },
+        })
     }
 }
 
@@ -102,7 +105,10 @@ fn a_bad_credential_never_takes_over() {
     w.synced(1);
     w.secret("b");
     let verdict = Some(Verdict::Refused(Problem::new("Unauthorized", "401")));
-    assert_eq!(w.step(Input::Report { generation: 2, report: Report { verdict, ..Report::default() } }), "");
+    assert_eq!(
+        w.step(Input::Report { generation: 2, report: Report { verdict, ..Report::default() } }),
+        ""
+    );
     let remote = w.link.remote();
     assert_eq!(remote.state.reachable.is, Reachable::True);
     assert!(remote.problem.unwrap().message.contains("401"));

@@ -34,19 +34,27 @@ pub(super) fn judge(server: &str, error: &kube::Error) -> Verdict {
         return match status.code {
             401 => Verdict::Refused(Problem::new(
                 "Unauthorized",
-                format!("{server} does not accept the credential (401): it expired or was revoked. Fix: isthmus link renews it"),
+                format!(
+                    "{server} does not accept the credential (401): it expired or was revoked. Fix: isthmus link renews it"
+                ),
             )),
             403 => Verdict::Refused(Problem::new(
                 "Forbidden",
-                format!("{server} forbids what a link reads (403: {said}). Fix: isthmus create-remote-secret there prints the roles it needs"),
+                format!(
+                    "{server} forbids what a link reads (403: {said}). Fix: isthmus create-remote-secret there prints the roles it needs"
+                ),
             )),
             404 => Verdict::Refused(Problem::new(
                 "NotInstalled",
-                format!("{server} does not know what a link reads (404: {said}). Fix: install Isthmus in that cluster"),
+                format!(
+                    "{server} does not know what a link reads (404: {said}). Fix: install Isthmus in that cluster"
+                ),
             )),
             code => Verdict::Silent(Problem::new(
                 "ServerError",
-                format!("{server} answers {code}: {said}. Fix: look at that API server; what it told before is kept"),
+                format!(
+                    "{server} answers {code}: {said}. Fix: look at that API server; what it told before is kept"
+                ),
             )),
         };
     }
@@ -88,7 +96,9 @@ pub(super) fn judge_text(server: &str, text: &str) -> Verdict {
     };
     Verdict::Silent(Problem::new(
         reason,
-        format!("{server} {what} ({text}). What it told before is kept. Fix: start it, or open the way there"),
+        format!(
+            "{server} {what} ({text}). What it told before is kept. Fix: start it, or open the way there"
+        ),
     ))
 }
 
@@ -102,9 +112,15 @@ mod tests {
             Verdict::Silent(problem) => format!("silent {}", problem.reason),
             Verdict::Refused(problem) => format!("refused {}", problem.reason),
         };
-        assert_eq!(reason("tcp connect error: Connection refused (os error 111)"), "silent ConnectionRefused");
+        assert_eq!(
+            reason("tcp connect error: Connection refused (os error 111)"),
+            "silent ConnectionRefused"
+        );
         assert_eq!(reason("deadline has elapsed"), "silent NoAnswer");
-        assert_eq!(reason("client error: invalid peer certificate: UnknownIssuer"), "refused WrongCertificateAuthority");
+        assert_eq!(
+            reason("client error: invalid peer certificate: UnknownIssuer"),
+            "refused WrongCertificateAuthority"
+        );
         assert_eq!(reason("invalid peer certificate: Expired"), "refused BadServerCertificate");
         assert_eq!(reason("dns error: failed to lookup address"), "silent NameNotFound");
     }

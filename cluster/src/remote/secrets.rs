@@ -144,8 +144,14 @@ pub(super) fn sources(
                 other,
                 2103,
                 format!("data[{cluster}]"),
-                format!("cluster id {cluster} is already claimed by {}, so this key is not used.", secret.object),
-                format!("give one of the two clusters another id, or delete {} or {}", secret.object, other.object),
+                format!(
+                    "cluster id {cluster} is already claimed by {}, so this key is not used.",
+                    secret.object
+                ),
+                format!(
+                    "give one of the two clusters another id, or delete {} or {}",
+                    secret.object, other.object
+                ),
             ));
         }
         if read.sources.len() >= LINKS_MAX && !read.sources.contains_key(&cluster) {

@@ -24,14 +24,17 @@ fn secret(name: &str, created: i64, data: &[(&str, String)]) -> SecretData {
     secret.metadata.annotations =
         Some(BTreeMap::from([(label::REMOTE_CLUSTER.into(), cluster.into())]));
     secret.data = Some(
-        data.iter().map(|(key, text)| ((*key).to_owned(), ByteString(text.clone().into()))).collect(),
+        data.iter()
+            .map(|(key, text)| ((*key).to_owned(), ByteString(text.clone().into())))
+            .collect(),
     );
     trim(secret).unwrap()
 }
 
 fn read(secrets: &[SecretData], owner: Option<&str>) -> Read {
     let secrets = secrets.iter().map(|one| (one.object.clone(), one.clone())).collect();
-    let owner = owner.map(|name| ("west".to_owned(), ObjectRef::new("Secret", "isthmus-system", name)));
+    let owner =
+        owner.map(|name| ("west".to_owned(), ObjectRef::new("Secret", "isthmus-system", name)));
     sources(&secrets, &owner.into_iter().collect(), Rules::default())
 }
 
@@ -39,7 +42,10 @@ const WEST: &str = "https://10.0.0.2:6443";
 
 #[test]
 fn each_key_is_a_cluster() {
-    let read = read(&[secret("both", 1, &[("west", kubeconfig(WEST)), ("north", kubeconfig(WEST))])], None);
+    let read = read(
+        &[secret("both", 1, &[("west", kubeconfig(WEST)), ("north", kubeconfig(WEST))])],
+        None,
+    );
     assert_eq!(read.sources.keys().collect::<Vec<_>>(), ["north", "west"]);
     assert!(read.sources.values().all(|source| source.kubeconfig.is_ok()));
     assert!(read.findings.is_empty());
@@ -50,14 +56,19 @@ fn a_secret_without_data_is_named_at_its_link() {
     let read = read(&[secret("istio-remote-secret-west", 1, &[])], None);
     let problem = read.sources["west"].kubeconfig.as_ref().unwrap_err();
     assert_eq!(problem.reason, "SecretWithoutData");
-    assert!(problem.message.contains("istio-remote-secret-west") && problem.message.contains("Fix: "));
+    assert!(
+        problem.message.contains("istio-remote-secret-west") && problem.message.contains("Fix: ")
+    );
     assert_eq!(read.findings[0].field, "data");
 }
 
 #[test]
 fn a_secret_without_data_does_not_hide_a_good_one() {
     let read = read(
-        &[secret("istio-remote-secret-west", 1, &[]), secret("b", 2, &[("west", kubeconfig(WEST))])],
+        &[
+            secret("istio-remote-secret-west", 1, &[]),
+            secret("b", 2, &[("west", kubeconfig(WEST))]),
+        ],
         None,
     );
     assert!(read.sources["west"].kubeconfig.is_ok());
@@ -66,7 +77,10 @@ fn a_secret_without_data_does_not_hide_a_good_one() {
 
 #[test]
 fn two_secrets_with_one_id_are_both_named_and_the_first_keeps_it() {
-    let two = [secret("b", 1, &[("west", kubeconfig(WEST))]), secret("a", 2, &[("west", kubeconfig("https://10.0.0.9"))])];
+    let two = [
+        secret("b", 1, &[("west", kubeconfig(WEST))]),
+        secret("a", 2, &[("west", kubeconfig("https://10.0.0.9"))]),
+    ];
     let older = read(&two, None);
     assert_eq!(older.sources["west"].secret.name, "b");
     let text = older.findings[0].to_string();
@@ -77,7 +91,8 @@ fn two_secrets_with_one_id_are_both_named_and_the_first_keeps_it() {
 
 #[test]
 fn a_key_that_is_no_id_costs_itself_only() {
-    let read = read(&[secret("a", 1, &[("West_1", kubeconfig(WEST)), ("north", kubeconfig(WEST))])], None);
+    let read =
+        read(&[secret("a", 1, &[("West_1", kubeconfig(WEST)), ("north", kubeconfig(WEST))])], None);
     assert_eq!(read.sources.keys().collect::<Vec<_>>(), ["north"]);
     assert_eq!(read.findings[0].field, "data[West_1]");
 }
@@ -87,7 +102,10 @@ fn a_self_pointing_server_is_named_with_its_secret() {
     let read = read(&[secret("a", 1, &[("west", kubeconfig("https://127.0.0.1:6443"))])], None);
     let problem = read.sources["west"].kubeconfig.as_ref().unwrap_err();
     assert_eq!(problem.reason, "SelfPointingServer");
-    assert!(problem.message.contains("self-pointing server 127.0.0.1") && problem.message.contains("isthmus-system/a data[west]"));
+    assert!(
+        problem.message.contains("self-pointing server 127.0.0.1")
+            && problem.message.contains("isthmus-system/a data[west]")
+    );
 }
 
 #[test]
