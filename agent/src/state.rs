@@ -37,7 +37,11 @@ impl State {
         match xds::codec::from_json(&text) {
             Ok(program) => {
                 let age = self.age("program.json");
-                tracing::info!(resources = program.len(), age_seconds = age, "last good configuration");
+                tracing::info!(
+                    resources = program.len(),
+                    age_seconds = age,
+                    "last good configuration"
+                );
                 program
             }
             Err(error) => {

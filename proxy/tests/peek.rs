@@ -110,7 +110,8 @@ fn every_byte_alone_gives_the_same_answer_and_the_bytes_are_kept() {
 
 #[test]
 fn names_are_strict() {
-    let refused = |name: &[u8], refusal| assert_eq!(named(name), Peek::Refused(refusal), "{name:?}");
+    let refused =
+        |name: &[u8], refusal| assert_eq!(named(name), Peek::Refused(refusal), "{name:?}");
     assert_eq!(
         named(b"OUTBOUND_.80_._.Hello.Shop.Global"),
         Peek::Hello(Hello { sni: Some(NAME.into()), alpn: vec![] }),

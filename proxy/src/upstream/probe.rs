@@ -94,11 +94,7 @@ pub(crate) fn touch(shared: &Arc<Shared>, path: &Arc<Path>) {
     }
 }
 
-async fn run(
-    shared: Weak<Shared>,
-    path: Arc<Path>,
-    end: tokio_util::sync::CancellationToken,
-) {
+async fn run(shared: Weak<Shared>, path: Arc<Path>, end: tokio_util::sync::CancellationToken) {
     let mut judge = Judge::default();
     let mut soon = false;
     loop {

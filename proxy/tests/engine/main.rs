@@ -125,7 +125,13 @@ async fn a_dead_gateway_is_ejected_by_probes_and_comes_home() {
     let world = World::new(&["east", "west", "north"]);
     // Both accounts on one socket: our test gateway answers probes as a gateway would.
     let west = world
-        .echo_at("127.0.0.1:0".parse().unwrap(), "west", "isthmus-system", "isthmus-gateway", "west")
+        .echo_at(
+            "127.0.0.1:0".parse().unwrap(),
+            "west",
+            "isthmus-system",
+            "isthmus-gateway",
+            "west",
+        )
         .await;
     let north = world.echo("north", "hello", "north").await;
     let mut snapshot =
@@ -137,10 +143,9 @@ async fn a_dead_gateway_is_ejected_by_probes_and_comes_home() {
     };
     let mut settings = settings.clone();
     let west_id = "west".parse().unwrap();
-    settings.server_identities.insert(
-        west_id,
-        [identity("west", "isthmus-system", "isthmus-gateway")].into(),
-    );
+    settings
+        .server_identities
+        .insert(west_id, [identity("west", "isthmus-system", "isthmus-gateway")].into());
     snapshot.program.insert(cluster, Arc::new(Resource::Cluster(settings)));
     let engine = world.engine(watched(snapshot));
     assert_eq!(ask(&engine).await, "west");
@@ -258,8 +263,11 @@ async fn plaintext_stays_at_home_and_unannounced_clusters_are_never_dialled() {
         assert!(error.to_string().contains("plaintext beyond this network"), "{error}");
         assert_eq!(error.flag(), "UH");
     }
-    let Some(Resource::Cluster(settings)) =
-        snapshot(&[]).program.values().find(|r| matches!(***r, Resource::Cluster(_))).map(|r| (**r).clone())
+    let Some(Resource::Cluster(settings)) = snapshot(&[])
+        .program
+        .values()
+        .find(|r| matches!(***r, Resource::Cluster(_)))
+        .map(|r| (**r).clone())
     else {
         panic!("the cluster is there")
     };
@@ -342,7 +350,8 @@ fn wanting(
 #[tokio::test(start_paused = true)]
 async fn a_first_use_waits_a_second_while_connected_and_not_at_all_else() {
     let world = World::new(&["east"]);
-    let snapshots = watch::Sender::new(Arc::new(Snapshot { connected: true, ..Snapshot::default() }));
+    let snapshots =
+        watch::Sender::new(Arc::new(Snapshot { connected: true, ..Snapshot::default() }));
     let (engine, mut wanted) = wanting(&world, snapshots.subscribe());
     let listener = ResourceName::outbound("240.240.7.2".parse().unwrap(), 80);
 
@@ -372,7 +381,8 @@ async fn a_first_use_waits_a_second_while_connected_and_not_at_all_else() {
 async fn a_destination_is_asked_for_with_its_endpoints_and_used_as_it_comes() {
     let world = World::new(&["east"]);
     let server = world.echo("east", "hello", "one").await;
-    let snapshots = watch::Sender::new(Arc::new(Snapshot { connected: true, ..Snapshot::default() }));
+    let snapshots =
+        watch::Sender::new(Arc::new(Snapshot { connected: true, ..Snapshot::default() }));
     let (engine, mut wanted) = wanting(&world, snapshots.subscribe());
     let asking = tokio::spawn(async move { ask(&engine).await });
     let mut kinds = vec![wanted.recv().await.unwrap().kind, wanted.recv().await.unwrap().kind];

@@ -188,7 +188,9 @@ pub fn black_hole() -> BlackHole {
     let address = listener.local_addr().unwrap().as_socket().unwrap();
     let mut queued = Vec::new();
     // Until one is not answered any more, the queue is not full.
-    while let Ok(stream) = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(100)) {
+    while let Ok(stream) =
+        std::net::TcpStream::connect_timeout(&address, Duration::from_millis(100))
+    {
         queued.push(stream);
     }
     BlackHole { address, _listener: listener, _queued: queued }
