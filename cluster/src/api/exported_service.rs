@@ -1,0 +1,1 @@
+//! What a cluster tells the others about one exported service.

@@ -1,0 +1,1 @@
+//! Makes a `mesh::federate::Plan` so, by server-side apply, under the leader's term.

@@ -1,0 +1,1 @@
+//! The allow-list for kubeconfigs that come out of Secrets.

@@ -1,0 +1,1 @@
+//! Who may write: one leader, by a Lease and a monotonic clock.
