@@ -139,7 +139,7 @@ mod tests {
         let issuer = trust::issue::Issuer::from_cacerts(
             &ca.ca_cert,
             &ca.cert_chain,
-            &ca.ca_key,
+            ca.ca_key.reveal(),
             &ca.root_cert,
         )
         .unwrap();

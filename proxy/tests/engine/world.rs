@@ -63,7 +63,7 @@ impl World {
             )
             .unwrap();
             let issuer =
-                Issuer::from_cacerts(&ca.ca_cert, &ca.cert_chain, &ca.ca_key, &ca.root_cert);
+                Issuer::from_cacerts(&ca.ca_cert, &ca.cert_chain, ca.ca_key.reveal(), &ca.root_cert);
             issuers.insert((*cluster).to_owned(), issuer.unwrap());
         }
         Self { issuers, root_pem: root.certificate_pem }
