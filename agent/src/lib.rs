@@ -138,13 +138,15 @@ pub async fn start(
             let (hurry, hurried) = watch::channel(0);
             let server = dial::control_plane(&config.trust_domain);
             let issuing = dial::connector(address, None, bundle.subscribe(), &server);
-            let issue = identity::Issue { identity, token, connector: issuing, state: state.clone() };
+            let issue =
+                identity::Issue { identity, token, connector: issuing, state: state.clone() };
             let svid = tokio::select! {
                 svid = issue.first(readiness) => svid,
                 () = end.cancelled() => anyhow::bail!("ended before there was an identity"),
             };
             let svid = issue.keep(svid, hurried, end.clone());
-            let connector = dial::connector(address, Some(svid.clone()), bundle.subscribe(), &server);
+            let connector =
+                dial::connector(address, Some(svid.clone()), bundle.subscribe(), &server);
             let known = state.as_ref().map(State::program).unwrap_or_default();
             let subscription =
                 xds::subscribe::start_from(config.node(), connector, known, end.clone());
@@ -265,7 +267,10 @@ async fn keep_up(
         {
             let saved = tokio::task::spawn_blocking(move || state.save_program(&now.program)).await;
             if let Ok(Err(error)) = saved {
-                tracing::warn!(error = format!("{error:#}"), "the last good configuration is not kept");
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the last good configuration is not kept"
+                );
             }
         }
         let next = async {

@@ -37,7 +37,11 @@ impl State {
         match xds::codec::from_json(&text) {
             Ok(program) => {
                 let age = self.age("program.json");
-                tracing::info!(resources = program.len(), age_seconds = age, "last good configuration");
+                tracing::info!(
+                    resources = program.len(),
+                    age_seconds = age,
+                    "last good configuration"
+                );
                 program
             }
             Err(error) => {
@@ -135,7 +139,7 @@ mod tests {
         let issuer = trust::issue::Issuer::from_cacerts(
             &ca.ca_cert,
             &ca.cert_chain,
-            &ca.ca_key,
+            ca.ca_key.reveal(),
             &ca.root_cert,
         )
         .unwrap();

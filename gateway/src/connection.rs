@@ -57,7 +57,9 @@ impl LastAccept {
     }
 
     pub(crate) fn ago(&self) -> Duration {
-        self.start.elapsed().saturating_sub(Duration::from_millis(self.millis.load(Ordering::Relaxed)))
+        self.start
+            .elapsed()
+            .saturating_sub(Duration::from_millis(self.millis.load(Ordering::Relaxed)))
     }
 }
 
@@ -229,7 +231,8 @@ impl Gateway {
             }
             Err(error) => {
                 let flags = error.flag();
-                let reason = if error.attempts().is_empty() { "no_pod" } else { "pods_unreachable" };
+                let reason =
+                    if error.attempts().is_empty() { "no_pod" } else { "pods_unreachable" };
                 Err(Refused { flags, details: error.to_string(), ..refused(reason) })
             }
         }

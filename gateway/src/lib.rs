@@ -5,9 +5,9 @@ mod connection;
 mod hello;
 mod numbers;
 
+use anyhow::Context as _;
 pub use config::{Config, SvidFiles};
 use connection::Gateway;
-use anyhow::Context as _;
 use mesh::program::ResourceName;
 use mesh::world::Role;
 use numbers::Numbers;

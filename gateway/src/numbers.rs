@@ -21,11 +21,8 @@ pub(crate) struct Numbers {
 
 impl Numbers {
     pub(crate) fn register(metrics: &Metrics) -> Self {
-        let this = Self {
-            refused: Family::default(),
-            probes: Counter::default(),
-            live: Gauge::default(),
-        };
+        let this =
+            Self { refused: Family::default(), probes: Counter::default(), live: Gauge::default() };
         metrics.register(|registry| {
             registry.register(
                 "isthmus_gateway_sni_refused",

@@ -1,7 +1,7 @@
 //! Whom a TLS client asks for, read from its first bytes without answering: SNI and ALPN.
 //!
-//! Sans-IO, linear in the bytes however they are cut, and strict: what rustls would not accept as a
-//! ClientHello is not routed, and a name is either one proper DNS name or a reason to refuse.
+//! Sans-IO, linear in the bytes however they are cut, and strict about names: there is one proper
+//! DNS name, or none, or a reason to refuse. Ciphers and key shares are the backend's to judge.
 
 use std::net::IpAddr;
 

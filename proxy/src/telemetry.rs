@@ -130,12 +130,29 @@ impl EncodeLabelSet for Labels {
 
 /// Istio's buckets for durations, milliseconds.
 const DURATIONS: [f64; 20] = [
-    0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_500.0, 5_000.0, 10_000.0,
-    30_000.0, 60_000.0, 300_000.0, 600_000.0, 1_800_000.0, 3_600_000.0, 7_200_000.0,
+    0.5,
+    1.0,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    500.0,
+    1_000.0,
+    2_500.0,
+    5_000.0,
+    10_000.0,
+    30_000.0,
+    60_000.0,
+    300_000.0,
+    600_000.0,
+    1_800_000.0,
+    3_600_000.0,
+    7_200_000.0,
 ];
 /// And for sizes, bytes.
-const SIZES: [f64; 10] =
-    [1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9];
+const SIZES: [f64; 10] = [1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9];
 
 type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
 
@@ -342,8 +359,10 @@ impl Numbers {
     pub(crate) fn probed(&self, key: &Key, probed: Probed, took: Option<Duration>) {
         let (destination_cluster, gateway) = (key.1.to_string(), key.0.to_string());
         if let Some(took) = took {
-            let labels =
-                Gateway { destination_cluster: destination_cluster.clone(), gateway: gateway.clone() };
+            let labels = Gateway {
+                destination_cluster: destination_cluster.clone(),
+                gateway: gateway.clone(),
+            };
             self.probe_seconds.get_or_create(&labels).observe(took.as_secs_f64());
         }
         let result = match probed {

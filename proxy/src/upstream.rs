@@ -161,6 +161,10 @@ impl Picked {
     /// From now on this endpoint serves one more request, until the guard goes.
     pub fn begin(&self) -> InFlight {
         self.seat.active.fetch_add(1, Ordering::AcqRel);
+        // Requests on pooled connections are use too: their gateway must be watched.
+        if self.seat.path.gateway {
+            probe::touch(&self.upstream.inner.shared, &self.seat.path);
+        }
         InFlight { picked: self.clone() }
     }
 

@@ -159,7 +159,8 @@ impl Upstream {
                 };
                 let chosen = chosen.and_then(|picked| {
                     let key = picked.key();
-                    let same = attempts.iter().filter(|a| (a.endpoint, &a.cluster) == (key.0, &key.1));
+                    let same =
+                        attempts.iter().filter(|a| (a.endpoint, &a.cluster) == (key.0, &key.1));
                     if same.count() >= SAME_MAX {
                         return Err(self.nobody("every endpoint was dialled already"));
                     }

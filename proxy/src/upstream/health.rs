@@ -77,9 +77,14 @@ pub(crate) enum Phase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Evidence {
     /// Connected, with a handshake where one is due.
-    Connected { took_us: u64 },
+    Connected {
+        took_us: u64,
+    },
     /// Not connected: refused, reset or wrong identity, or nothing for so long.
-    Failed { phase: Phase, timed_out: bool },
+    Failed {
+        phase: Phase,
+        timed_out: bool,
+    },
     /// The next attempt had to be started.
     Late(Phase),
     Answered,

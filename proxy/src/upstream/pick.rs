@@ -105,7 +105,8 @@ impl Plan {
             let weights: u64 = available.iter().map(Available::effective).sum();
             for group in available {
                 // Millionths keep small localities alive in integer arithmetic.
-                let load = (share * 1_000_000 * group.effective()).checked_div(weights).unwrap_or(0);
+                let load =
+                    (share * 1_000_000 * group.effective()).checked_div(weights).unwrap_or(0);
                 if load == 0 || group.seats.is_empty() {
                     continue;
                 }

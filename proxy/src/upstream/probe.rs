@@ -89,16 +89,15 @@ impl Judge {
 /// Notes that somebody wants to go there, and sees to a prober for gateways.
 pub(crate) fn touch(shared: &Arc<Shared>, path: &Arc<Path>) {
     path.used_at.store(shared.clock.now(), Ordering::Release);
-    if path.gateway && !path.probing.swap(true, Ordering::AcqRel) {
+    let begin = path.gateway
+        && !path.probing.load(Ordering::Acquire)
+        && !path.probing.swap(true, Ordering::AcqRel);
+    if begin {
         tokio::spawn(run(Arc::downgrade(shared), path.clone(), shared.end.clone()));
     }
 }
 
-async fn run(
-    shared: Weak<Shared>,
-    path: Arc<Path>,
-    end: tokio_util::sync::CancellationToken,
-) {
+async fn run(shared: Weak<Shared>, path: Arc<Path>, end: tokio_util::sync::CancellationToken) {
     let mut judge = Judge::default();
     let mut soon = false;
     loop {

@@ -143,9 +143,7 @@ fn dialable(address: IpAddr) -> bool {
         IpAddr::V4(v4) => {
             !(v4.is_link_local() || v4.is_multicast() || v4.is_broadcast() || v4.is_unspecified())
         }
-        IpAddr::V6(v6) => {
-            !(v6.is_unicast_link_local() || v6.is_multicast() || v6.is_unspecified())
-        }
+        IpAddr::V6(v6) => !(v6.is_unicast_link_local() || v6.is_multicast() || v6.is_unspecified()),
     }
 }
 
