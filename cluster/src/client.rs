@@ -20,7 +20,9 @@ pub async fn connect(kubeconfig: &Path) -> Result<Client> {
             .with_context(|| format!("kubeconfig {} cannot be read", kubeconfig.display()))?;
         kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
             .await
-            .with_context(|| format!("kubeconfig {} names no usable cluster", kubeconfig.display()))?
+            .with_context(|| {
+                format!("kubeconfig {} names no usable cluster", kubeconfig.display())
+            })?
     } else {
         kube::Config::incluster().with_context(|| {
             let path = kubeconfig.display();
@@ -53,7 +55,9 @@ pub struct Operator {
 pub async fn operator(choice: &Choice) -> Result<Operator> {
     let Some(file) = kubeconfig(choice)? else {
         if let Some(context) = &choice.context {
-            bail!("there is no kubeconfig to look for context {context:?} in; set KUBECONFIG or give --kubeconfig");
+            bail!(
+                "there is no kubeconfig to look for context {context:?} in; set KUBECONFIG or give --kubeconfig"
+            );
         }
         let config = kube::Config::incluster().context(
             "there is no kubeconfig (--kubeconfig, KUBECONFIG, ~/.kube/config), and this is no pod",
@@ -61,7 +65,8 @@ pub async fn operator(choice: &Choice) -> Result<Operator> {
         let (client, namespace) = (build(config.clone())?, config.default_namespace.clone());
         return Ok(Operator { client, config, context: String::new(), namespace });
     };
-    let context = choice.context.clone().or_else(|| file.current_context.clone()).unwrap_or_default();
+    let context =
+        choice.context.clone().or_else(|| file.current_context.clone()).unwrap_or_default();
     if !file.contexts.iter().any(|known| known.name == context) {
         let known: Vec<&str> = file.contexts.iter().map(|known| known.name.as_str()).collect();
         bail!("the kubeconfig has no context {context:?}; it has {}", known.join(", "));
@@ -77,13 +82,16 @@ pub async fn operator(choice: &Choice) -> Result<Operator> {
 /// kube's own loader fails where one file of `KUBECONFIG` does not exist; kubectl skips it.
 fn kubeconfig(choice: &Choice) -> Result<Option<Kubeconfig>> {
     let read = |path: &Path| {
-        Kubeconfig::read_from(path).with_context(|| format!("kubeconfig {} cannot be read", path.display()))
+        Kubeconfig::read_from(path)
+            .with_context(|| format!("kubeconfig {} cannot be read", path.display()))
     };
     if let Some(path) = &choice.kubeconfig {
         return read(path).map(Some);
     }
     let listed: Vec<PathBuf> = match std::env::var_os("KUBECONFIG") {
-        Some(paths) => std::env::split_paths(&paths).filter(|p| !p.as_os_str().is_empty()).collect(),
+        Some(paths) => {
+            std::env::split_paths(&paths).filter(|p| !p.as_os_str().is_empty()).collect()
+        }
         None => Vec::new(),
     };
     let paths = if listed.is_empty() {
@@ -96,9 +104,9 @@ fn kubeconfig(choice: &Choice) -> Result<Option<Kubeconfig>> {
         let next = read(path)?;
         merged = Some(match merged {
             None => next,
-            Some(before) => before
-                .merge(next)
-                .with_context(|| format!("kubeconfig {} does not fit the others", path.display()))?,
+            Some(before) => before.merge(next).with_context(|| {
+                format!("kubeconfig {} does not fit the others", path.display())
+            })?,
         });
     }
     Ok(merged)

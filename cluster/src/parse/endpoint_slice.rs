@@ -90,12 +90,11 @@ pub fn parse(slice: &EndpointSlice) -> Parsed<Slice> {
             continue;
         };
         let target = endpoint.target_ref.as_ref();
-        let pod = target.filter(|target| target.kind.as_deref() == Some("Pod")).map(|target| {
-            TargetPod {
+        let pod =
+            target.filter(|target| target.kind.as_deref() == Some("Pod")).map(|target| TargetPod {
                 name: target.name.clone().unwrap_or_default(),
                 uid: target.uid.clone().unwrap_or_default(),
-            }
-        });
+            });
         endpoints.push(SliceEndpoint { address, pod, node: endpoint.node_name.clone() });
     }
     notes.done(Some(Slice { service, ports, endpoints }))
@@ -155,7 +154,11 @@ mod tests {
             "addressType: IPv4, endpoints: [{addresses: [nonsense]}, {addresses: [10.0.0.9]}]",
             expect![[""]],
         );
-        check("kubernetes.io/service-name: hello", "addressType: FQDN, endpoints: []", expect![[""]]);
+        check(
+            "kubernetes.io/service-name: hello",
+            "addressType: FQDN, endpoints: []",
+            expect![[""]],
+        );
         check(
             "multicluster.kubernetes.io/service-name: hello",
             "addressType: IPv4, endpoints: []",

@@ -116,7 +116,9 @@ fn value<T: FromStr<Err: Display>>(text: &str, key: &str, notes: &mut Notes) -> 
             notes.refuse(
                 3020,
                 &format!("data.{key}"),
-                format!("it is not what it should be, and nothing of this object is used: {error}."),
+                format!(
+                    "it is not what it should be, and nothing of this object is used: {error}."
+                ),
                 "correct it; clusters that are linked keep what they knew until then.",
             );
             None
@@ -132,7 +134,9 @@ mod tests {
 
     #[track_caller]
     fn check(data: &str, expected: Expect) {
-        let map = format!("{{metadata: {{namespace: isthmus-system, name: isthmus-mesh}}, data: {{{data}}}}}");
+        let map = format!(
+            "{{metadata: {{namespace: isthmus-system, name: isthmus-mesh}}, data: {{{data}}}}}"
+        );
         expected.assert_eq(&show(&parse(&object(&map))));
     }
 

@@ -63,9 +63,9 @@ mod tests {
     #[track_caller]
     fn check(yaml: &str, expected: Expect) {
         let facts = parse(&object(yaml));
-        expected.assert_eq(&facts.map_or("nothing\n".into(), |facts| {
-            serde_saphyr::to_string(&facts).unwrap()
-        }));
+        expected.assert_eq(
+            &facts.map_or("nothing\n".into(), |facts| serde_saphyr::to_string(&facts).unwrap()),
+        );
     }
 
     #[test]

@@ -69,10 +69,13 @@ pub fn parse(object: &KubeService) -> Parsed<Service> {
     ports.sort();
     let annotation = object.metadata.annotations.as_ref().and_then(|all| all.get(DISTRIBUTION));
     let traffic_distribution = match annotation {
-        Some(text) => distribution(text, &format!("metadata.annotations.{DISTRIBUTION}"), &mut notes),
-        None => spec.traffic_distribution.as_ref().and_then(|text| {
-            distribution(text, "spec.trafficDistribution", &mut notes)
-        }),
+        Some(text) => {
+            distribution(text, &format!("metadata.annotations.{DISTRIBUTION}"), &mut notes)
+        }
+        None => spec
+            .traffic_distribution
+            .as_ref()
+            .and_then(|text| distribution(text, "spec.trafficDistribution", &mut notes)),
     };
     let service = Service {
         name,
@@ -134,7 +137,11 @@ mod tests {
 
     #[test]
     fn headless_and_external_name_have_no_address() {
-        check("name: db", "clusterIP: None, clusterIPs: [None], ports: [{port: 5432}]", expect![[""]]);
+        check(
+            "name: db",
+            "clusterIP: None, clusterIPs: [None], ports: [{port: 5432}]",
+            expect![[""]],
+        );
         check("name: out", "type: ExternalName, externalName: example.com", expect![[""]]);
     }
 
