@@ -98,7 +98,9 @@ impl Context {
 fn source_of(said: Option<&str>) -> (Option<ClusterId>, String) {
     let (cluster, workload) = said.and_then(|said| said.split_once(';')).unwrap_or_default();
     let fine = workload.len() <= 253
-        && workload.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b));
+        && workload
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b));
     (cluster.parse().ok(), if fine { workload.to_owned() } else { String::new() })
 }
 
@@ -115,7 +117,8 @@ pub(crate) async fn answer(
     let source = parts.headers.remove(&SOURCE);
     record.metrics = Some(context.metrics(source.as_ref()).await);
     record.line.upstream_host = Some(context.application.address.to_string());
-    record.line.upstream_cluster = Some(format!("inbound|{}||", context.application.address.port()));
+    record.line.upstream_cluster =
+        Some(format!("inbound|{}||", context.application.address.port()));
     record.line.downstream_remote_address = Some(context.downstream.peer.to_string());
     record.line.downstream_local_address = Some(context.downstream.local.to_string());
     record.line.requested_server_name = context.downstream.server_name.clone();

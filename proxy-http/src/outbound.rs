@@ -219,8 +219,9 @@ pub(crate) async fn answer(
     let Ok(payload) = body::keep(incoming, route.retry.body_max, patient).await else {
         return reply(record, StatusCode::BAD_REQUEST, "DC", "the request ended early", None);
     };
-    let deadline = (route.timeout_ms > 0)
-        .then(|| tokio::time::Instant::from(record.begun) + Duration::from_millis(route.timeout_ms));
+    let deadline = (route.timeout_ms > 0).then(|| {
+        tokio::time::Instant::from(record.begun) + Duration::from_millis(route.timeout_ms)
+    });
 
     let exchange = Exchange {
         context,

@@ -204,9 +204,9 @@ impl Config {
 
     /// Without a word about its network, a cluster is one.
     pub(crate) fn network(&self) -> Network {
-        self.network.clone().unwrap_or_else(|| {
-            self.cluster.as_str().parse().expect("both are RFC 1123 labels")
-        })
+        self.network
+            .clone()
+            .unwrap_or_else(|| self.cluster.as_str().parse().expect("both are RFC 1123 labels"))
     }
 }
 

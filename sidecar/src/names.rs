@@ -24,7 +24,8 @@ impl Names {
         let (zone, receiver) = watch::channel(Arc::default());
         // Captured questions keep the pod's address as their source.
         let mut allow: Vec<IpNet> = config.pod_addresses.iter().map(|ip| (*ip).into()).collect();
-        allow.extend(["127.0.0.0/8", "::1/128"].map(|net| net.parse().expect("a literal CIDR")));
+        let loopback = ["127.0.0.0/8", "::1/128"];
+        allow.extend(loopback.map(|net| net.parse::<IpNet>().expect("a literal CIDR")));
         let server = Server::bind(Options {
             listen: dns.listen.all(),
             upstreams: dns.upstreams.clone(),

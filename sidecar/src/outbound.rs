@@ -41,7 +41,10 @@ enum Way {
     Mesh(OutboundListener),
     /// Not the mesh's: bytes as they come, to where they were sent.
     Past,
-    Refused { reason: &'static str, detail: String },
+    Refused {
+        reason: &'static str,
+        detail: String,
+    },
 }
 
 impl Outbound {
@@ -148,7 +151,11 @@ impl Outbound {
         };
         let destined = Party {
             workload: established.endpoint.workload.clone(),
-            namespace: established.identity.as_ref().map(|i| i.namespace.clone()).unwrap_or_default(),
+            namespace: established
+                .identity
+                .as_ref()
+                .map(|i| i.namespace.clone())
+                .unwrap_or_default(),
             principal: established.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
             app: established.identity.as_ref().map(|i| i.account.clone()).unwrap_or_default(),
             cluster: Some(established.endpoint.cluster.clone()),
@@ -162,7 +169,9 @@ impl Outbound {
         log.line.upstream_request_attempt_count =
             Some(u32::try_from(established.attempts.len()).unwrap_or(u32::MAX));
         let transferred = match &mut established.stream {
-            Stream::Plain(server) => until_cut(tunnel::splice(&mut stream, server, IDLE), live).await,
+            Stream::Plain(server) => {
+                until_cut(tunnel::splice(&mut stream, server, IDLE), live).await
+            }
             Stream::Tls(server) => {
                 until_cut(tunnel::copy(&mut stream, &mut **server, IDLE), live).await
             }

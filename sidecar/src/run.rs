@@ -156,7 +156,7 @@ fn listen<F, A>(
     drain: &Drain,
     serve: F,
 ) where
-    F: Fn(TcpStream, SocketAddr, Live) -> A + Send + 'static,
+    F: Fn(TcpStream, SocketAddr, Live) -> A + Send + Sync + 'static,
     A: Future<Output = ()> + Send + 'static,
 {
     let (stop, drain) = (stop.clone(), drain.clone());

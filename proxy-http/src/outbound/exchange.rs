@@ -58,13 +58,30 @@ pub(super) struct Failure {
 
 /// What happened to one attempt.
 enum Step {
-    Connected { connection: Connection<Peer>, in_flight: InFlight, reused: bool },
+    Connected {
+        connection: Connection<Peer>,
+        in_flight: InFlight,
+        reused: bool,
+    },
     NotConnected(ConnectFailed),
-    NotHttp { key: Key, problem: hyper::Error },
-    Answered { response: Response<Incoming>, connection: Connection<Peer>, use_: Use },
+    NotHttp {
+        key: Key,
+        problem: hyper::Error,
+    },
+    Answered {
+        response: Response<Incoming>,
+        connection: Connection<Peer>,
+        use_: Use,
+    },
     /// The connection was dead before a byte of this request was written.
-    Unsent { request: Request<RequestBody>, use_: Use },
-    Broken { problem: hyper::Error, use_: Use },
+    Unsent {
+        request: Request<RequestBody>,
+        use_: Use,
+    },
+    Broken {
+        problem: hyper::Error,
+        use_: Use,
+    },
 }
 
 /// One endpoint's use by one attempt.
@@ -224,9 +241,13 @@ impl<'a> Exchange<'a> {
                     progress.tried.push(key.clone());
                     let may = match marker {
                         Unserved::Unsent => matches!(progress.payload, Some(Payload::Whole(_))),
-                        Unserved::Reset => self.is_replayable(&progress) && self.permit(&key, None).is_some(),
+                        Unserved::Reset => {
+                            self.is_replayable(&progress) && self.permit(&key, None).is_some()
+                        }
                     };
-                    if !(may && self.again(&mut progress, "unserved", None)) && progress.steps.is_empty() {
+                    if !(may && self.again(&mut progress, "unserved", None))
+                        && progress.steps.is_empty()
+                    {
                         let mut response = response;
                         response.headers_mut().remove(&UNSERVED);
                         let Use { in_flight, .. } = use_;
@@ -276,7 +297,12 @@ impl<'a> Exchange<'a> {
     }
 
     /// Begins another attempt after a failed one; false where there may be none.
-    fn again(&'a self, progress: &mut Progress<'a>, reason: &'static str, from: Option<&Key>) -> bool {
+    fn again(
+        &'a self,
+        progress: &mut Progress<'a>,
+        reason: &'static str,
+        from: Option<&Key>,
+    ) -> bool {
         if progress.is_hopeful() {
             return true;
         }
@@ -376,8 +402,7 @@ impl<'a> Exchange<'a> {
         };
         let (endpoint, identity) = (established.endpoint, established.identity);
         let key = (endpoint.address, endpoint.cluster.clone());
-        let metrics =
-            self.context.metrics(&destination.name, Some((&endpoint, identity.as_ref())));
+        let metrics = self.context.metrics(&destination.name, Some((&endpoint, identity.as_ref())));
         let peer = Peer { endpoint, identity, metrics, _slot: established.slot };
         match Connection::open(established.stream, peer).await {
             Ok(connection) => {
@@ -402,7 +427,9 @@ impl<'a> Exchange<'a> {
         };
         connection.served += 1;
         let mut request = build(self.parts, body);
-        if connection.about.endpoint.tls && let Some(source) = self.context.source() {
+        if connection.about.endpoint.tls
+            && let Some(source) = self.context.source()
+        {
             request.headers_mut().insert(SOURCE, source);
         }
         progress.steps.push(Box::pin(async move {
