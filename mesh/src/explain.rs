@@ -1,1 +1,403 @@
 //! Reasons as sentences: what `isthmus why` prints, from the decisions the proxies take.
+
+use crate::compile::horizon::{Copies, Place, Reach, Tier, reach, tier};
+use crate::compile::inbound::Policy;
+use crate::compile::outbound::{
+    Named, carried, copies, distribution, identities, joined, named, subset, viewpoint,
+};
+use crate::compile::resource;
+use crate::finding::ObjectRef;
+use crate::inventory::{MtlsMode, ServiceKind, WorkloadName};
+use crate::name::{ClusterId, Hostname, Identity, Locality, Protocol, ServiceName};
+use crate::program::{ClusterName, Endpoints, LoadBalancing, Resource, ResourceKind, ResourceName};
+use crate::world::{Form, View, World, is_published_form};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// How a call of one client would go, decision by decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Explanation {
+    pub asked: String,
+    pub steps: Vec<Step>,
+    pub verdict: Verdict,
+}
+
+/// How it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Verdict {
+    /// There is at least one copy the client can reach.
+    Reachable,
+    Unreachable,
+    /// The mesh has no say: connections go where DNS sends them.
+    NotCarried,
+}
+
+/// One decision and its reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "step", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Step {
+    /// A short name was completed, as a pod's search list does.
+    Completed {
+        host: Hostname,
+    },
+    Name {
+        host: Hostname,
+        addresses: Vec<IpAddr>,
+        meaning: Meaning,
+    },
+    UnknownName {
+        host: String,
+        hints: Vec<Hint>,
+    },
+    /// The name is there, and cannot be dialled through a virtual address.
+    NoAddress {
+        host: Hostname,
+        reason: NoAddress,
+    },
+    NoPort {
+        host: Hostname,
+        port: u16,
+        offered: Vec<u16>,
+        udp: bool,
+    },
+    Listener {
+        name: String,
+        protocol: Protocol,
+    },
+    /// The address belongs to another host.
+    AddressTaken {
+        address: IpAddr,
+        holder: Option<Hostname>,
+    },
+    Route {
+        name: String,
+        attempts: u32,
+        hedge_ms: u64,
+    },
+    Cluster {
+        name: String,
+        load_balancing: LoadBalancing,
+        rule: Option<ObjectRef>,
+    },
+    /// Copies of other clusters do not join this name.
+    LocalOnly {
+        host: Hostname,
+        global: Hostname,
+    },
+    Copies {
+        cluster: ClusterId,
+        locality: Locality,
+        count: u32,
+        /// `None` where they cannot be reached.
+        priority: Option<u32>,
+        tier: Tier,
+        reach: Reach,
+        mtls: bool,
+    },
+    NoCopies {
+        host: Hostname,
+    },
+    Identities {
+        cluster: ClusterId,
+        expected: BTreeSet<Identity>,
+    },
+    /// How own pods behind the name take connections.
+    Inbound {
+        workload: String,
+        port: u16,
+        mode: MtlsMode,
+        by: Option<ObjectRef>,
+    },
+}
+
+/// What kind of name it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Meaning {
+    LocalService,
+    AllExporters,
+    OneCluster,
+    UsersEntry,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NoAddress {
+    Headless,
+    ExternalName,
+    NothingCallable,
+    UsersEntry,
+}
+
+/// What would make an unknown name known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Hint {
+    /// The service lives in these namespaces.
+    OtherNamespaces(Vec<ServiceName>),
+    /// It is here under this name, and not exported.
+    NotExported(ServiceName),
+    /// It is exported here; its entry is not written yet.
+    NotPublishedYet(ServiceName),
+    /// Only these clusters export it.
+    ExportedBy(ServiceName, Vec<ClusterId>),
+    /// Linked clusters that announce no such service here.
+    Silent(Vec<ClusterId>),
+    /// Nothing is linked.
+    NoLinks,
+    /// Not a name of the mesh; upstream DNS decides.
+    Outside,
+}
+
+/// Explains what happens when the client of `view` dials `host:port`. A short host is completed as
+/// the search list of a pod does.
+pub fn why(world: &World, view: &View, host: &str, port: u16) -> Explanation {
+    let asked = format!("{host}:{port}");
+    let mut steps = Vec::new();
+    let verdict = explain(world, view, host, port, &mut steps).unwrap_or(Verdict::Unreachable);
+    Explanation { asked, steps, verdict }
+}
+
+fn explain(
+    world: &World,
+    view: &View,
+    asked: &str,
+    port: u16,
+    steps: &mut Vec<Step>,
+) -> Option<Verdict> {
+    let lower = asked.trim_end_matches('.').to_ascii_lowercase();
+    let Some(host) = complete(world, view, &lower) else {
+        let hints = hints(world, view, &lower);
+        let verdict =
+            if hints == [Hint::Outside] { Verdict::NotCarried } else { Verdict::Unreachable };
+        steps.push(Step::UnknownName { hints, host: lower });
+        return Some(verdict);
+    };
+    if host.as_str() != lower && lower.parse::<IpAddr>().is_err() {
+        steps.push(Step::Completed { host: host.clone() });
+    }
+    let target = world.target(&host)?;
+    steps.push(Step::Name {
+        host: host.clone(),
+        addresses: target.addresses.to_vec(),
+        meaning: match target.form {
+            Form::Local(_) => Meaning::LocalService,
+            Form::All(..) => Meaning::AllExporters,
+            Form::One(..) => Meaning::OneCluster,
+            Form::User(_) => Meaning::UsersEntry,
+        },
+    });
+    let reason = match target.form {
+        Form::Local(service) => match service.kind {
+            ServiceKind::Headless => Some(NoAddress::Headless),
+            ServiceKind::ExternalName => Some(NoAddress::ExternalName),
+            ServiceKind::ClusterIp => None,
+        },
+        Form::User(entry) => entry.addresses.is_empty().then_some(NoAddress::UsersEntry),
+        Form::All(_, entry) | Form::One(_, entry, _) => {
+            entry.addresses.is_empty().then_some(NoAddress::NothingCallable)
+        }
+    };
+    if let Some(reason) = reason {
+        steps.push(Step::NoAddress { host, reason });
+        return match reason {
+            NoAddress::NothingCallable => None,
+            NoAddress::Headless | NoAddress::ExternalName | NoAddress::UsersEntry => {
+                Some(Verdict::NotCarried)
+            }
+        };
+    }
+    let Some(found) = carried(target.ports, port) else {
+        let tcp = target.ports.iter().filter(|it| it.protocol != Protocol::Udp);
+        let offered = tcp.map(|it| it.number).collect();
+        let udp = target.ports.iter().any(|it| it.number == port);
+        steps.push(Step::NoPort { host, port, offered, udp });
+        return None;
+    };
+    let Some(address) = target.addresses.iter().find(|ip| world.holds(&target, **ip)) else {
+        for address in target.addresses {
+            let holder = world.target_at(*address).map(|holder| holder.host.clone());
+            steps.push(Step::AddressTaken { address: *address, holder });
+        }
+        return None;
+    };
+    let listener = ResourceName::outbound(*address, port);
+    steps.push(Step::Listener { name: listener.name, protocol: found.protocol });
+    // The listener leads to the first name; its cluster is the one that is used.
+    let cluster = ClusterName::outbound(port, "", target.host);
+    let name = |kind| ResourceName::new(kind, cluster.to_string());
+    if let Some(Resource::Route(route)) =
+        resource(world, view, &name(ResourceKind::Route)).as_deref()
+    {
+        let (attempts, hedge_ms) = (route.retry.attempts, route.retry.hedge_ms);
+        steps.push(Step::Route { name: route.name.clone(), attempts, hedge_ms });
+    }
+    if let Some(Resource::Cluster(it)) =
+        resource(world, view, &name(ResourceKind::Cluster)).as_deref()
+    {
+        let rule = world.rule(&target, &view.namespace).map(|rule| rule.object.clone());
+        let load_balancing = it.load_balancing;
+        steps.push(Step::Cluster { name: it.name.to_string(), load_balancing, rule });
+    }
+    let endpoints = resource(world, view, &name(ResourceKind::Endpoints))?;
+    let Resource::Endpoints(endpoints) = &*endpoints else { return None };
+    let reachable = explain_copies(world, view, &named(world, &cluster)?, endpoints, steps);
+    Some(if reachable { Verdict::Reachable } else { Verdict::Unreachable })
+}
+
+fn explain_copies(
+    world: &World,
+    view: &View,
+    found: &Named<'_>,
+    endpoints: &Endpoints,
+    steps: &mut Vec<Step>,
+) -> bool {
+    let target = &found.target;
+    if let Form::Local(service) = target.form
+        && joined(world, &service.name).is_none()
+        && world.joint_entry(&service.name).is_some()
+    {
+        let global = service.name.global_host();
+        steps.push(Step::LocalOnly { host: target.host.clone(), global });
+    }
+    let whole = subset(world, view, target, "").flatten();
+    let all = copies(world, found, "", whole);
+    let from = viewpoint(world, view);
+    let prefers = distribution(world, target);
+    // One line for all that are alike.
+    let mut alike: BTreeMap<(Tier, &Locality, &ClusterId, bool, usize), (u32, Reach)> =
+        BTreeMap::new();
+    for (order, it) in all.iter().enumerate() {
+        let way = reach(from, it);
+        let direct = matches!(it.place, Place::Address { .. });
+        let key = (
+            tier(from, it, prefers),
+            it.locality,
+            it.cluster,
+            it.meshed,
+            if direct { order } else { 0 },
+        );
+        let sum = alike.entry(key).or_insert((0, way));
+        sum.0 = sum.0.saturating_add(it.weight);
+    }
+    let mut answered = false;
+    for ((tier, locality, cluster, mtls, _), (count, way)) in alike {
+        let priority = priority_of(endpoints, &way, locality, cluster);
+        answered |= priority.is_some();
+        steps.push(Step::Copies {
+            cluster: cluster.clone(),
+            locality: locality.clone(),
+            count,
+            priority,
+            tier,
+            reach: way,
+            mtls,
+        });
+    }
+    if all.is_empty() {
+        steps.push(Step::NoCopies { host: target.host.clone() });
+    }
+    for (cluster, expected) in identities(world, target) {
+        steps.push(Step::Identities { cluster, expected });
+    }
+    steps.extend(all.iter().filter_map(|it| inbound(world, found, it)));
+    answered
+}
+
+/// The priority these copies have in what the proxy gets.
+fn priority_of(
+    endpoints: &Endpoints,
+    way: &Reach,
+    locality: &Locality,
+    cluster: &ClusterId,
+) -> Option<u32> {
+    let sockets = match way {
+        Reach::Direct(socket) => std::slice::from_ref(socket),
+        Reach::Through(doors) => doors.as_slice(),
+        Reach::Unreachable(_) => &[],
+    };
+    let groups = endpoints.groups.iter().filter(|group| group.locality == *locality);
+    let mut here = groups.flat_map(|group| group.endpoints.iter().map(|it| (group.priority, it)));
+    here.find(|(_, it)| it.cluster == *cluster && sockets.contains(&it.address))
+        .map(|(priority, _)| priority)
+}
+
+fn inbound(world: &World, found: &Named<'_>, copies: &Copies<'_>) -> Option<Step> {
+    let Place::Address { pod, socket, .. } = copies.place else { return None };
+    let namespace = found.target.form.service()?.namespace.clone();
+    let name = WorkloadName { namespace, name: pod.into() };
+    let workload = world.own.workloads.get(&name).filter(|_| copies.meshed)?;
+    let policy = Policy::of(world, workload);
+    Some(Step::Inbound {
+        workload: pod.into(),
+        port: socket.port(),
+        mode: policy.at(socket.port()),
+        by: policy.by.map(|it| it.object.clone()),
+    })
+}
+
+/// A known host: as asked, by its virtual address, or completed by a pod's search list.
+fn complete(world: &World, view: &View, asked: &str) -> Option<Hostname> {
+    if let Ok(address) = asked.parse::<IpAddr>() {
+        return world.target_at(address).map(|target| target.host.clone());
+    }
+    let namespace = &view.namespace;
+    let suffixes =
+        [String::new(), format!(".{namespace}.svc.cluster.local"), ".svc.cluster.local".into()];
+    let hosts = suffixes.iter().filter_map(|suffix| format!("{asked}{suffix}").parse().ok());
+    hosts
+        .into_iter()
+        .chain(format!("{asked}.cluster.local").parse())
+        .find(|host| world.target(host).is_some())
+}
+
+/// Near misses at most shown.
+const NEAR_MAX: usize = 5;
+
+fn hints(world: &World, view: &View, asked: &str) -> Vec<Hint> {
+    let mut hints = Vec::new();
+    let own = &world.own;
+    let mut labels = asked.split('.');
+    let name = labels.next().unwrap_or_default();
+    let namespace = labels.next().unwrap_or(&view.namespace);
+    let Ok(service) = ServiceName::new(namespace, name) else { return vec![Hint::Outside] };
+    let host: Option<Hostname> = asked.parse().ok();
+    let federated = host.as_ref().is_some_and(is_published_form);
+    if own.service_exports.contains(&service) && federated {
+        hints.push(Hint::NotPublishedYet(service.clone()));
+    } else if own.services.contains_key(&service) && federated {
+        hints.push(Hint::NotExported(service.clone()));
+    }
+    let exporters: Vec<ClusterId> =
+        world.singles(&service).map(|(cluster, _)| cluster.clone()).collect();
+    if !exporters.is_empty() {
+        hints.push(Hint::ExportedBy(service.clone(), exporters.clone()));
+    }
+    let entries = own.entries.values().filter_map(|entry| entry.service.as_ref());
+    let elsewhere: BTreeSet<&ServiceName> = own
+        .services
+        .keys()
+        .chain(entries)
+        .filter(|other| other.name == name && other.namespace != namespace)
+        .collect();
+    if !elsewhere.is_empty() {
+        let near = elsewhere.into_iter().take(NEAR_MAX).cloned();
+        hints.push(Hint::OtherNamespaces(near.collect()));
+    }
+    if federated && exporters.is_empty() {
+        let doors = own.remote_gateways.values().filter(|door| door.published);
+        let linked: Vec<ClusterId> = doors.filter_map(|door| door.cluster.clone()).collect();
+        hints.push(if linked.is_empty() { Hint::NoLinks } else { Hint::Silent(linked) });
+    }
+    if hints.is_empty() {
+        hints.push(Hint::Outside);
+    }
+    hints
+}
+
+mod sentence;
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,19 @@
 //! What to write into our own API server about the others: `.global` ServiceEntries and gateways.
 
-use crate::export::Exports;
-use crate::finding::{Finding, ObjectRef};
+mod join;
+mod policy;
+mod share;
+mod vip;
+
+use crate::export::{Exports, ROOT_NAMESPACE};
+use crate::finding::{Finding, ObjectRef, Severity};
 use crate::inventory::{Inventory, RemoteGateway, ServiceEntry};
+use crate::name::{ClusterId, Hostname, ServiceName};
+use join::join;
 use serde::{Deserialize, Serialize};
+use share::{Existing, Share};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 /// What should stand in our own API server, whole: what is ours there and not in it is deleted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,7 +40,208 @@ pub struct LinkSummary {
 ///
 /// A link that is not synced keeps what it published before. A cluster without a link (removed)
 /// loses its endpoints. Law: planning again over an applied plan changes nothing.
+///
+/// Freed virtual addresses are not rested here (no clock): the caller deletes the entry they belong
+/// to last, and until then they are taken.
 pub fn plan(own: &Inventory, links: &[Exports]) -> Plan {
-    let _ = (own, links);
-    todo!("mesh")
+    let mut plan = Plan::default();
+    let existing = Existing::of(own);
+    let used = policy::distinct(own, links, &mut plan.findings);
+    for link in links {
+        let summary = LinkSummary { refused: size(link.services.len()), ..LinkSummary::default() };
+        plan.links.insert(link.link.clone(), summary);
+    }
+
+    let mut services: BTreeMap<ServiceName, Vec<Share>> = BTreeMap::new();
+    for share in share::own(own, &existing) {
+        services.entry(share.service.clone()).or_default().push(share);
+    }
+    for link in &used {
+        let mut said = Vec::new();
+        let (shares, refused) = share::of_link(link, &existing, &mut said);
+        let weights = shares.iter().flat_map(|share| &share.endpoints).map(|copy| copy.weight);
+        let endpoints = weights.fold(0, u32::saturating_add);
+        let summary = LinkSummary { services: size(shares.len()), endpoints, refused };
+        plan.links.insert(link.link.clone(), summary);
+        for share in shares {
+            services.entry(share.service.clone()).or_default().push(share);
+        }
+        let gateway = gateway(own, link, &mut said);
+        said.sort();
+        plan.findings.extend(said.into_iter().take(policy::FINDINGS_MAX));
+        plan.gateways.insert(gateway.object.clone(), gateway);
+    }
+
+    for (name, mut shares) in services {
+        shares.sort_by(|a, b| (a.created, &a.cluster).cmp(&(b.created, &b.cluster)));
+        for share in &shares {
+            let entry = single(own, &existing, share);
+            plan.entries.insert(entry.object.clone(), entry);
+        }
+        let entry = join(own, &existing, &name, &shares, &mut plan.findings);
+        plan.entries.insert(entry.object.clone(), entry);
+    }
+    address(own, &existing, &mut plan);
+
+    let unwanted = |object: &&ObjectRef| {
+        !plan.entries.contains_key(*object) && !plan.gateways.contains_key(*object)
+    };
+    let doors = own.remote_gateways.values().filter(|door| door.published);
+    // An entry that does not say what it stands for may be anybody's.
+    let all_heard = links.iter().all(|link| link.synced);
+    let entries = own.entries.values().filter(|entry| entry.published);
+    let entries = entries.filter(|entry| all_heard || entry.service.is_some());
+    // What an unsynced link fed was taken over above as its share, so what is unwanted now has only
+    // sources that are synced or gone.
+    plan.deletions = entries
+        .map(|entry| &entry.object)
+        .chain(doors.map(|door| &door.object))
+        .filter(unwanted)
+        .cloned()
+        .collect();
+    plan.findings.sort();
+    plan.findings.dedup();
+    plan
 }
+
+/// The entry of one cluster's copies alone: `hello.shop.west.global`.
+fn single(own: &Inventory, existing: &Existing<'_>, share: &Share) -> ServiceEntry {
+    let host = share.service.cluster_host(&share.cluster);
+    let mut entry = blank(own, existing, &share.service, vec![host], share.created);
+    entry.ports = join::named(share.ports.iter().map(|port| (port.number, port)));
+    entry.endpoints = share.endpoints.clone();
+    if entry.ports.is_empty() {
+        entry.endpoints.clear();
+    }
+    entry.subject_alt_names = share.identities.iter().cloned().collect();
+    entry
+}
+
+/// An entry without ports and endpoints. It stands in the service's namespace where that exists.
+fn blank(
+    own: &Inventory,
+    existing: &Existing<'_>,
+    service: &ServiceName,
+    hosts: Vec<Hostname>,
+    created: i64,
+) -> ServiceEntry {
+    let here = own.namespaces.contains(&service.namespace);
+    let namespace = if here { service.namespace.as_str() } else { ROOT_NAMESPACE };
+    let host = &hosts[0];
+    ServiceEntry {
+        object: ObjectRef::new("ServiceEntry", namespace, host.as_str()),
+        created: existing.entry(host).map_or(created, |entry| entry.created),
+        addresses: Vec::new(),
+        ports: Vec::new(),
+        endpoints: Vec::new(),
+        subject_alt_names: Vec::new(),
+        published: true,
+        service: Some(service.clone()),
+        hosts,
+    }
+}
+
+/// Gives every entry that can be called its virtual addresses.
+fn address(own: &Inventory, existing: &Existing<'_>, plan: &mut Plan) {
+    let host_of = |entry: &ServiceEntry| entry.hosts[0].clone();
+    let wanted: BTreeSet<Hostname> = plan.entries.values().map(host_of).collect();
+    let services = own.services.values().flat_map(|service| &service.addresses);
+    let others = own.entries.values().filter(|entry| {
+        !entry.published || entry.hosts.first().is_none_or(|host| !wanted.contains(host))
+    });
+    let taken: BTreeSet<IpAddr> =
+        services.chain(others.flat_map(|entry| &entry.addresses)).copied().collect();
+    let callable = plan.entries.values().filter(|entry| !entry.ports.is_empty());
+    let wishes = callable.map(|entry| vip::Wish {
+        host: host_of(entry),
+        created: entry.created,
+        has: existing.entry(&entry.hosts[0]).map_or_else(Vec::new, |has| has.addresses.clone()),
+    });
+    let mesh = &own.mesh;
+    let mut grants = vip::grant(mesh.vip_range, mesh.vip_range_v6, wishes.collect(), &taken);
+    for entry in plan.entries.values_mut() {
+        let grant = grants.remove(&entry.hosts[0]).unwrap_or_default();
+        entry.addresses = grant.addresses;
+        for address in grant.displaced {
+            plan.findings.push(finding(
+                Severity::Note,
+                3109,
+                entry.object.clone(),
+                "spec.addresses",
+                format!(
+                    "another host holds or held the address that its name leads to, so it has \
+                     {address} here and perhaps another one in other clusters."
+                ),
+                "none needed; resolve the name in each cluster instead of copying its address.",
+            ));
+        }
+        if grant.full {
+            plan.findings.push(finding(
+                Severity::Refused,
+                3110,
+                entry.object.clone(),
+                "spec.addresses",
+                "the range of virtual addresses is full, so it has none of one family.".into(),
+                "set a larger vipRange in ConfigMap isthmus-mesh.",
+            ));
+        }
+    }
+}
+
+/// The doors of a linked cluster. It stands even without an address: it tells the trust domain.
+fn gateway(own: &Inventory, link: &Exports, findings: &mut Vec<Finding>) -> RemoteGateway {
+    let object = ObjectRef::new("Gateway", ROOT_NAMESPACE, &format!("isthmus-{}", link.cluster));
+    let has = own.remote_gateways.get(&object).filter(|door| door.published && !link.synced);
+    let offered = has.map_or(&link.gateways, |door| &door.addresses);
+    let addresses = policy::doors(own, link, offered, findings);
+    if addresses.is_empty() && link.synced {
+        findings.push(finding(
+            Severity::Warning,
+            3115,
+            policy::link_object(link),
+            "",
+            format!(
+                "cluster {} has no gateway to dial, so its copies cannot be reached.",
+                link.cluster
+            ),
+            "give its east-west gateway's Service an external address.",
+        ));
+    }
+    RemoteGateway {
+        network: has.map_or(&link.network, |door| &door.network).clone(),
+        trust_domain: has
+            .and_then(|door| door.trust_domain.clone())
+            .or_else(|| Some(link.trust_domain.clone())),
+        object,
+        cluster: Some(link.cluster.clone()),
+        addresses,
+        published: true,
+    }
+}
+
+/// The cluster whose copies a published entry's first host names; `None` for all exporters'.
+pub fn cluster_of(service: &ServiceName, host: &Hostname) -> Option<ClusterId> {
+    let prefix = format!("{}.{}.", service.name, service.namespace);
+    let cluster = host.as_str().strip_prefix(&prefix)?.strip_suffix(".global")?;
+    cluster.parse().ok()
+}
+
+fn size(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+fn finding(
+    severity: Severity,
+    code: u16,
+    object: ObjectRef,
+    field: &str,
+    problem: String,
+    fix: &str,
+) -> Finding {
+    Finding { severity, code, object, field: field.into(), problem, fix: fix.into() }
+}
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+pub(crate) use tests::mesh_text;

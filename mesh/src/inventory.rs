@@ -1,9 +1,12 @@
 //! What one cluster has, as its own API server tells it: values without Kubernetes in them.
 
 use crate::finding::{Finding, ObjectRef};
-use crate::name::{ClusterId, Hostname, Identity, Locality, Network, Protocol, ServiceName, TrustDomain};
+use crate::name::{
+    ClusterId, Hostname, Identity, Locality, Network, Protocol, ServiceName, TrustDomain,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 /// One cluster at one moment. Two equal inventories are the same news: publishing one is silence.
@@ -160,13 +163,57 @@ pub struct EntryEndpoint {
     pub address: Option<IpAddr>,
 }
 
+/// Keys of labels that the federation writes on an entry's endpoints.
+pub mod labels {
+    /// Which cluster announced the endpoint.
+    pub const CLUSTER: &str = "topology.istio.io/cluster";
+    /// `istio` where the endpoint speaks mesh mTLS.
+    pub const TLS_MODE: &str = "security.istio.io/tlsMode";
+    /// Service ports the cluster serves, joined by `-`; absent for all.
+    pub const PORTS: &str = "isthmus.dev/ports";
+    /// The announcing cluster's trust domain.
+    pub const TRUST_DOMAIN: &str = "isthmus.dev/trust-domain";
+    /// Followed by a subset's name: how many of the ready endpoints are in it.
+    pub const SUBSET_PREFIX: &str = "subset.isthmus.dev/";
+}
+
+impl EntryEndpoint {
+    /// The trust domain of the cluster that announced it, where its label says so.
+    pub fn trust_domain(&self) -> Option<TrustDomain> {
+        self.labels.get(labels::TRUST_DOMAIN)?.parse().ok()
+    }
+
+    /// It speaks mesh mTLS, so it may stand behind a gateway.
+    pub fn meshed(&self) -> bool {
+        self.labels.get(labels::TLS_MODE).is_some_and(|mode| mode == "istio")
+    }
+
+    /// Ready endpoints of a subset; of all for the empty one.
+    pub fn ready(&self, subset: &str) -> u32 {
+        if subset.is_empty() {
+            return self.weight;
+        }
+        let count = self.labels.get(&format!("{}{subset}", labels::SUBSET_PREFIX));
+        count.and_then(|count| count.parse().ok()).unwrap_or(0).min(self.weight)
+    }
+
+    /// Whether the announcing cluster serves this service port.
+    pub fn serves(&self, port: u16) -> bool {
+        self.ports.is_empty() || self.ports.contains(&port)
+    }
+}
+
 /// A door of another network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoteGateway {
     pub object: ObjectRef,
     pub network: Network,
     pub cluster: Option<ClusterId>,
-    pub addresses: Vec<SocketAddr>,
+    /// IP literals are dialled; names are kept and said aloud until they are resolved somewhere.
+    pub addresses: Vec<GatewayAddress>,
+    /// Annotation [`labels::TRUST_DOMAIN`]: ours always carry it, so that a cluster that only
+    /// calls and exports nothing is let in too.
+    pub trust_domain: Option<TrustDomain>,
     pub published: bool,
 }
 
@@ -176,6 +223,23 @@ pub struct GatewayAddress {
     /// IP literal or DNS name.
     pub host: String,
     pub port: u16,
+}
+
+impl GatewayAddress {
+    /// The address to dial, where the host is an IP literal (an IPv4-mapped one is IPv4).
+    pub fn socket(&self) -> Option<SocketAddr> {
+        let address: IpAddr = self.host.parse().ok()?;
+        Some(SocketAddr::new(address.to_canonical(), self.port))
+    }
+}
+
+impl fmt::Display for GatewayAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.socket() {
+            Some(socket) => write!(f, "{socket}"),
+            None => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
 }
 
 /// An AUTO_PASSTHROUGH server of an Istio Gateway.

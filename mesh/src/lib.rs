@@ -5,14 +5,17 @@
 //! leaves as a value ([`program::Program`], [`federate::Plan`], [`zone::Zone`]).
 //! Modules in reading order:
 
-pub mod name;
-pub mod finding;
-pub mod inventory;
+pub mod compile;
+pub mod explain;
 pub mod export;
 pub mod federate;
-pub mod world;
-pub mod sni;
+pub mod finding;
+pub mod inventory;
+pub mod name;
 pub mod program;
-pub mod compile;
+pub mod sni;
+pub mod world;
 pub mod zone;
-pub mod explain;
+
+#[cfg(test)]
+mod fixture;

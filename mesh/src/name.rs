@@ -177,9 +177,7 @@ impl fmt::Display for ServiceName {
 }
 
 /// Region, zone and subzone, each possibly unknown (empty); written `region/zone/subzone`.
-#[derive(
-    Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub struct Locality {
     pub region: String,
@@ -233,7 +231,9 @@ impl FromStr for Identity {
         let fine = |part: &str| {
             !part.is_empty()
                 && part.len() <= 253
-                && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b))
+                && part
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b))
         };
         if !fine(namespace) || !fine(account) {
             return Err(not());

@@ -116,7 +116,9 @@ pub enum Direction {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a cluster's name reads outbound|PORT|SUBSET|HOST, inbound|PORT|| or outbound_.PORT_.SUBSET_.HOST; {0:?} does not")]
+#[error(
+    "a cluster's name reads outbound|PORT|SUBSET|HOST, inbound|PORT|| or outbound_.PORT_.SUBSET_.HOST; {0:?} does not"
+)]
 pub struct NotAClusterName(pub String);
 
 impl ClusterName {
@@ -261,7 +263,13 @@ pub struct Retry {
 
 impl Default for Retry {
     fn default() -> Self {
-        Self { attempts: 3, hedge_ms: 300, body_max: 65_536, budget_percent: 20, budget_per_second: 10 }
+        Self {
+            attempts: 3,
+            hedge_ms: 300,
+            body_max: 65_536,
+            budget_percent: 20,
+            budget_per_second: 10,
+        }
     }
 }
 

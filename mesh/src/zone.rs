@@ -1,7 +1,8 @@
 //! What the names of the mesh mean in DNS: a table, and the answer to one question.
 
-use crate::inventory::Inventory;
+use crate::inventory::{Inventory, ServiceKind};
 use crate::name::Hostname;
+use crate::world::is_published_form;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -46,12 +47,100 @@ pub enum Answer {
 /// The zone of one cluster: own Services, and what the federation published; `complete` is the
 /// caller's to know (all accepted links synced).
 pub fn zone(own: &Inventory, complete: bool) -> Zone {
-    let _ = (own, complete);
-    todo!("mesh")
+    let mut zone = Zone { names: BTreeMap::new(), namespaces: own.namespaces.clone(), complete };
+    for (name, service) in &own.services {
+        let mut addresses: Vec<IpAddr> = match service.kind {
+            ServiceKind::ClusterIp => service.addresses.clone(),
+            // Own pods only; remote pods of a headless Service are never named (decision 8).
+            ServiceKind::Headless => {
+                let copies = own.endpoints.get(name).into_iter().flatten();
+                copies.map(|copy| copy.address).collect()
+            }
+            // A CNAME, which the cluster's DNS gives.
+            ServiceKind::ExternalName => continue,
+        };
+        addresses.sort();
+        addresses.dedup();
+        if !addresses.is_empty() {
+            zone.names.insert(name.local_host(), addresses);
+        }
+    }
+    for entry in own.entries.values() {
+        if let Some(name) = entry.service.as_ref().filter(|_| entry.published) {
+            zone.namespaces.insert(name.namespace.clone());
+        }
+        for host in &entry.hosts {
+            let publishers_alone = is_published_form(host);
+            let local = host.as_str().ends_with(".cluster.local");
+            if !entry.published && (publishers_alone || local) {
+                continue;
+            }
+            // A user's host without an address is the world's to resolve.
+            if !entry.published && entry.addresses.is_empty() {
+                continue;
+            }
+            let mut addresses = entry.addresses.clone();
+            addresses.sort();
+            zone.names.entry(host.clone()).or_insert(addresses);
+        }
+    }
+    zone
 }
 
 /// Answers one question. `name` is lower case without trailing dot.
 pub fn answer(zone: &Zone, name: &str, record: RecordType) -> Answer {
-    let _ = (zone, name, record);
-    todo!("mesh")
+    let Ok(host) = name.parse::<Hostname>() else {
+        return Answer::Forward;
+    };
+    if let Some(addresses) = zone.names.get(&host) {
+        return of_type(addresses, record);
+    }
+    if !is_ours(zone, name) {
+        return Answer::Forward;
+    }
+    if is_between(zone, name) {
+        return Answer::NoData;
+    }
+    if zone.complete { Answer::NxDomain } else { Answer::ServFail }
 }
+
+fn of_type(addresses: &[IpAddr], record: RecordType) -> Answer {
+    let mut v4 = Vec::new();
+    let mut v6 = Vec::new();
+    for address in addresses {
+        match address {
+            IpAddr::V4(ip) => v4.push(*ip),
+            IpAddr::V6(ip) => v6.push(*ip),
+        }
+    }
+    match record {
+        RecordType::A if !v4.is_empty() => Answer::V4(v4),
+        RecordType::Aaaa if !v6.is_empty() => Answer::V6(v6),
+        RecordType::A | RecordType::Aaaa | RecordType::Other => Answer::NoData,
+    }
+}
+
+/// Names that only we can know: all below `clusterset.local`, and `.global` names of known
+/// namespaces. `.global` is a public top-level domain too, and `cluster.local` the cluster DNS's.
+fn is_ours(zone: &Zone, name: &str) -> bool {
+    if name == "clusterset.local" || name.ends_with(".clusterset.local") {
+        return true;
+    }
+    let Some(below) = name.strip_suffix(".global") else { return false };
+    let labels: Vec<&str> = below.split('.').collect();
+    let known = |label: Option<&&str>| label.is_some_and(|label| zone.namespaces.contains(*label));
+    let last = labels.len() - 1;
+    // NAME.NS.global, and NAME.NS.CLUSTER.global.
+    (last >= 1 && known(labels.get(last))) || (last >= 2 && known(labels.get(last - 1)))
+}
+
+/// Names that exist only as parents of services' names (RFC 8020): no address, but no NXDOMAIN, which
+/// resolvers that minimise their questions would take for all below.
+fn is_between(zone: &Zone, name: &str) -> bool {
+    let Some(above) = name.strip_suffix("clusterset.local") else { return false };
+    let namespace = above.strip_suffix(".svc.");
+    above.is_empty() || above == "svc." || namespace.is_some_and(|it| zone.namespaces.contains(it))
+}
+
+#[cfg(test)]
+mod tests;

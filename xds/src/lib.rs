@@ -1,1 +1,14 @@
-//! xds
+//! gRPC and protobuf, and only here: the codec, the delta sessions, and the wire on which
+//! certificates are asked for.
+//!
+//! [`codec`] turns values of `mesh::program` into xDS resources and back. [`session`] holds the
+//! two halves of a delta xDS conversation as machines without I/O. [`serve`] and [`subscribe`]
+//! put them on streams that somebody else accepted or dialled: no TLS in this room.
+
+pub mod codec;
+pub mod issue;
+pub mod nds;
+pub mod node;
+pub mod serve;
+pub mod session;
+pub mod subscribe;

@@ -1,0 +1,193 @@
+//! Connecting to an API server, with a limit on everything we would otherwise wait for.
+
+use crate::follow::WATCH_SECONDS;
+use crate::kubeconfig::{self, Rules};
+use anyhow::{Context as _, Result, bail};
+use hyper_timeout::TimeoutConnector;
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::Name;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use kube::Client;
+use kube::client::{Body, ClientBuilder, ConfigExt as _};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::net::TcpStream;
+
+/// The client of a process for its own API server: from `kubeconfig`, or where that file does not
+/// exist, from the pod's service account.
+pub async fn connect(kubeconfig: &Path) -> Result<Client> {
+    let config = if kubeconfig.exists() {
+        let file = Kubeconfig::read_from(kubeconfig)
+            .with_context(|| format!("kubeconfig {} cannot be read", kubeconfig.display()))?;
+        kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+            .await
+            .with_context(|| {
+                format!("kubeconfig {} names no usable cluster", kubeconfig.display())
+            })?
+    } else {
+        kube::Config::incluster().with_context(|| {
+            let path = kubeconfig.display();
+            format!("kubeconfig {path} does not exist, and this process does not run in a pod")
+        })?
+    };
+    build(config)
+}
+
+/// What the operator said on the command line about which cluster is meant.
+#[derive(Debug, Clone, Default)]
+pub struct Choice {
+    /// `--kubeconfig`; else `KUBECONFIG`, else `~/.kube/config`.
+    pub kubeconfig: Option<PathBuf>,
+    /// `--context`; else the current one.
+    pub context: Option<String>,
+}
+
+/// The operator's door to one cluster.
+pub struct Operator {
+    pub client: Client,
+    pub config: kube::Config,
+    /// Name of the context that was used; empty in a pod.
+    pub context: String,
+    pub namespace: String,
+}
+
+/// Loads the operator's own kubeconfig as kubectl does, exec plug-ins included: the given file, else
+/// the files of `KUBECONFIG` merged, else `~/.kube/config`, else the pod's account.
+pub async fn operator(choice: &Choice) -> Result<Operator> {
+    let Some(file) = kubeconfig(choice)? else {
+        if let Some(context) = &choice.context {
+            bail!(
+                "there is no kubeconfig to look for context {context:?} in; set KUBECONFIG or give --kubeconfig"
+            );
+        }
+        let config = kube::Config::incluster().context(
+            "there is no kubeconfig (--kubeconfig, KUBECONFIG, ~/.kube/config), and this is no pod",
+        )?;
+        let (client, namespace) = (build(config.clone())?, config.default_namespace.clone());
+        return Ok(Operator { client, config, context: String::new(), namespace });
+    };
+    let context =
+        choice.context.clone().or_else(|| file.current_context.clone()).unwrap_or_default();
+    if !file.contexts.iter().any(|known| known.name == context) {
+        let known: Vec<&str> = file.contexts.iter().map(|known| known.name.as_str()).collect();
+        bail!("the kubeconfig has no context {context:?}; it has {}", known.join(", "));
+    }
+    let options = KubeConfigOptions { context: Some(context.clone()), ..Default::default() };
+    let config = kube::Config::from_custom_kubeconfig(file, &options)
+        .await
+        .with_context(|| format!("context {context:?} of the kubeconfig cannot be used"))?;
+    let (client, namespace) = (build(config.clone())?, config.default_namespace.clone());
+    Ok(Operator { client, config, context, namespace })
+}
+
+/// kube's own loader fails where one file of `KUBECONFIG` does not exist; kubectl skips it.
+fn kubeconfig(choice: &Choice) -> Result<Option<Kubeconfig>> {
+    let read = |path: &Path| {
+        Kubeconfig::read_from(path)
+            .with_context(|| format!("kubeconfig {} cannot be read", path.display()))
+    };
+    if let Some(path) = &choice.kubeconfig {
+        return read(path).map(Some);
+    }
+    let listed: Vec<PathBuf> = match std::env::var_os("KUBECONFIG") {
+        Some(paths) => {
+            std::env::split_paths(&paths).filter(|p| !p.as_os_str().is_empty()).collect()
+        }
+        None => Vec::new(),
+    };
+    let paths = if listed.is_empty() {
+        std::env::home_dir().map(|home| home.join(".kube/config")).into_iter().collect()
+    } else {
+        listed
+    };
+    let mut merged: Option<Kubeconfig> = None;
+    for path in paths.iter().filter(|path| path.exists()) {
+        let next = read(path)?;
+        merged = Some(match merged {
+            None => next,
+            Some(before) => before.merge(next).with_context(|| {
+                format!("kubeconfig {} does not fit the others", path.display())
+            })?,
+        });
+    }
+    Ok(merged)
+}
+
+/// TCP connect and TLS handshake together.
+pub const CONNECT: Duration = Duration::from_secs(5);
+/// Silence on a connection while an answer, or the next piece of one, is awaited. A quiet watch is
+/// ended by the server before that, so that a hung server is told from a quiet one.
+pub const READ: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 4);
+/// A write that the kernel does not take.
+pub const WRITE: Duration = Duration::from_secs(20);
+/// Bytes sent and not acknowledged, keepalive probes included: a dead path is found in 20 s.
+pub const USER_TIMEOUT: Duration = Duration::from_secs(20);
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// A client from any configuration, with our limits instead of kube's (connect 30 s, read never,
+/// 15 retries on 503 that hide an outage for minutes).
+pub fn build(config: kube::Config) -> Result<Client> {
+    connect_by(config, HttpConnector::new())
+}
+
+/// The same for a linked cluster's API server: a name that resolves to this machine, or to a cloud's
+/// metadata service, is not dialled (an address in its place is refused by `kubeconfig`).
+pub fn build_remote(config: kube::Config, rules: Rules) -> Result<Client> {
+    let resolve = tower::service_fn(move |name: Name| async move {
+        let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+        let (bad, good): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|address| kubeconfig::forbidden(address.ip(), rules).is_some());
+        match bad.first() {
+            Some(bad) if good.is_empty() => Err(std::io::Error::other(format!(
+                "{} resolves to {}, which is not another cluster's API server",
+                name.as_str(),
+                bad.ip()
+            ))),
+            Some(_) | None => Ok(good.into_iter()),
+        }
+    });
+    connect_by(config, HttpConnector::new_with_resolver(resolve))
+}
+
+fn connect_by<R>(config: kube::Config, mut tcp: HttpConnector<R>) -> Result<Client>
+where
+    HttpConnector<R>: tower::Service<http::Uri, Response = TokioIo<TcpStream>> + Clone + Send + Sync + 'static,
+    <HttpConnector<R> as tower::Service<http::Uri>>::Error: std::error::Error + Send + Sync + 'static,
+    <HttpConnector<R> as tower::Service<http::Uri>>::Future: Send + Unpin + 'static,
+{
+    if let Some(proxy) = &config.proxy_url {
+        bail!("proxy-url {proxy} is not supported: name the API server itself in the kubeconfig");
+    }
+    // rustls wants one provider per process; another one already in place is as good.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT));
+    tcp.set_keepalive(Some(KEEPALIVE_IDLE));
+    tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    tcp.set_keepalive_retries(Some(KEEPALIVE_PROBES));
+    tcp.set_tcp_user_timeout(Some(USER_TIMEOUT));
+    let tls = config
+        .rustls_https_connector_with_connector(tcp)
+        .context("the kubeconfig's certificates cannot be used")?;
+    // Around TLS too: a stopped server accepts, and never says hello.
+    let mut limited = TimeoutConnector::new(tls);
+    limited.set_connect_timeout(Some(CONNECT));
+    limited.set_read_timeout(Some(READ));
+    limited.set_write_timeout(Some(WRITE));
+    // Else the time a pooled connection lay idle would count against the next answer.
+    limited.set_reset_reader_on_write(true);
+    let http: HttpClient<_, Body> =
+        HttpClient::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(limited);
+    let service = tower::ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer().context("the kubeconfig's credential cannot be used")?)
+        .layer(config.extra_headers_layer().context("the kubeconfig's headers cannot be used")?)
+        .map_err(tower::BoxError::from)
+        .service(http);
+    Ok(ClientBuilder::new(service, config.default_namespace).build())
+}

@@ -1,0 +1,128 @@
+//! Istio's PeerAuthentication: how workloads take connections.
+
+use super::{Notes, Parsed, Rest, spec};
+use kube::api::DynamicObject;
+use mesh::inventory::{MtlsMode, PeerAuthentication};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Spec {
+    selector: Option<Selector>,
+    mtls: Option<Mtls>,
+    #[serde(default)]
+    port_level_mtls: BTreeMap<String, Mtls>,
+    #[serde(flatten)]
+    rest: Rest,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Selector {
+    #[serde(default)]
+    match_labels: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct Mtls {
+    #[serde(default)]
+    mode: String,
+}
+
+/// A mode that cannot be read counts as STRICT, never as less: the author wanted some rule.
+pub fn parse(object: &DynamicObject) -> Parsed<PeerAuthentication> {
+    let mut notes = Notes::of("PeerAuthentication", &object.metadata);
+    let Some(spec) = spec::<Spec>(object, &mut notes) else { return notes.done(None) };
+    notes.unsupported("spec", &spec.rest);
+    let selector = spec.selector.map(|selector| selector.match_labels).unwrap_or_default();
+    let mode = spec.mtls.and_then(|mtls| mode(&mtls.mode, "spec.mtls.mode", &mut notes));
+    let mut ports = BTreeMap::new();
+    for (number, mtls) in spec.port_level_mtls {
+        let field = format!("spec.portLevelMtls.{number}");
+        let Some(number) = number.parse::<u16>().ok().filter(|number| *number != 0) else {
+            notes.refuse(
+                3071,
+                &field,
+                "it is no port number; this port's mode is left out.",
+                "write the workload's port, a number from 1 to 65535.",
+            );
+            continue;
+        };
+        if selector.is_empty() {
+            notes.refuse(
+                3072,
+                &field,
+                "modes of single ports need a selector (Istio's rule); this one is left out.",
+                "add spec.selector.matchLabels.",
+            );
+            continue;
+        }
+        if let Some(mode) = self::mode(&mtls.mode, &format!("{field}.mode"), &mut notes) {
+            ports.insert(number, mode);
+        }
+    }
+    let object = notes.object.clone();
+    notes.done(Some(PeerAuthentication { object, selector, mode, ports }))
+}
+
+fn mode(text: &str, field: &str, notes: &mut Notes) -> Option<MtlsMode> {
+    match text {
+        "STRICT" => Some(MtlsMode::Strict),
+        "PERMISSIVE" => Some(MtlsMode::Permissive),
+        "" | "UNSET" => None,
+        "DISABLE" => {
+            notes.warn(
+                3073,
+                field,
+                "these workloads take plaintext, which no gateway carries: other clusters cannot call them.",
+                "write PERMISSIVE, to take both.",
+            );
+            Some(MtlsMode::Disable)
+        }
+        other => {
+            notes.refuse(
+                3070,
+                field,
+                format!("{other:?} is no mode; it is taken for STRICT."),
+                "write STRICT, PERMISSIVE or DISABLE.",
+            );
+            Some(MtlsMode::Strict)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parse::check::{object, show};
+    use expect_test::{Expect, expect};
+
+    #[track_caller]
+    fn check(spec: &str, expected: Expect) {
+        let policy = format!(
+            "{{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {{namespace: shop, \
+             name: default}}, spec: {spec}}}"
+        );
+        expected.assert_eq(&show(&parse(&object(&policy))));
+    }
+
+    #[test]
+    fn a_mode_for_a_namespace_and_for_ports() {
+        check("{mtls: {mode: STRICT}}", expect![[""]]);
+        check(
+            "{selector: {matchLabels: {app: hello}}, mtls: {mode: UNSET}, portLevelMtls: {8080: {mode: \
+             PERMISSIVE}, 9090: {mode: DISABLE}}}",
+            expect![[""]],
+        );
+    }
+
+    #[test]
+    fn mistakes() {
+        check(
+            "{mtls: {mode: strict}, portLevelMtls: {http: {mode: STRICT}, 80: {mode: STRICT}}, colour: red}",
+            expect![[""]],
+        );
+        check("{mtls: 7}", expect![[""]]);
+    }
+}

@@ -1,0 +1,128 @@
+//! The control plane in numbers, under Istio's names where Istio has one.
+
+use crate::serve::Served;
+use cluster::watch::WatchHealth;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+use tokio::sync::watch;
+use trust::issue::Issuer;
+use xds::serve::Sessions;
+
+/// What is counted as it happens. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Numbers {
+    pub(crate) requested: Counter,
+    pub(crate) issued: Counter,
+    issue_refused: Family<Reason, Counter>,
+    connections_refused: Family<Reason, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+impl Numbers {
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        let Self { requested, issued, issue_refused, connections_refused } = self;
+        registry.register("citadel_server_csr_count", "Certificates asked for", requested.clone());
+        registry.register(
+            "citadel_server_success_cert_issuance_count",
+            "Certificates issued",
+            issued.clone(),
+        );
+        registry.register(
+            "isthmus_control_plane_certificates_refused",
+            "Certificates refused, by reason",
+            issue_refused.clone(),
+        );
+        registry.register(
+            "isthmus_control_plane_connections_refused",
+            "Connections closed before they were served, by reason",
+            connections_refused.clone(),
+        );
+    }
+
+    pub(crate) fn issue_refused(&self, reason: &'static str) {
+        self.issue_refused.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub(crate) fn connection_refused(&self, reason: &'static str) {
+        self.connections_refused.get_or_create(&Reason { reason }).inc();
+    }
+}
+
+/// What is looked at when somebody asks.
+pub(crate) struct Live {
+    pub(crate) served: Arc<Served>,
+    pub(crate) sessions: Sessions,
+    pub(crate) issuer: watch::Receiver<Option<Arc<Issuer>>>,
+    pub(crate) health: watch::Receiver<WatchHealth>,
+}
+
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Live")
+    }
+}
+
+impl Collector for Live {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut gauge = |name: &str, help: &str, value: i64| {
+            let gauge = ConstGauge::new(value);
+            let encoder = encoder.encode_descriptor(
+                name,
+                help,
+                None,
+                prometheus_client::metrics::MetricType::Gauge,
+            )?;
+            gauge.encode(encoder)
+        };
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let sessions = self.sessions.list();
+        gauge("pilot_xds", "Proxies connected over xDS", count(sessions.len()))?;
+        if let Some(world) = self.served.world() {
+            let own = &world.own;
+            let services = count(own.services.len() + own.entries.len());
+            gauge("pilot_services", "Services known", services)?;
+            gauge("isthmus_control_plane_findings", "Findings", count(own.findings.len()))?;
+        }
+        let generation = i64::try_from(self.served.generation()).unwrap_or(i64::MAX);
+        gauge("isthmus_control_plane_generation", "Changes published", generation)?;
+        let computed = i64::try_from(self.served.computed()).unwrap_or(i64::MAX);
+        gauge("isthmus_control_plane_resources_computed", "Resources computed, ever", computed)?;
+        let health = self.health.borrow().clone();
+        let reachable = i64::from(health.reachable());
+        gauge("isthmus_api_server_reachable", "1 if the own API server answers", reachable)?;
+        if let Some(age) = health.age(Instant::now()) {
+            let age = i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
+            gauge("isthmus_api_server_age_seconds", "Since the own API server was heard", age)?;
+        }
+        if let Some(issuer) = self.issuer.borrow().clone() {
+            let now = seconds(SystemTime::now());
+            gauge(
+                "citadel_server_root_cert_expiry_seconds",
+                "Until the root certificate expires; negative if it has",
+                issuer.bundle().expires() - now,
+            )?;
+            gauge(
+                "citadel_server_cert_chain_expiry_seconds",
+                "Until the intermediate certificate expires; negative if it has",
+                seconds(issuer.expires()) - now,
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}

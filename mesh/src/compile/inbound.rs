@@ -1,0 +1,88 @@
+//! How a workload takes connections: its mTLS mode, by port, and the ports its services use.
+
+use crate::export::{ROOT_NAMESPACE, selects};
+use crate::inventory::{MtlsMode, PeerAuthentication, Workload, WorkloadName};
+use crate::name::ServiceName;
+use crate::program::{InboundListener, InboundPort, Listener, Resource};
+use crate::world::{View, World};
+use std::collections::BTreeMap;
+
+/// The listener of the workload that asks; `None` while no such pod is known.
+pub(super) fn listener(world: &World, view: &View) -> Option<Resource> {
+    let name = WorkloadName { namespace: view.namespace.clone(), name: view.workload.clone() };
+    let workload = world.own.workloads.get(&name)?;
+    let policy = Policy::of(world, workload);
+    let mut ports: BTreeMap<u16, InboundPort> = BTreeMap::new();
+    for (target, service, http) in served(world, &name) {
+        // First by name where several services use one port.
+        ports.entry(target).or_insert_with(|| InboundPort {
+            mtls: policy.at(target),
+            http,
+            service: service.to_string(),
+        });
+    }
+    for port in policy.ports() {
+        let mtls = policy.at(port);
+        ports.entry(port).or_insert(InboundPort { mtls, http: false, service: String::new() });
+    }
+    Some(Resource::Listener(Listener::Inbound(InboundListener {
+        mtls: policy.mode,
+        ports,
+        trust_domains: world.trust_domains().clone(),
+    })))
+}
+
+/// Target ports a pod is an endpoint on, with the service and whether it speaks HTTP/1.1 there.
+fn served<'a>(
+    world: &'a World,
+    workload: &'a WorkloadName,
+) -> impl Iterator<Item = (u16, &'a ServiceName, bool)> {
+    let first = ServiceName { namespace: workload.namespace.clone(), name: String::new() };
+    let endpoints = world.own.endpoints.range(first..);
+    let here = endpoints.take_while(|(name, _)| name.namespace == workload.namespace);
+    here.flat_map(move |(name, copies)| {
+        let own = copies.iter().filter(|copy| copy.pod == workload.name);
+        own.flat_map(move |copy| {
+            copy.ports.iter().filter_map(move |(number, target)| {
+                let service = world.own.services.get(name)?;
+                let port = super::outbound::carried(&service.ports, *number)?;
+                Some((*target, name, port.protocol.is_http()))
+            })
+        })
+    })
+}
+
+/// Port over workload over namespace over mesh; else permissive (Istio's precedence).
+pub(crate) struct Policy<'a> {
+    pub(crate) mode: MtlsMode,
+    /// The object that decided; `None` for the default.
+    pub(crate) by: Option<&'a PeerAuthentication>,
+    workload: Option<&'a PeerAuthentication>,
+}
+
+impl<'a> Policy<'a> {
+    pub(crate) fn of(world: &'a World, workload: &Workload) -> Self {
+        let all = || world.own.peer_authentications.values();
+        let in_namespace =
+            |it: &&PeerAuthentication| it.object.namespace == workload.name.namespace;
+        let selecting = all()
+            .filter(in_namespace)
+            .find(|it| !it.selector.is_empty() && selects(&it.selector, &workload.labels));
+        let whole = all().filter(in_namespace).find(|it| it.selector.is_empty());
+        let mesh = all().find(|it| it.selector.is_empty() && it.object.namespace == ROOT_NAMESPACE);
+        // One that says UNSET leaves it to the next.
+        let by = [selecting, whole, mesh].into_iter().flatten().find(|it| it.mode.is_some());
+        let mode = by.and_then(|it| it.mode).unwrap_or(MtlsMode::Permissive);
+        Self { mode, by, workload: selecting }
+    }
+
+    /// The mode of a target port. Ports can be named only where a workload is selected.
+    pub(crate) fn at(&self, port: u16) -> MtlsMode {
+        let named = self.workload.and_then(|it| it.ports.get(&port));
+        named.copied().unwrap_or(self.mode)
+    }
+
+    fn ports(&self) -> impl Iterator<Item = u16> {
+        self.workload.into_iter().flat_map(|it| it.ports.keys().copied())
+    }
+}

@@ -1,0 +1,164 @@
+//! The sentences of an explanation.
+
+use super::{Explanation, Hint, Meaning, NoAddress, Step, Verdict};
+use crate::compile::horizon::Reach;
+use crate::inventory::MtlsMode;
+use std::fmt::{Display, Formatter, Result};
+
+impl Display for Explanation {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        writeln!(f, "{}", self.asked)?;
+        for step in &self.steps {
+            writeln!(f, "  {step}")?;
+        }
+        f.write_str(match self.verdict {
+            Verdict::Reachable => "It can be called.",
+            Verdict::Unreachable => "It cannot be called; the last steps say why.",
+            Verdict::NotCarried => "The mesh does not carry it; it goes where DNS sends it.",
+        })
+    }
+}
+
+fn list(items: impl IntoIterator<Item = impl Display>) -> String {
+    let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
+    if items.is_empty() { "none".into() } else { items.join(", ") }
+}
+
+impl Display for Step {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        match self {
+            Self::Completed { host } => write!(f, "the search list completes it to {host}"),
+            Self::Name { host, addresses, meaning } => {
+                write!(f, "{host} is {meaning}; its addresses: {}", list(addresses))
+            }
+            Self::UnknownName { host, hints } => {
+                write!(f, "{host} is not known here: {}", list(hints))
+            }
+            Self::NoAddress { host, reason } => {
+                write!(f, "{host} has no virtual address: {reason}")
+            }
+            Self::NoPort { host, port, offered, udp: true } => write!(
+                f,
+                "port {port} of {host} is UDP, which proxies do not carry; it offers {}",
+                list(offered)
+            ),
+            Self::NoPort { host, port, offered, udp: false } => {
+                write!(f, "{host} has no port {port}; it offers {}", list(offered))
+            }
+            Self::Listener { name, protocol } => {
+                write!(f, "listener {name} takes it as {protocol}")
+            }
+            Self::AddressTaken { address, holder: Some(holder) } => {
+                write!(f, "its address {address} belongs to {holder}, which had it first")
+            }
+            Self::AddressTaken { address, holder: None } => {
+                write!(f, "its address {address} belongs to nobody here")
+            }
+            Self::Route { name, attempts, hedge_ms } => write!(
+                f,
+                "route {name}: up to {attempts} more attempts, a second one after {hedge_ms} ms"
+            ),
+            Self::Cluster { name, load_balancing, rule } => {
+                write!(f, "cluster {name}, balanced by {load_balancing:?}")?;
+                match rule {
+                    Some(rule) => write!(f, " ({rule})"),
+                    None => write!(f, " (no DestinationRule)"),
+                }
+            }
+            Self::LocalOnly { host, global } => write!(
+                f,
+                "{host} means this cluster's copies alone, since it is not exported here; {global} \
+                 means all exporters'"
+            ),
+            Self::Copies { cluster, locality, count, priority, tier, reach, mtls } => {
+                let place = locality.to_string();
+                let place = if place.is_empty() { "an unknown locality" } else { &place };
+                write!(f, "{count} in {cluster}, {place} ({tier}): ")?;
+                match reach {
+                    Reach::Direct(socket) => write!(f, "directly at {socket}")?,
+                    Reach::Through(doors) => write!(f, "through gateway {}", list(doors))?,
+                    Reach::Unreachable(reason) => write!(f, "unreachable, {reason}")?,
+                }
+                f.write_str(if *mtls { ", mTLS" } else { ", plaintext (not in the mesh)" })?;
+                match priority {
+                    Some(priority) => write!(f, ", priority {priority}"),
+                    None => f.write_str(", not used"),
+                }
+            }
+            Self::NoCopies { host } => {
+                write!(f, "{host} has no ready copy in any cluster that serves this port")
+            }
+            Self::Identities { cluster, expected } => {
+                write!(f, "in {cluster} the server must be {}", list(expected))
+            }
+            Self::Inbound { workload, port, mode, by } => {
+                write!(f, "pod {workload} takes port {port} ")?;
+                f.write_str(match mode {
+                    MtlsMode::Strict => "over mTLS only",
+                    MtlsMode::Permissive => "over mTLS or in plaintext",
+                    MtlsMode::Disable => "in plaintext only",
+                })?;
+                match by {
+                    Some(by) => write!(f, " ({by})"),
+                    None => write!(f, " (no PeerAuthentication)"),
+                }
+            }
+        }
+    }
+}
+
+impl Display for Meaning {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.write_str(match self {
+            Self::LocalService => "a Service of this cluster",
+            Self::AllExporters => "a service of all clusters that export it",
+            Self::OneCluster => "one cluster's copies of a service",
+            Self::UsersEntry => "a ServiceEntry's host",
+        })
+    }
+}
+
+impl Display for NoAddress {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.write_str(match self {
+            Self::Headless => "it is headless, its pods are dialled by their own addresses",
+            Self::ExternalName => {
+                "it is an ExternalName, the cluster's DNS answers with another name"
+            }
+            Self::UsersEntry => {
+                "its ServiceEntry gives none, so proxies cannot tell it from others"
+            }
+            Self::NothingCallable => {
+                "no cluster exports a port of it that can be called (see the problems of its \
+                 ExportedService: headless, ExternalName and UDP cannot)"
+            }
+        })
+    }
+}
+
+impl Display for Hint {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        match self {
+            Self::OtherNamespaces(names) => write!(f, "there is {}", list(names)),
+            Self::NotExported(name) => {
+                write!(f, "{name} is here but not exported (isthmus export {name})")
+            }
+            Self::NotPublishedYet(name) => write!(
+                f,
+                "{name} is exported here, and its name is not published yet (is the federation \
+                 controller running?)"
+            ),
+            Self::ExportedBy(name, clusters) => {
+                write!(f, "{name} is exported by {}", list(clusters))
+            }
+            Self::Silent(clusters) => write!(
+                f,
+                "the linked clusters {} announce no such service here: not exported there, not in \
+                 spec.import.namespaces of the link, or not heard yet (isthmus status)",
+                list(clusters)
+            ),
+            Self::NoLinks => f.write_str("no cluster is linked (isthmus link)"),
+            Self::Outside => f.write_str("it is no name of the mesh, upstream DNS decides"),
+        }
+    }
+}

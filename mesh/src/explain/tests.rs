@@ -1,0 +1,168 @@
+//! Explanations as an operator reads them.
+
+use super::{Verdict, why};
+use crate::fixture::{clusters, linked, view, world};
+use expect_test::{Expect, expect};
+
+const WORLD: &str = "
+    east cluster net-east gateway=203.0.113.1:15443
+    west cluster net-west gateway=203.0.113.2:15443 gateway=203.0.113.3:15443
+    north cluster net-north
+    east service shop/hello 10.96.0.1 80/http/web
+    east service shop/cart 10.96.0.2 80/http 53/udp
+    east service shop/db none 5432/tcp
+    east pod shop/hello e1 10.244.0.1 eu/a
+    east pod shop/hello e2 10.244.0.2 eu/b unmeshed
+    west service shop/hello 10.96.0.7 80/http/web
+    west pod shop/hello w1 10.244.0.1 us/a
+    west pod shop/hello w2 10.244.0.2 us/a
+    north service shop/hello 10.96.0.7 80/http/web
+    north pod shop/hello n1 10.244.0.1 eu/a
+    west export shop/hello
+    north export shop/hello";
+
+#[track_caller]
+fn check(host: &str, port: u16, expected: Expect) {
+    let own = linked(&clusters(WORLD), "east");
+    let view = view(&own, "sidecar shop/web eu/a");
+    let mut text = why(&world(own), &view, host, port).to_string();
+    text.push('\n');
+    expected.assert_eq(&text);
+}
+
+#[test]
+fn a_call_is_explained_to_its_endpoints() {
+    check(
+        "hello.shop.global",
+        80,
+        expect![[r#"
+        hello.shop.global:80
+          hello.shop.global is a service of all clusters that export it; its addresses: 240.240.246.140, 2001:2:0:83ac:d8c1:f745:d257:8ab
+          listener 240.240.246.140_80 takes it as http
+          route outbound|80||hello.shop.global: up to 3 more attempts, a second one after 300 ms
+          cluster outbound|80||hello.shop.global, balanced by LeastRequest (no DestinationRule)
+          1 in north, eu/a (another network in the same region): unreachable, no gateway of its cluster with a usable IP address is known here, mTLS, not used
+          2 in west, us/a (another network): through gateway 203.0.113.2:15443, 203.0.113.3:15443, mTLS, priority 0
+          in north the server must be spiffe://north.mesh/ns/shop/sa/hello
+          in west the server must be spiffe://west.mesh/ns/shop/sa/hello
+        It can be called.
+    "#]],
+    );
+    check(
+        "hello",
+        80,
+        expect![[r#"
+        hello:80
+          the search list completes it to hello.shop.svc.cluster.local
+          hello.shop.svc.cluster.local is a Service of this cluster; its addresses: 10.96.0.1
+          listener 10.96.0.1_80 takes it as http
+          route outbound|80||hello.shop.svc.cluster.local: up to 3 more attempts, a second one after 300 ms
+          cluster outbound|80||hello.shop.svc.cluster.local, balanced by LeastRequest (no DestinationRule)
+          hello.shop.svc.cluster.local means this cluster's copies alone, since it is not exported here; hello.shop.global means all exporters'
+          1 in east, eu/a (same zone): directly at 10.244.0.1:8080, mTLS, priority 0
+          1 in east, eu/b (same region): directly at 10.244.0.2:8080, plaintext (not in the mesh), priority 1
+          in east the server must be spiffe://east.mesh/ns/shop/sa/hello
+          pod e1 takes port 8080 over mTLS or in plaintext (no PeerAuthentication)
+        It can be called.
+    "#]],
+    );
+}
+
+#[test]
+fn a_call_that_cannot_be_says_what_would_help() {
+    check(
+        "hello.shop.north.global",
+        80,
+        expect![[r#"
+        hello.shop.north.global:80
+          hello.shop.north.global is one cluster's copies of a service; its addresses: 240.240.91.139, 2001:2:0:b274:ca26:c0eb:1f27:b6b5
+          listener 240.240.91.139_80 takes it as http
+          route outbound|80||hello.shop.north.global: up to 3 more attempts, a second one after 300 ms
+          cluster outbound|80||hello.shop.north.global, balanced by LeastRequest (no DestinationRule)
+          1 in north, eu/a (another network in the same region): unreachable, no gateway of its cluster with a usable IP address is known here, mTLS, not used
+          in north the server must be spiffe://north.mesh/ns/shop/sa/hello
+        It cannot be called; the last steps say why.
+    "#]],
+    );
+    check(
+        "cart.shop.global",
+        80,
+        expect![[r#"
+        cart.shop.global:80
+          cart.shop.global is not known here: shop/cart is here but not exported (isthmus export shop/cart), the linked clusters north, west announce no such service here: not exported there, not in spec.import.namespaces of the link, or not heard yet (isthmus status)
+        It cannot be called; the last steps say why.
+    "#]],
+    );
+    check(
+        "hello.pay.global",
+        80,
+        expect![[r#"
+        hello.pay.global:80
+          hello.pay.global is not known here: there is shop/hello, the linked clusters north, west announce no such service here: not exported there, not in spec.import.namespaces of the link, or not heard yet (isthmus status)
+        It cannot be called; the last steps say why.
+    "#]],
+    );
+    check(
+        "hello.shop.south.global",
+        80,
+        expect![[r#"
+        hello.shop.south.global:80
+          hello.shop.south.global is not known here: shop/hello is here but not exported (isthmus export shop/hello), shop/hello is exported by north, west
+        It cannot be called; the last steps say why.
+    "#]],
+    );
+    check(
+        "cart.shop",
+        81,
+        expect![[r#"
+        cart.shop:81
+          the search list completes it to cart.shop.svc.cluster.local
+          cart.shop.svc.cluster.local is a Service of this cluster; its addresses: 10.96.0.2
+          cart.shop.svc.cluster.local has no port 81; it offers 80
+        It cannot be called; the last steps say why.
+    "#]],
+    );
+    check(
+        "cart.shop",
+        53,
+        expect![[r#"
+        cart.shop:53
+          the search list completes it to cart.shop.svc.cluster.local
+          cart.shop.svc.cluster.local is a Service of this cluster; its addresses: 10.96.0.2
+          port 53 of cart.shop.svc.cluster.local is UDP, which proxies do not carry; it offers 80
+        It cannot be called; the last steps say why.
+    "#]],
+    );
+    check(
+        "db",
+        5432,
+        expect![[r#"
+            db:5432
+              the search list completes it to db.shop.svc.cluster.local
+              db.shop.svc.cluster.local is a Service of this cluster; its addresses: none
+              db.shop.svc.cluster.local has no virtual address: it is headless, its pods are dialled by their own addresses
+            The mesh does not carry it; it goes where DNS sends it.
+        "#]],
+    );
+    check(
+        "example.com",
+        443,
+        expect![[r#"
+            example.com:443
+              example.com is not known here: it is no name of the mesh, upstream DNS decides
+            The mesh does not carry it; it goes where DNS sends it.
+        "#]],
+    );
+}
+
+#[test]
+fn an_explanation_agrees_with_what_the_proxy_gets() {
+    let own = linked(&clusters(WORLD), "east");
+    let view = view(&own, "sidecar shop/web eu/a");
+    let world = world(own);
+    let verdict = |host: &str| why(&world, &view, host, 80).verdict;
+    assert_eq!(verdict("10.96.0.1"), Verdict::Reachable);
+    assert_eq!(verdict("HELLO.shop.Global."), Verdict::Reachable);
+    assert_eq!(verdict("hello.shop.north.global"), Verdict::Unreachable);
+    assert_eq!(verdict("10.96.0.99"), Verdict::NotCarried);
+}

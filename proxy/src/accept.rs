@@ -1,0 +1,130 @@
+//! An accept loop that nothing ends but its token: it survives EMFILE and sheds above its caps.
+
+use dashmap::DashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+/// Rest after an accept that failed for want of descriptors or memory.
+const REST: Duration = Duration::from_millis(20);
+
+/// How many connections may live at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Caps {
+    pub all: usize,
+    /// Per source address.
+    pub per_source: usize,
+}
+
+/// Why a connection was closed before it was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shed {
+    TooMany,
+    TooManyOfOneSource,
+}
+
+#[derive(Debug)]
+struct Counts {
+    all: AtomicUsize,
+    sources: DashMap<IpAddr, usize>,
+}
+
+/// One accepted connection's place under the caps; gone when dropped.
+#[derive(Debug)]
+pub struct Place {
+    counts: Arc<Counts>,
+    source: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.counts.all.fetch_sub(1, Ordering::AcqRel);
+        if let dashmap::Entry::Occupied(mut entry) = self.counts.sources.entry(self.source) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
+}
+
+/// Accepts until `end`, handing each connection (TCP_NODELAY and keepalive set) to `serve`.
+/// A connection above a cap is closed at once and told to `shed`.
+pub async fn accept(
+    listener: TcpListener,
+    caps: Caps,
+    end: CancellationToken,
+    shed: impl Fn(SocketAddr, Shed) + Send,
+    serve: impl Fn(TcpStream, SocketAddr, Place) + Send,
+) {
+    let counts = Arc::new(Counts { all: AtomicUsize::new(0), sources: DashMap::new() });
+    loop {
+        let accepted = tokio::select! {
+            () = end.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(e) => {
+                // A client that left already costs nothing; want of descriptors needs a rest,
+                // or the loop would spin until one is given back.
+                if !client_left(&e) {
+                    tracing::warn!(error = %e, "accepting a connection failed");
+                    tokio::time::sleep(REST).await;
+                }
+                continue;
+            }
+        };
+        match place(&counts, caps, peer.ip().to_canonical()) {
+            Ok(place) => {
+                crate::upstream::tune(&stream);
+                serve(stream, peer, place);
+            }
+            Err(why) => shed(peer, why),
+        }
+    }
+}
+
+fn client_left(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+}
+
+fn place(counts: &Arc<Counts>, caps: Caps, source: IpAddr) -> Result<Place, Shed> {
+    if counts.all.fetch_add(1, Ordering::AcqRel) >= caps.all {
+        counts.all.fetch_sub(1, Ordering::AcqRel);
+        return Err(Shed::TooMany);
+    }
+    let mut count = counts.sources.entry(source).or_insert(0);
+    *count += 1;
+    let over = *count > caps.per_source;
+    // The entry's lock must be gone before `Place` is dropped: it takes it again.
+    drop(count);
+    let place = Place { counts: counts.clone(), source };
+    if over { Err(Shed::TooManyOfOneSource) } else { Ok(place) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn caps_hold_and_places_come_back() {
+        let counts = Arc::new(Counts { all: AtomicUsize::new(0), sources: DashMap::new() });
+        let caps = Caps { all: 3, per_source: 2 };
+        let (a, b) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let one = place(&counts, caps, a).unwrap();
+        let _two = place(&counts, caps, a).unwrap();
+        assert_eq!(place(&counts, caps, a).unwrap_err(), Shed::TooManyOfOneSource);
+        let three = place(&counts, caps, b).unwrap();
+        assert_eq!(place(&counts, caps, b).unwrap_err(), Shed::TooMany);
+        drop(one);
+        let _again = place(&counts, caps, a).unwrap();
+        drop(three);
+        assert_eq!(counts.all.load(Ordering::Acquire), 2);
+        assert!(counts.sources.get(&b).is_none(), "an idle source takes no memory");
+    }
+}

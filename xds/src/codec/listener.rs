@@ -1,0 +1,218 @@
+//! Listeners: outbound by virtual address, the inbound one, and the gateway's.
+
+use super::own;
+use super::wire::{self, Wrong, ads, read_address, read_cluster_name, required, wrong};
+use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
+use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, filter::ConfigType};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, Rds, http_connection_manager::RouteSpecifier,
+};
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
+    TcpProxy, tcp_proxy::ClusterSpecifier,
+};
+use envoy_types::pb::google::protobuf::Any;
+use mesh::inventory::MtlsMode;
+use mesh::name::{Hostname, TrustDomain};
+use mesh::program::{
+    ClusterName, GatewayListener, InboundListener, InboundPort, Listener, OutboundListener,
+    OutboundTarget,
+};
+use mesh::sni::Sni;
+use mesh::world::Dialect;
+use prost::Name;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+mod envoy;
+
+pub use envoy::capture;
+
+pub(super) const HTTP: &str = "envoy.filters.network.http_connection_manager";
+pub(super) const TCP: &str = "envoy.filters.network.tcp_proxy";
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(deny_unknown_fields)]
+enum Own {
+    Outbound {
+        host: Hostname,
+    },
+    Inbound {
+        mtls: MtlsMode,
+        #[serde(default)]
+        ports: Vec<OwnPort>,
+        trust_domains: BTreeSet<TrustDomain>,
+    },
+    Gateway {
+        probe: Hostname,
+        #[serde(default)]
+        routes: Vec<OwnRoute>,
+    },
+}
+
+/// A list, since a Struct's keys are text.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct OwnPort {
+    port: u16,
+    mtls: MtlsMode,
+    http: bool,
+    service: String,
+}
+
+/// A server name; with its cluster only where that is not named after it.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum OwnRoute {
+    Same(Sni),
+    Other(OtherRoute),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OtherRoute {
+    sni: Sni,
+    cluster: ClusterName,
+}
+
+pub(super) fn encode(name: &str, listener: &Listener, dialect: Dialect) -> wire::Listener {
+    match dialect {
+        Dialect::Isthmus => encode_own(name, listener),
+        Dialect::Envoy => envoy::encode(name, listener),
+    }
+}
+
+fn encode_own(name: &str, listener: &Listener) -> wire::Listener {
+    let (own, direction) = match listener {
+        Listener::Outbound(OutboundListener { address, host, target }) => {
+            return wire::Listener {
+                name: name.to_owned(),
+                address: wire::address(*address),
+                filter_chains: vec![FilterChain {
+                    filters: vec![target_filter(target)],
+                    ..Default::default()
+                }],
+                traffic_direction: TrafficDirection::Outbound as i32,
+                metadata: own::write(&Own::Outbound { host: host.clone() }),
+                ..Default::default()
+            };
+        }
+        Listener::Inbound(InboundListener { mtls, ports, trust_domains }) => {
+            let ports = ports.iter().map(|(&port, InboundPort { mtls, http, service })| OwnPort {
+                port,
+                mtls: *mtls,
+                http: *http,
+                service: service.clone(),
+            });
+            let own = Own::Inbound {
+                mtls: *mtls,
+                ports: ports.collect(),
+                trust_domains: trust_domains.clone(),
+            };
+            (own, TrafficDirection::Inbound)
+        }
+        Listener::Gateway(GatewayListener { routes, probe }) => {
+            let routes = routes.iter().map(|(sni, cluster)| {
+                if *cluster == ClusterName::sni(sni) {
+                    OwnRoute::Same(sni.clone())
+                } else {
+                    let (sni, cluster) = (sni.clone(), cluster.clone());
+                    OwnRoute::Other(OtherRoute { sni, cluster })
+                }
+            });
+            let own = Own::Gateway { probe: probe.clone(), routes: routes.collect() };
+            (own, TrafficDirection::Unspecified)
+        }
+    };
+    wire::Listener {
+        name: name.to_owned(),
+        traffic_direction: direction as i32,
+        metadata: own::write(&own),
+        ..Default::default()
+    }
+}
+
+fn target_filter(target: &OutboundTarget) -> Filter {
+    match target {
+        OutboundTarget::Http { route } => filter(HTTP, &HttpConnectionManager {
+            stat_prefix: route.clone(),
+            route_specifier: Some(RouteSpecifier::Rds(Rds {
+                config_source: ads(),
+                route_config_name: route.clone(),
+            })),
+            ..Default::default()
+        }),
+        OutboundTarget::Tcp { cluster } => filter(TCP, &TcpProxy {
+            stat_prefix: cluster.to_string(),
+            cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_string())),
+            ..Default::default()
+        }),
+    }
+}
+
+pub(super) fn filter<M: prost::Message + Name>(name: &str, config: &M) -> Filter {
+    let config = ConfigType::TypedConfig(wire::pack(config));
+    Filter { name: name.to_owned(), config_type: Some(config) }
+}
+
+pub(super) fn decode(listener: &wire::Listener) -> Result<Listener, Wrong> {
+    match own::read(listener.metadata.as_ref())? {
+        Own::Outbound { host } => Ok(Listener::Outbound(OutboundListener {
+            address: read_address("address", listener.address.as_ref())?,
+            host,
+            target: decode_target(listener)?,
+        })),
+        Own::Inbound { mtls, ports, trust_domains } => {
+            let mut by_port = BTreeMap::new();
+            for OwnPort { port, mtls, http, service } in ports {
+                if by_port.insert(port, InboundPort { mtls, http, service }).is_some() {
+                    let problem = format!("has port {port} twice");
+                    return Err(wrong("metadata.filter_metadata.isthmus.ports", problem));
+                }
+            }
+            Ok(Listener::Inbound(InboundListener { mtls, ports: by_port, trust_domains }))
+        }
+        Own::Gateway { probe, routes } => {
+            let routes = routes.into_iter().map(|route| match route {
+                OwnRoute::Same(sni) => {
+                    let cluster = ClusterName::sni(&sni);
+                    (sni, cluster)
+                }
+                OwnRoute::Other(OtherRoute { sni, cluster }) => (sni, cluster),
+            });
+            Ok(Listener::Gateway(GatewayListener { routes: routes.collect(), probe }))
+        }
+    }
+}
+
+fn decode_target(listener: &wire::Listener) -> Result<OutboundTarget, Wrong> {
+    let at = "filter_chains[0].filters[0].typed_config";
+    let [chain] = &listener.filter_chains[..] else {
+        return Err(wrong("filter_chains", "must be exactly one"));
+    };
+    let [filter] = &chain.filters[..] else {
+        return Err(wrong("filter_chains[0].filters", "must be exactly one"));
+    };
+    let config: &Any = match &filter.config_type {
+        Some(ConfigType::TypedConfig(config)) => config,
+        Some(ConfigType::ConfigDiscovery(_)) | None => return Err(wrong(at, "is missing")),
+    };
+    if config.type_url == TcpProxy::type_url() {
+        let tcp: TcpProxy = wire::unpack(config).map_err(|wrong| wrong.within(at))?;
+        let Some(ClusterSpecifier::Cluster(cluster)) = tcp.cluster_specifier else {
+            return Err(wrong("cluster", "is missing").within(at));
+        };
+        let cluster = read_cluster_name("cluster", &cluster).map_err(|wrong| wrong.within(at))?;
+        return Ok(OutboundTarget::Tcp { cluster });
+    }
+    if config.type_url == HttpConnectionManager::type_url() {
+        let http: HttpConnectionManager = wire::unpack(config).map_err(|w| w.within(at))?;
+        let rds = match &http.route_specifier {
+            Some(RouteSpecifier::Rds(rds)) => Some(rds),
+            Some(RouteSpecifier::RouteConfig(_) | RouteSpecifier::ScopedRoutes(_)) | None => None,
+        };
+        let route = &required("rds", rds).map_err(|w| w.within(at))?.route_config_name;
+        return Ok(OutboundTarget::Http { route: route.clone() });
+    }
+    Err(wrong(at, "is neither an HttpConnectionManager nor a TcpProxy"))
+}

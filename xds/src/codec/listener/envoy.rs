@@ -1,0 +1,249 @@
+//! Listeners as a real Envoy runs them.
+
+use super::{HTTP, TCP, filter};
+use crate::codec::{tls, wire};
+use envoy_types::pb::envoy::config::core::v3::{
+    DataSource, TrafficDirection, TransportSocket, data_source::Specifier,
+};
+use envoy_types::pb::envoy::config::listener::v3::{
+    Filter, FilterChain, FilterChainMatch, ListenerFilter, listener_filter::ConfigType,
+};
+use envoy_types::pb::envoy::config::route::v3::{
+    Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route::Action,
+    route_action::ClusterSpecifier as RouteCluster, route_match::PathSpecifier,
+};
+use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use envoy_types::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
+use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
+use envoy_types::pb::envoy::extensions::filters::network::direct_response::v3::Config as Direct;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, HttpFilter, Rds, http_connection_manager::RouteSpecifier,
+    http_filter::ConfigType as HttpConfigType,
+};
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
+    TcpProxy, tcp_proxy::ClusterSpecifier,
+};
+use envoy_types::pb::google::protobuf::{BoolValue, Duration};
+use mesh::inventory::MtlsMode;
+use mesh::program::{
+    ClusterName, GatewayListener, InboundListener, InboundPort, Listener, OutboundListener,
+    OutboundTarget,
+};
+use prost::Name;
+use std::net::{IpAddr, SocketAddr};
+
+/// Where an Envoy sidecar takes redirected connections (Istio's ports).
+const OUTBOUND_PORT: u16 = 15001;
+const INBOUND_PORT: u16 = 15006;
+/// Where an Envoy gateway listens.
+const GATEWAY_PORT: u16 = 15443;
+
+/// What an east-west gateway lets in: the mesh's own ALPN names only (Istio
+/// `core/listener.go:97`, all that its clients say).
+const MESH_ALPN: [&str; 5] =
+    ["istio-peer-exchange", "istio", "istio-http/1.0", "istio-http/1.1", "istio-h2"];
+/// What an inbound listener selects from; never `istio-peer-exchange` (decision 5).
+const INBOUND_HTTP_ALPN: [&str; 2] = ["istio-http/1.1", "http/1.1"];
+const INBOUND_TCP_ALPN: [&str; 1] = ["istio"];
+
+/// The listener that owns port 15001 and hands each redirected connection to the virtual
+/// listener of its original destination. What has none is closed: its chain leads nowhere.
+pub fn capture() -> wire::Listener {
+    wire::Listener {
+        name: "virtualOutbound".to_owned(),
+        address: wire::address(SocketAddr::new(any_v4(), OUTBOUND_PORT)),
+        use_original_dst: yes(),
+        traffic_direction: TrafficDirection::Outbound as i32,
+        filter_chains: vec![FilterChain { filters: vec![close()], ..Default::default() }],
+        ..Default::default()
+    }
+}
+
+pub(super) fn encode(name: &str, listener: &Listener) -> wire::Listener {
+    let listener = match listener {
+        Listener::Outbound(outbound) => encode_outbound(outbound),
+        Listener::Inbound(inbound) => encode_inbound(inbound),
+        Listener::Gateway(gateway) => encode_gateway(gateway),
+    };
+    wire::Listener { name: name.to_owned(), ..listener }
+}
+
+fn encode_outbound(outbound: &OutboundListener) -> wire::Listener {
+    let filters = match &outbound.target {
+        OutboundTarget::Http { route } => {
+            let rds = Rds { config_source: wire::ads(), route_config_name: route.clone() };
+            vec![http(route, RouteSpecifier::Rds(rds))]
+        }
+        OutboundTarget::Tcp { cluster } => vec![tcp(cluster)],
+    };
+    wire::Listener {
+        address: wire::address(outbound.address),
+        bind_to_port: Some(BoolValue { value: false }),
+        traffic_direction: TrafficDirection::Outbound as i32,
+        filter_chains: vec![FilterChain { filters, ..Default::default() }],
+        ..Default::default()
+    }
+}
+
+fn encode_inbound(inbound: &InboundListener) -> wire::Listener {
+    let InboundListener { mtls, ports, trust_domains } = inbound;
+    let mut filter_chains = Vec::new();
+    let others = InboundPort { mtls: *mtls, http: false, service: String::new() };
+    let all = ports.iter().map(|(&port, settings)| (port, settings)).chain([(0, &others)]);
+    for (port, InboundPort { mtls, http: speaks_http, .. }) in all {
+        let alpn: &[&str] = if *speaks_http { &INBOUND_HTTP_ALPN } else { &INBOUND_TCP_ALPN };
+        let mut chain = |protocol: &str, transport_socket: Option<TransportSocket>| {
+            filter_chains.push(FilterChain {
+                name: format!("{port}-{protocol}"),
+                filter_chain_match: Some(FilterChainMatch {
+                    destination_port: if port == 0 { None } else { wire::uint(port.into()) },
+                    transport_protocol: protocol.to_owned(),
+                    ..Default::default()
+                }),
+                filters: vec![inbound_filter(port, *speaks_http)],
+                transport_socket,
+                ..Default::default()
+            });
+        };
+        let mutual = || Some(tls::downstream(alpn, trust_domains.iter()));
+        match mtls {
+            MtlsMode::Strict => chain("tls", mutual()),
+            MtlsMode::Permissive => {
+                chain("tls", mutual());
+                chain("raw_buffer", None);
+            }
+            // Whatever the workload speaks, TLS of its own included, is passed on.
+            MtlsMode::Disable => {
+                chain("tls", None);
+                chain("raw_buffer", None);
+            }
+        }
+    }
+    wire::Listener {
+        address: wire::address(SocketAddr::new(any_v4(), INBOUND_PORT)),
+        traffic_direction: TrafficDirection::Inbound as i32,
+        listener_filters: vec![
+            listener_filter("envoy.filters.listener.original_dst", &OriginalDst {}),
+            listener_filter("envoy.filters.listener.tls_inspector", &TlsInspector::default()),
+        ],
+        // A server-first protocol sends nothing to inspect: go on without.
+        listener_filters_timeout: Some(Duration { seconds: 1, nanos: 0 }),
+        continue_on_listener_filters_timeout: true,
+        filter_chains,
+        ..Default::default()
+    }
+}
+
+fn inbound_filter(port: u16, speaks_http: bool) -> Filter {
+    let cluster = ClusterName::inbound(port);
+    if !speaks_http {
+        return tcp(&cluster);
+    }
+    let rule = Route {
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
+            ..Default::default()
+        }),
+        action: Some(Action::Route(RouteAction {
+            cluster_specifier: Some(RouteCluster::Cluster(cluster.to_string())),
+            // The client's side decides how long a request may take.
+            timeout: wire::duration(0),
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    let routes = RouteConfiguration {
+        name: cluster.to_string(),
+        virtual_hosts: vec![VirtualHost {
+            name: cluster.to_string(),
+            domains: vec!["*".to_owned()],
+            routes: vec![rule],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    http(&cluster.to_string(), RouteSpecifier::RouteConfig(routes))
+}
+
+fn encode_gateway(gateway: &GatewayListener) -> wire::Listener {
+    let probe = FilterChain {
+        name: "probe".to_owned(),
+        filter_chain_match: Some(FilterChainMatch {
+            server_names: vec![gateway.probe.to_string()],
+            transport_protocol: "tls".to_owned(),
+            ..Default::default()
+        }),
+        filters: vec![close()],
+        transport_socket: Some(tls::server_only(&INBOUND_TCP_ALPN)),
+        ..Default::default()
+    };
+    let routes = gateway.routes.iter().map(|(sni, cluster)| FilterChain {
+        name: sni.to_string(),
+        filter_chain_match: Some(FilterChainMatch {
+            server_names: vec![sni.to_string()],
+            application_protocols: MESH_ALPN.map(str::to_owned).to_vec(),
+            transport_protocol: "tls".to_owned(),
+            ..Default::default()
+        }),
+        filters: vec![tcp(cluster)],
+        ..Default::default()
+    });
+    wire::Listener {
+        address: wire::address(SocketAddr::new(any_v4(), GATEWAY_PORT)),
+        listener_filters: vec![listener_filter(
+            "envoy.filters.listener.tls_inspector",
+            &TlsInspector::default(),
+        )],
+        listener_filters_timeout: Some(Duration { seconds: 5, nanos: 0 }),
+        filter_chains: routes.chain([probe]).collect(),
+        ..Default::default()
+    }
+}
+
+fn http(stat_prefix: &str, route: RouteSpecifier) -> Filter {
+    filter(HTTP, &HttpConnectionManager {
+        stat_prefix: stat_prefix.to_owned(),
+        route_specifier: Some(route),
+        http_filters: vec![HttpFilter {
+            name: "envoy.filters.http.router".to_owned(),
+            config_type: Some(HttpConfigType::TypedConfig(wire::pack(&Router::default()))),
+            ..Default::default()
+        }],
+        // Peers are told apart by certificate, not by what they say.
+        use_remote_address: Some(BoolValue { value: false }),
+        ..Default::default()
+    })
+}
+
+fn tcp(cluster: &ClusterName) -> Filter {
+    filter(TCP, &TcpProxy {
+        stat_prefix: cluster.to_string(),
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_string())),
+        ..Default::default()
+    })
+}
+
+/// Says nothing and closes.
+fn close() -> Filter {
+    let nothing = DataSource {
+        specifier: Some(Specifier::InlineString(String::new())),
+        ..Default::default()
+    };
+    filter("envoy.filters.network.direct_response", &Direct { response: Some(nothing) })
+}
+
+fn listener_filter<M: prost::Message + Name>(name: &str, config: &M) -> ListenerFilter {
+    ListenerFilter {
+        name: name.to_owned(),
+        config_type: Some(ConfigType::TypedConfig(wire::pack(config))),
+        ..Default::default()
+    }
+}
+
+fn any_v4() -> IpAddr {
+    IpAddr::from([0, 0, 0, 0])
+}
+
+fn yes() -> Option<BoolValue> {
+    Some(BoolValue { value: true })
+}
