@@ -10,6 +10,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -82,7 +83,17 @@ pub fn http_get(
     path: &str,
     limit: Duration,
 ) -> Result<(u16, String)> {
-    let mut stream = netns.connect(to, limit)?;
+    http_get_at(&netns.path(), to, path, limit)
+}
+
+/// As [`http_get`], by the namespace's file.
+pub fn http_get_at(
+    netns: &std::path::Path,
+    to: SocketAddr,
+    path: &str,
+    limit: Duration,
+) -> Result<(u16, String)> {
+    let mut stream = crate::netns::connect_from(netns, to, limit)?;
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(limit))?;
     write!(stream, "GET {path} HTTP/1.1\r\nhost: {to}\r\nconnection: close\r\n\r\n")?;
@@ -131,8 +142,8 @@ pub struct Launcher {
     told: tokio::sync::Mutex<BTreeMap<String, bool>>,
     /// Consecutive probes without an answer, by pod.
     misses: Mutex<BTreeMap<String, u32>>,
-    /// Pods kept out of readiness whatever they say, for scenarios that change readiness.
-    pub held_unready: Mutex<std::collections::BTreeSet<String>>,
+    /// No rounds while set: a scenario plays kubelet itself.
+    paused: AtomicBool,
 }
 
 impl Launcher {
@@ -146,7 +157,7 @@ impl Launcher {
             services: Mutex::default(),
             told: Default::default(),
             misses: Mutex::default(),
-            held_unready: Mutex::default(),
+            paused: AtomicBool::new(false),
         }
     }
 
@@ -269,14 +280,16 @@ impl Launcher {
 
     /// One round of a kubelet's probes: tells the API server what has changed.
     pub async fn round(self: &Arc<Self>) -> Result<()> {
+        if self.paused.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let pods = self.pods.lock().expect("no holder panics").clone();
         let mut changed = false;
         for pod in pods {
             let probed = pod.clone();
             let found = tokio::task::spawn_blocking(move || probed.probe()).await?;
             let key = format!("{}/{}", pod.namespace, pod.name);
-            let held = self.held_unready.lock().expect("no holder panics").contains(&pod.name);
-            let ready = {
+            let misses = {
                 let mut misses = self.misses.lock().expect("no holder panics");
                 let misses = misses.entry(key.clone()).or_default();
                 match found {
@@ -285,14 +298,13 @@ impl Launcher {
                     Probe::Silent => *misses += 1,
                     Probe::Dead => *misses = 3,
                 }
-                (*misses, held)
+                *misses
             };
             let mut told = self.told.lock().await;
             let was = told.get(&key).copied();
-            let ready = match ready {
-                (_, true) => false,
-                (0, _) => true,
-                (1..3, _) => was.unwrap_or(false),
+            let ready = match misses {
+                0 => true,
+                1..3 => was.unwrap_or(false),
                 _ => false,
             };
             if was != Some(ready) {
@@ -305,6 +317,34 @@ impl Launcher {
             self.write_slices().await?;
         }
         Ok(())
+    }
+
+    /// Stops or continues the rounds; the next one puts right what was changed meanwhile.
+    pub async fn pause(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Relaxed);
+        if !paused {
+            self.told.lock().await.clear();
+        }
+    }
+
+    /// Writes an EndpointSlice in which exactly the pods named are ready, while paused.
+    pub async fn write_ready(&self, service: &str, ready: &[&str]) -> Result<()> {
+        let found = {
+            let services = self.services.lock().expect("no holder panics");
+            services.iter().find(|known| known.name == service).cloned()
+        };
+        let service = found.with_context(|| format!("no service {service}"))?;
+        {
+            let mut told = self.told.lock().await;
+            for pod in self.pods.lock().expect("no holder panics").iter() {
+                let key = format!("{}/{}", pod.namespace, pod.name);
+                let selected = service.selector.iter().all(|(k, v)| pod.labels.get(k) == Some(v));
+                if pod.namespace == service.namespace && selected {
+                    told.insert(key, ready.contains(&pod.name.as_str()));
+                }
+            }
+        }
+        self.write_slice(&service).await
     }
 
     /// Rounds, one a second, until dropped. An API server that is down is tried again.

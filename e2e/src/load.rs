@@ -252,3 +252,35 @@ fn micros(duration: Duration) -> u64 {
 pub fn micros_now() -> u64 {
     micros(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
+
+/// `isthmus-e2e call URL`: one GET through the system's resolver; prints the body.
+pub async fn call(url: &str, limit: Duration) -> Result<()> {
+    let uri: http::Uri = url.parse().context("a URL")?;
+    let host = uri.host().context("a URL with a host")?.to_owned();
+    let target = format!("{host}:{}", uri.port_u16().unwrap_or(80));
+    let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    let work = async {
+        let stream = dial(&target).await?;
+        let (mut sender, driver) = handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(driver);
+        let request = Request::get(path).header("host", host).body(Full::new(Bytes::new()))?;
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        let body = String::from_utf8_lossy(&body).into_owned();
+        anyhow::ensure!(status.is_success(), "status {status}: {body}");
+        Ok(body)
+    };
+    println!("{}", timeout(limit, work).await.with_context(|| format!("no answer in {limit:?}"))??);
+    Ok(())
+}
+
+/// `isthmus-e2e resolve NAME`: the IPv4 addresses the system's resolver finds, one a line.
+pub async fn resolve(name: &str) -> Result<()> {
+    for address in tokio::net::lookup_host((name, 0)).await? {
+        if let std::net::IpAddr::V4(address) = address.ip() {
+            println!("{address}");
+        }
+    }
+    Ok(())
+}

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use std::fs::File;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -161,21 +161,18 @@ impl Netns {
 
     /// Connects from inside this namespace; the socket stays usable outside it.
     pub fn connect(&self, to: SocketAddr, limit: Duration) -> Result<TcpStream> {
-        self.inside(move || Ok(TcpStream::connect_timeout(&to, limit)?))
+        connect_from(&self.path(), to, limit)
     }
+}
 
-    /// Runs `job` on a thread that lives in this namespace.
-    pub fn inside<T: Send + 'static>(
-        &self,
-        job: impl FnOnce() -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let path = self.path();
-        let worker = std::thread::spawn(move || {
-            enter(&path)?;
-            job()
-        });
-        worker.join().map_err(|_| anyhow::anyhow!("a job inside {} panicked", self.name))?
-    }
+/// Connects from inside the namespace that `path` names; the socket stays usable outside it.
+pub fn connect_from(path: &Path, to: SocketAddr, limit: Duration) -> Result<TcpStream> {
+    let path = path.to_owned();
+    let worker = std::thread::spawn(move || {
+        enter(&path)?;
+        Ok(TcpStream::connect_timeout(&to, limit)?)
+    });
+    worker.join().map_err(|_| anyhow::anyhow!("connecting to {to} panicked"))?
 }
 
 impl Drop for Netns {
@@ -188,7 +185,7 @@ impl Drop for Netns {
 }
 
 /// Moves the calling thread (and threads it starts later) into a namespace.
-pub fn enter(path: &std::path::Path) -> Result<()> {
+pub fn enter(path: &Path) -> Result<()> {
     let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)
         .with_context(|| format!("entering {}", path.display()))
