@@ -1,6 +1,5 @@
 //! `isthmus`: every question an operator has about the mesh, and every program of it as a verb.
 
-mod codes;
 mod export;
 mod link;
 mod output;
@@ -65,8 +64,6 @@ enum Verb {
     ProxyConfig(proxy::ConfigCall),
     /// Why traffic from CLIENT to HOST:PORT goes where it goes.
     Why(why::Call),
-    /// What a code like ISM2004 means, and what to do.
-    Explain(codes::Call),
     /// Print the CustomResourceDefinitions of isthmus.dev as YAML.
     Crds,
     /// Run a cluster's control plane.
@@ -78,7 +75,7 @@ enum Verb {
     /// Run a workload's sidecar.
     Sidecar(program::Config),
     /// Capture a workload's traffic into its sidecar (nftables; needs NET_ADMIN).
-    SidecarRedirect(program::Redirect),
+    SidecarRedirect(sidecar::redirect::Redirect),
 }
 
 fn main() -> ExitCode {
@@ -109,9 +106,10 @@ async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::ProxyStatus(call) => call.run().await,
         Verb::ProxyConfig(call) => call.run().await,
         Verb::Why(call) => call.run().await,
-        Verb::Explain(call) => call.run(),
         Verb::Crds => {
-            print!("{}", cluster::api::crd_yaml());
+            for (_, yaml) in cluster::api::crd_yaml() {
+                println!("---\n{}", yaml.trim_end());
+            }
             Ok(ExitCode::SUCCESS)
         }
         Verb::ControlPlane(config) => {
@@ -122,6 +120,6 @@ async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         }
         Verb::Gateway(config) => config.run(|config, end| gateway::run(config, end)).await,
         Verb::Sidecar(config) => config.run(|config, end| sidecar::run(config, end)).await,
-        Verb::SidecarRedirect(redirect) => redirect.run(),
+        Verb::SidecarRedirect(redirect) => redirect.run().map(|()| ExitCode::SUCCESS),
     }
 }

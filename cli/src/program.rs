@@ -27,25 +27,3 @@ impl Config {
         Ok(ExitCode::SUCCESS)
     }
 }
-
-#[derive(Debug, Args)]
-pub(crate) struct Redirect {
-    /// User the sidecar runs as; its own traffic is left alone.
-    #[arg(long, default_value_t = 1337)]
-    uid: u32,
-    /// Inbound ports to leave alone, besides the sidecar's own.
-    #[arg(long, value_delimiter = ',')]
-    exclude_inbound_ports: Vec<u16>,
-    /// Outbound ports to leave alone.
-    #[arg(long, value_delimiter = ',')]
-    exclude_outbound_ports: Vec<u16>,
-    /// Outbound ranges to leave alone.
-    #[arg(long, value_delimiter = ',')]
-    exclude_outbound_ranges: Vec<String>,
-    /// Take the rules away.
-    #[arg(long)]
-    remove: bool,
-    /// Print the nft script instead of applying it.
-    #[arg(long)]
-    print: bool,
-}

@@ -70,7 +70,7 @@ impl Call {
         } else {
             output::value(self.output, &explanation)?;
         }
-        Ok(if explanation.reaches() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if explanation.verdict != explain::Verdict::Unreachable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
     fn view(&self, own: &Inventory, pod: &str) -> Result<View> {
