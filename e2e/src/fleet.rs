@@ -402,7 +402,7 @@ impl Cluster {
         chown(&state, Some(PROXY_USER), Some(PROXY_USER))?;
         let (namespace, account, labels) = if what == "gateway" {
             let labels = [("istio", "eastwestgateway"), ("topology.istio.io/network", cluster)];
-            (SYSTEM, GATEWAY, labels.to_vec())
+            (SYSTEM, "isthmus-gateway", labels.to_vec())
         } else {
             let labels = [("app", what), ("security.istio.io/tlsMode", "istio")];
             ("shop", what, labels.to_vec())
