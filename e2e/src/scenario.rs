@@ -11,7 +11,7 @@ use crate::fleet::{Cluster, Fleet};
 use crate::launcher::{APP_USER, Pod};
 use crate::load;
 use crate::process::Process;
-use crate::verdict::{Pillar, Record, Verdict};
+use crate::verdict::{Outcome, Pillar, Record, Verdict};
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -102,6 +102,7 @@ pub async fn play(
         fleet.mend().await.context("making the fleet whole again")?;
         if scenario.name != "link-life" {
             links::linked(fleet).await?;
+            in_use(fleet).await.context("bringing the name into use")?;
         }
         if without {
             fleet.cluster("east").control_plane.get().context("east's control plane")?.kill();
@@ -121,6 +122,29 @@ pub async fn play(
         });
     }
     verdicts
+}
+
+/// Returns once every copy answers in east and a little load of each kind is whole: the promises
+/// are about names in use, and a fleet just made whole is still telling itself so.
+async fn in_use(fleet: &Fleet) -> Result<()> {
+    let client = fleet.cluster("east").pod("client-1")?;
+    let limit = Duration::from_secs(60);
+    for (cluster, pod) in [("west", "hello-1"), ("west", "hello-2"), ("north", "hello-1")] {
+        let url = format!("http://hello.shop.{cluster}.global/");
+        call_until(fleet, client, &url, limit, |answer| answer.pod == pod).await?;
+    }
+    let start = tokio::time::Instant::now();
+    loop {
+        let little = Rates { gets: 40.0, posts: 20.0, connects: 20.0, seconds: 1.0 };
+        let records = Load::start(fleet, client, HOST, little)?.finish(limit).await?;
+        let failed = records.iter().filter(|r| r.outcome != Outcome::Answered).count();
+        if failed == 0 {
+            return Ok(());
+        }
+        if start.elapsed() > limit {
+            bail!("{failed} of {} are still not answered after {limit:?}", records.len());
+        }
+    }
 }
 
 impl Stage<'_> {
