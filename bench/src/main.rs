@@ -17,9 +17,9 @@ use std::process::ExitCode;
 #[derive(Debug, Parser)]
 #[command(name = "isthmus-bench", max_term_width = 100)]
 struct Call {
-    /// The gateway to measure: an `isthmus` program built with --release.
+    /// The gateway to measure: `isthmus-gateway` built with --release.
     #[arg(long)]
-    isthmus: std::path::PathBuf,
+    gateway: std::path::PathBuf,
     /// HAProxy to measure against.
     #[arg(long, default_value = "haproxy")]
     haproxy: String,
@@ -47,7 +47,7 @@ fn main() -> Result<ExitCode> {
     let call = Call::parse();
     let backend = block::Backend::start()?;
     let folder = tempfile::tempdir()?;
-    let ours = Rival::gateway(&call.isthmus, folder.path(), backend.address(), call.routes)?;
+    let ours = Rival::gateway(&call.gateway, folder.path(), backend.address(), call.routes)?;
     let theirs = Rival::haproxy(&call.haproxy, folder.path(), backend.address(), call.routes)?;
     println!("ours    {}", ours.version);
     println!("theirs  {}", theirs.version);

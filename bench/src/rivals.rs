@@ -55,7 +55,7 @@ fn pinned(program: &str) -> Command {
 
 impl Rival {
     /// Our gateway from a file of xDS resources.
-    pub(crate) fn gateway(isthmus: &Path, folder: &Path, backend: SocketAddr, routes: u32) -> Result<Self> {
+    pub(crate) fn gateway(program_path: &Path, folder: &Path, backend: SocketAddr, routes: u32) -> Result<Self> {
         let file = folder.join("resources.json");
         std::fs::write(&file, serde_json::to_vec(&xds::codec::to_json(&program(backend, routes)))?)?;
         let (listen, admin, metrics, health) = (free_port()?, free_port()?, free_port()?, free_port()?);
@@ -69,10 +69,10 @@ impl Rival {
             "metrics": format!("127.0.0.1:{metrics}"), "health": format!("127.0.0.1:{health}"),
         });
         std::fs::write(&config, serde_json::to_vec(&text)?)?;
-        let isthmus = isthmus.to_str().context("the path of isthmus is not UTF-8")?;
-        let version = Command::new(isthmus).arg("--version").output().context("running isthmus")?;
-        let mut command = pinned(isthmus);
-        command.args(["gateway", "--config"]).arg(&config);
+        let path = program_path.to_str().context("the gateway's path is not UTF-8")?;
+        let version = Command::new(path).arg("--version").output().context("running the gateway")?;
+        let mut command = pinned(path);
+        command.arg("--config").arg(&config);
         Self::start(command, listen, routes, String::from_utf8_lossy(&version.stdout).trim().to_owned(), folder)
     }
 
