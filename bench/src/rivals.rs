@@ -64,7 +64,7 @@ impl Rival {
         let text = serde_json::json!({
             "cluster": "bench", "namespace": "isthmus-system", "pod": "gateway-0", "account": "isthmus-gateway",
             "trustDomain": "bench.mesh", "rootCertificates": chain, "resources": file,
-            "svid": {"chain": chain, "key": key},
+            "svid": {"chain": chain, "key": key}, "accessLog": false,
             "listen": format!("127.0.0.1:{listen}"), "admin": format!("127.0.0.1:{admin}"),
             "metrics": format!("127.0.0.1:{metrics}"), "health": format!("127.0.0.1:{health}"),
         });
