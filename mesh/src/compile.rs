@@ -136,7 +136,7 @@ pub fn view_part(world: &World, view: &View, name: &ResourceName) -> ViewPart {
         ResourceKind::Cluster => part.namespace = ruling_namespace(world, view, name),
         ResourceKind::Endpoints => {
             part.namespace = ruling_namespace(world, view, name);
-            part.network = Some(view.network.clone());
+            part.network = (!part.gateway).then(|| view.network.clone());
             part.locality = Some(view.locality.clone());
             if near_node(world, name) {
                 part.node = Some(world.node(&view.namespace, &view.workload).to_owned());

@@ -20,8 +20,18 @@ use std::net::IpAddr;
 pub struct Explanation {
     pub asked: String,
     pub steps: Vec<Step>,
-    /// There is at least one copy it can reach.
-    pub answered: bool,
+    pub verdict: Verdict,
+}
+
+/// How it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Verdict {
+    /// There is at least one copy the client can reach.
+    Reachable,
+    Unreachable,
+    /// The mesh has no say: connections go where DNS sends them.
+    NotCarried,
 }
 
 /// One decision and its reason.
@@ -118,6 +128,7 @@ pub enum NoAddress {
     Headless,
     ExternalName,
     NothingCallable,
+    UsersEntry,
 }
 
 /// What would make an unknown name known.
@@ -145,8 +156,8 @@ pub enum Hint {
 pub fn why(world: &World, view: &View, host: &str, port: u16) -> Explanation {
     let asked = format!("{host}:{port}");
     let mut steps = Vec::new();
-    let answered = explain(world, view, host, port, &mut steps).unwrap_or(false);
-    Explanation { asked, steps, answered }
+    let verdict = explain(world, view, host, port, &mut steps).unwrap_or(Verdict::Unreachable);
+    Explanation { asked, steps, verdict }
 }
 
 fn explain(
@@ -155,11 +166,14 @@ fn explain(
     asked: &str,
     port: u16,
     steps: &mut Vec<Step>,
-) -> Option<bool> {
+) -> Option<Verdict> {
     let lower = asked.trim_end_matches('.').to_ascii_lowercase();
     let Some(host) = complete(world, view, &lower) else {
-        steps.push(Step::UnknownName { hints: hints(world, view, &lower), host: lower });
-        return None;
+        let hints = hints(world, view, &lower);
+        let verdict =
+            if hints == [Hint::Outside] { Verdict::NotCarried } else { Verdict::Unreachable };
+        steps.push(Step::UnknownName { hints, host: lower });
+        return Some(verdict);
     };
     if host.as_str() != lower && lower.parse::<IpAddr>().is_err() {
         steps.push(Step::Completed { host: host.clone() });
@@ -175,21 +189,25 @@ fn explain(
             Form::User(_) => Meaning::UsersEntry,
         },
     });
-    let kind = match target.form {
-        Form::Local(service) => Some(service.kind),
-        Form::All(..) | Form::One(..) | Form::User(_) => None,
-    };
-    let reason = match kind {
-        Some(ServiceKind::Headless) => Some(NoAddress::Headless),
-        Some(ServiceKind::ExternalName) => Some(NoAddress::ExternalName),
-        Some(ServiceKind::ClusterIp) | None if target.addresses.is_empty() => {
-            Some(NoAddress::NothingCallable)
+    let reason = match target.form {
+        Form::Local(service) => match service.kind {
+            ServiceKind::Headless => Some(NoAddress::Headless),
+            ServiceKind::ExternalName => Some(NoAddress::ExternalName),
+            ServiceKind::ClusterIp => None,
+        },
+        Form::User(entry) => entry.addresses.is_empty().then_some(NoAddress::UsersEntry),
+        Form::All(_, entry) | Form::One(_, entry, _) => {
+            entry.addresses.is_empty().then_some(NoAddress::NothingCallable)
         }
-        Some(ServiceKind::ClusterIp) | None => None,
     };
     if let Some(reason) = reason {
         steps.push(Step::NoAddress { host, reason });
-        return None;
+        return match reason {
+            NoAddress::NothingCallable => None,
+            NoAddress::Headless | NoAddress::ExternalName | NoAddress::UsersEntry => {
+                Some(Verdict::NotCarried)
+            }
+        };
     }
     let Some(found) = carried(target.ports, port) else {
         let tcp = target.ports.iter().filter(|it| it.protocol != Protocol::Udp);
@@ -199,9 +217,10 @@ fn explain(
         return None;
     };
     let Some(address) = target.addresses.iter().find(|ip| world.holds(&target, **ip)) else {
-        let address = target.addresses[0];
-        let holder = world.target_at(address).map(|holder| holder.host.clone());
-        steps.push(Step::AddressTaken { address, holder });
+        for address in target.addresses {
+            let holder = world.target_at(*address).map(|holder| holder.host.clone());
+            steps.push(Step::AddressTaken { address: *address, holder });
+        }
         return None;
     };
     let listener = ResourceName::outbound(*address, port);
@@ -224,8 +243,12 @@ fn explain(
     }
     let endpoints = resource(world, view, &name(ResourceKind::Endpoints))?;
     let Resource::Endpoints(endpoints) = &*endpoints else { return None };
-    Some(explain_copies(world, view, &named(world, &cluster)?, endpoints, steps))
+    let reachable = explain_copies(world, view, &named(world, &cluster)?, endpoints, steps);
+    Some(if reachable { Verdict::Reachable } else { Verdict::Unreachable })
 }
+
+/// Tier, locality, cluster, mTLS, and a number that keeps pods apart.
+type Alike<'a> = (Tier, &'a Locality, &'a ClusterId, bool, usize);
 
 fn explain_copies(
     world: &World,
@@ -247,8 +270,7 @@ fn explain_copies(
     let from = viewpoint(world, view);
     let prefers = distribution(world, target);
     // One line for all that are alike.
-    let mut alike: BTreeMap<(Tier, &Locality, &ClusterId, bool, usize), (u32, Reach)> =
-        BTreeMap::new();
+    let mut alike: BTreeMap<Alike<'_>, (u32, Reach)> = BTreeMap::new();
     for (order, it) in all.iter().enumerate() {
         let way = reach(from, it);
         let direct = matches!(it.place, Place::Address { .. });
@@ -353,7 +375,7 @@ fn hints(world: &World, view: &View, asked: &str) -> Vec<Hint> {
     let exporters: Vec<ClusterId> =
         world.singles(&service).map(|(cluster, _)| cluster.clone()).collect();
     if !exporters.is_empty() {
-        hints.push(Hint::ExportedBy(service.clone(), exporters.clone()));
+        hints.push(Hint::ExportedBy(service, exporters.clone()));
     }
     let entries = own.entries.values().filter_map(|entry| entry.service.as_ref());
     let elsewhere: BTreeSet<&ServiceName> = own

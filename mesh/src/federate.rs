@@ -57,15 +57,18 @@ pub fn plan(own: &Inventory, links: &[Exports]) -> Plan {
         services.entry(share.service.clone()).or_default().push(share);
     }
     for link in &used {
-        let (shares, refused) = share::of_link(link, &existing, &mut plan.findings);
-        let endpoints =
-            shares.iter().flat_map(|share| &share.endpoints).map(|copy| copy.weight).sum();
+        let mut said = Vec::new();
+        let (shares, refused) = share::of_link(link, &existing, &mut said);
+        let weights = shares.iter().flat_map(|share| &share.endpoints).map(|copy| copy.weight);
+        let endpoints = weights.fold(0, u32::saturating_add);
         let summary = LinkSummary { services: size(shares.len()), endpoints, refused };
         plan.links.insert(link.link.clone(), summary);
         for share in shares {
             services.entry(share.service.clone()).or_default().push(share);
         }
-        let gateway = gateway(own, link, &mut plan.findings);
+        let gateway = gateway(own, link, &mut said);
+        said.sort();
+        plan.findings.extend(said.into_iter().take(policy::FINDINGS_MAX));
         plan.gateways.insert(gateway.object.clone(), gateway);
     }
 
@@ -84,7 +87,10 @@ pub fn plan(own: &Inventory, links: &[Exports]) -> Plan {
         !plan.entries.contains_key(*object) && !plan.gateways.contains_key(*object)
     };
     let doors = own.remote_gateways.values().filter(|door| door.published);
+    // An entry that does not say what it stands for may be anybody's.
+    let all_heard = links.iter().all(|link| link.synced);
     let entries = own.entries.values().filter(|entry| entry.published);
+    let entries = entries.filter(|entry| all_heard || entry.service.is_some());
     // What an unsynced link fed was taken over above as its share, so what is unwanted now has only
     // sources that are synced or gone.
     plan.deletions = entries
@@ -163,8 +169,8 @@ fn address(own: &Inventory, existing: &Existing<'_>, plan: &mut Plan) {
                 entry.object.clone(),
                 "spec.addresses",
                 format!(
-                    "its own virtual address is held by another host, so it has {address} here and \
-                     perhaps another one in other clusters."
+                    "another host holds or held the address that its name leads to, so it has \
+                     {address} here and perhaps another one in other clusters."
                 ),
                 "none needed; resolve the name in each cluster instead of copying its address.",
             ));

@@ -334,6 +334,12 @@ pub(crate) fn is_published_form(host: &Hostname) -> bool {
     [".global", ".clusterset.local"].iter().any(|suffix| host.ends_with(suffix))
 }
 
+/// The service whose `svc.cluster.local` name this is.
+pub(crate) fn local_service(host: &str) -> Option<ServiceName> {
+    let (name, namespace) = host.strip_suffix(".svc.cluster.local")?.split_once('.')?;
+    ServiceName::new(namespace, name).ok()
+}
+
 fn is_in(host: &Hostname, object: &ObjectRef) -> bool {
     host.as_str().split('.').nth(1) == Some(object.namespace.as_str())
 }

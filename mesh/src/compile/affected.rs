@@ -6,7 +6,7 @@ use super::outbound::own_identities;
 use crate::inventory::{Endpoint, Inventory, ServiceEntry, TrafficDistribution, WorkloadName};
 use crate::name::{ClusterId, Network, ServiceName};
 use crate::program::{ResourceKind, ResourceName};
-use crate::world::World;
+use crate::world::{World, local_service};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -269,18 +269,22 @@ impl Diff<'_> {
 
     fn rules(&self, all: &mut Affected) {
         for (_, (a, b)) in changed(&self.a.destination_rules, &self.b.destination_rules) {
+            let kinds = Kinds { routes: false, clusters: true, endpoints: true };
             for rule in [a, b].into_iter().flatten() {
-                let kinds = Kinds { routes: false, clusters: true, endpoints: true };
+                // It holds for the service's other names even where there is no such Service here.
+                let mut services: BTreeSet<ServiceName> =
+                    local_service(rule.host.as_str()).into_iter().collect();
                 for world in [self.old, self.new] {
                     let Some(target) = world.target(&rule.host) else { continue };
-                    if let Some(name) = target.form.service() {
-                        self.family(all, name, kinds);
-                        all.gateway |= world.exported(name);
-                    }
+                    services.extend(target.form.service().cloned());
                     for host in target.aliases.iter().chain([target.host]) {
                         let at = all.host(host);
                         (at.clusters, at.endpoints) = (true, true);
                     }
+                }
+                for name in services {
+                    self.family(all, &name, kinds);
+                    all.gateway |= self.old.exported(&name) || self.new.exported(&name);
                 }
             }
             all.names = true;
@@ -310,11 +314,14 @@ fn pod(service: &ServiceName, copy: &Endpoint) -> WorkloadName {
     WorkloadName { namespace: service.namespace.clone(), name: copy.pod.clone() }
 }
 
+/// A value before and after.
+type Change<'a, V> = (Option<&'a V>, Option<&'a V>);
+
 /// Keys whose values differ, with both values: one merge over two sorted maps.
 fn changed<'a, K: Ord, V: PartialEq>(
     a: &'a BTreeMap<K, V>,
     b: &'a BTreeMap<K, V>,
-) -> Vec<(&'a K, (Option<&'a V>, Option<&'a V>))> {
+) -> Vec<(&'a K, Change<'a, V>)> {
     let mut changes = Vec::new();
     let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
     loop {

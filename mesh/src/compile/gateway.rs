@@ -1,6 +1,6 @@
 //! What an east-west gateway opens: exact names of exported services, and own ready meshed pods behind.
 
-use super::horizon::groups;
+use super::horizon::{Viewpoint, groups};
 use super::outbound::{own, plain, viewpoint};
 use crate::export::{ExportedService, export, host_forms};
 use crate::inventory::ServicePort;
@@ -10,7 +10,7 @@ use crate::program::{
     ResourceName,
 };
 use crate::sni::{Sni, probe_host};
-use crate::world::{View, World};
+use crate::world::{View, World, local_service};
 use std::collections::BTreeMap;
 
 /// Every exported service by port, subset and host form; nothing else, no default.
@@ -70,9 +70,7 @@ fn named(world: &World, name: &ClusterName) -> Option<(ServiceName, ServicePort)
     if name.direction != Direction::SniDnat {
         return None;
     }
-    let service = name.host.strip_suffix(".svc.cluster.local")?;
-    let (service, namespace) = service.split_once('.')?;
-    let service = ServiceName::new(namespace, service).ok().filter(|name| opens(world, name))?;
+    let service = local_service(&name.host).filter(|name| opens(world, name))?;
     let exported = export(&world.own, &service)?;
     let port = exported.ports.iter().find(|port| port.number == name.port)?;
     if !name.subset.is_empty() && !exported.subsets.contains_key(&name.subset) {
@@ -99,7 +97,9 @@ pub(super) fn endpoints(world: &World, view: &View, name: &ClusterName) -> Optio
     });
     let service = world.own.services.get(&service);
     let distribution = service.and_then(|service| service.traffic_distribution);
-    let mut groups = groups(viewpoint(world, view), &behind, distribution);
+    // A gateway's own network is its cluster's, whatever it says of itself.
+    let from = Viewpoint { network: &world.own.mesh.network, ..viewpoint(world, view) };
+    let mut groups = groups(from, &behind, distribution);
     for copy in groups.iter_mut().flat_map(|group| &mut group.endpoints) {
         copy.tls = false;
     }

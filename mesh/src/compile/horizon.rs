@@ -231,10 +231,14 @@ fn number(sums: BTreeMap<(Tier, &Locality), BTreeMap<Key<'_>, u64>>) -> Vec<Loca
     groups
 }
 
+/// Least common multiples up to this are kept exactly; beyond it weights are rounded.
+const UNIT_MAX: u64 = 1 << 24;
+
 fn lcm(a: u64, b: u64) -> u64 {
     let (mut x, mut y) = (a, b);
     while y != 0 {
         (x, y) = (y, x % y);
     }
-    a / x.max(1) * b
+    let lcm = a / x.max(1) * b;
+    if lcm > UNIT_MAX { a } else { lcm }
 }

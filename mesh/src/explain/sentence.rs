@@ -1,6 +1,6 @@
 //! The sentences of an explanation.
 
-use super::{Explanation, Hint, Meaning, NoAddress, Step};
+use super::{Explanation, Hint, Meaning, NoAddress, Step, Verdict};
 use crate::compile::horizon::Reach;
 use crate::inventory::MtlsMode;
 use std::fmt::{Display, Formatter, Result};
@@ -11,10 +11,10 @@ impl Display for Explanation {
         for step in &self.steps {
             writeln!(f, "  {step}")?;
         }
-        f.write_str(if self.answered {
-            "It can be called."
-        } else {
-            "It cannot be called; the last steps say why."
+        f.write_str(match self.verdict {
+            Verdict::Reachable => "It can be called.",
+            Verdict::Unreachable => "It cannot be called; the last steps say why.",
+            Verdict::NotCarried => "The mesh does not carry it; it goes where DNS sends it.",
         })
     }
 }
@@ -124,6 +124,9 @@ impl Display for NoAddress {
             Self::Headless => "it is headless, its pods are dialled by their own addresses",
             Self::ExternalName => {
                 "it is an ExternalName, the cluster's DNS answers with another name"
+            }
+            Self::UsersEntry => {
+                "its ServiceEntry gives none, so proxies cannot tell it from others"
             }
             Self::NothingCallable => {
                 "no cluster exports a port of it that can be called (see the problems of its \

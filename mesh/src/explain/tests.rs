@@ -1,6 +1,6 @@
 //! Explanations as an operator reads them.
 
-use super::why;
+use super::{Verdict, why};
 use crate::fixture::{clusters, linked, view, world};
 use expect_test::{Expect, expect};
 
@@ -32,7 +32,10 @@ fn check(host: &str, port: u16, expected: Expect) {
 
 #[test]
 fn a_call_is_explained_to_its_endpoints() {
-    check("hello.shop.global", 80, expect![[r#"
+    check(
+        "hello.shop.global",
+        80,
+        expect![[r#"
         hello.shop.global:80
           hello.shop.global is a service of all clusters that export it; its addresses: 240.240.246.140, 2001:2:0:83ac:d8c1:f745:d257:8ab
           listener 240.240.246.140_80 takes it as http
@@ -43,8 +46,12 @@ fn a_call_is_explained_to_its_endpoints() {
           in north the server must be spiffe://north.mesh/ns/shop/sa/hello
           in west the server must be spiffe://west.mesh/ns/shop/sa/hello
         It can be called.
-    "#]]);
-    check("hello", 80, expect![[r#"
+    "#]],
+    );
+    check(
+        "hello",
+        80,
+        expect![[r#"
         hello:80
           the search list completes it to hello.shop.svc.cluster.local
           hello.shop.svc.cluster.local is a Service of this cluster; its addresses: 10.96.0.1
@@ -57,12 +64,16 @@ fn a_call_is_explained_to_its_endpoints() {
           in east the server must be spiffe://east.mesh/ns/shop/sa/hello
           pod e1 takes port 8080 over mTLS or in plaintext (no PeerAuthentication)
         It can be called.
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_call_that_cannot_be_says_what_would_help() {
-    check("hello.shop.north.global", 80, expect![[r#"
+    check(
+        "hello.shop.north.global",
+        80,
+        expect![[r#"
         hello.shop.north.global:80
           hello.shop.north.global is one cluster's copies of a service; its addresses: 240.240.91.139, 2001:2:0:b274:ca26:c0eb:1f27:b6b5
           listener 240.240.91.139_80 takes it as http
@@ -71,48 +82,77 @@ fn a_call_that_cannot_be_says_what_would_help() {
           1 in north, eu/a (another network in the same region): unreachable, no gateway of its cluster with a usable IP address is known here, mTLS, not used
           in north the server must be spiffe://north.mesh/ns/shop/sa/hello
         It cannot be called; the last steps say why.
-    "#]]);
-    check("cart.shop.global", 80, expect![[r#"
+    "#]],
+    );
+    check(
+        "cart.shop.global",
+        80,
+        expect![[r#"
         cart.shop.global:80
           cart.shop.global is not known here: shop/cart is here but not exported (isthmus export shop/cart), the linked clusters north, west announce no such service here: not exported there, not in spec.import.namespaces of the link, or not heard yet (isthmus status)
         It cannot be called; the last steps say why.
-    "#]]);
-    check("hello.pay.global", 80, expect![[r#"
+    "#]],
+    );
+    check(
+        "hello.pay.global",
+        80,
+        expect![[r#"
         hello.pay.global:80
           hello.pay.global is not known here: there is shop/hello, the linked clusters north, west announce no such service here: not exported there, not in spec.import.namespaces of the link, or not heard yet (isthmus status)
         It cannot be called; the last steps say why.
-    "#]]);
-    check("hello.shop.south.global", 80, expect![[r#"
+    "#]],
+    );
+    check(
+        "hello.shop.south.global",
+        80,
+        expect![[r#"
         hello.shop.south.global:80
           hello.shop.south.global is not known here: shop/hello is here but not exported (isthmus export shop/hello), shop/hello is exported by north, west
         It cannot be called; the last steps say why.
-    "#]]);
-    check("cart.shop", 81, expect![[r#"
+    "#]],
+    );
+    check(
+        "cart.shop",
+        81,
+        expect![[r#"
         cart.shop:81
           the search list completes it to cart.shop.svc.cluster.local
           cart.shop.svc.cluster.local is a Service of this cluster; its addresses: 10.96.0.2
           cart.shop.svc.cluster.local has no port 81; it offers 80
         It cannot be called; the last steps say why.
-    "#]]);
-    check("cart.shop", 53, expect![[r#"
+    "#]],
+    );
+    check(
+        "cart.shop",
+        53,
+        expect![[r#"
         cart.shop:53
           the search list completes it to cart.shop.svc.cluster.local
           cart.shop.svc.cluster.local is a Service of this cluster; its addresses: 10.96.0.2
           port 53 of cart.shop.svc.cluster.local is UDP, which proxies do not carry; it offers 80
         It cannot be called; the last steps say why.
-    "#]]);
-    check("db", 5432, expect![[r#"
-        db:5432
-          the search list completes it to db.shop.svc.cluster.local
-          db.shop.svc.cluster.local is a Service of this cluster; its addresses: none
-          db.shop.svc.cluster.local has no virtual address: it is headless, its pods are dialled by their own addresses
-        It cannot be called; the last steps say why.
-    "#]]);
-    check("example.com", 443, expect![[r#"
-        example.com:443
-          example.com is not known here: it is no name of the mesh, upstream DNS decides
-        It cannot be called; the last steps say why.
-    "#]]);
+    "#]],
+    );
+    check(
+        "db",
+        5432,
+        expect![[r#"
+            db:5432
+              the search list completes it to db.shop.svc.cluster.local
+              db.shop.svc.cluster.local is a Service of this cluster; its addresses: none
+              db.shop.svc.cluster.local has no virtual address: it is headless, its pods are dialled by their own addresses
+            The mesh does not carry it; it goes where DNS sends it.
+        "#]],
+    );
+    check(
+        "example.com",
+        443,
+        expect![[r#"
+            example.com:443
+              example.com is not known here: it is no name of the mesh, upstream DNS decides
+            The mesh does not carry it; it goes where DNS sends it.
+        "#]],
+    );
 }
 
 #[test]
@@ -120,6 +160,13 @@ fn an_explanation_agrees_with_what_the_proxy_gets() {
     let own = linked(&clusters(WORLD), "east");
     let view = view(&own, "sidecar shop/web eu/a");
     let world = world(own);
-    assert!(why(&world, &view, "10.96.0.1", 80).answered);
-    assert!(!why(&world, &view, "hello.shop.north.global", 80).answered);
+    let explained = why(&world, &view, "hello", 80);
+    let json = serde_json::to_value(&explained).unwrap();
+    assert_eq!(json["verdict"], "reachable");
+    assert_eq!(json["steps"][0]["step"], "completed");
+    let verdict = |host: &str| why(&world, &view, host, 80).verdict;
+    assert_eq!(verdict("10.96.0.1"), Verdict::Reachable);
+    assert_eq!(verdict("HELLO.shop.Global."), Verdict::Reachable);
+    assert_eq!(verdict("hello.shop.north.global"), Verdict::Unreachable);
+    assert_eq!(verdict("10.96.0.99"), Verdict::NotCarried);
 }

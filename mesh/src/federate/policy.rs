@@ -11,6 +11,12 @@ use std::net::IpAddr;
 /// multiple that weights are counted in.
 pub(super) const GATEWAYS_MAX: usize = 16;
 
+/// Gateway addresses of one cluster that are looked at.
+const OFFERED_MAX: usize = 64;
+
+/// Findings about one link that are kept; a stranger writes what they quote.
+pub(super) const FINDINGS_MAX: usize = 100;
+
 /// Services one link may announce; the rest is refused aloud.
 pub(super) const SERVICES_MAX: usize = 20_000;
 
@@ -91,25 +97,27 @@ pub(super) fn doors(
     findings: &mut Vec<Finding>,
 ) -> Vec<GatewayAddress> {
     let mut doors = Vec::new();
-    for address in offered {
-        match refusal(own, &link.import, address) {
-            Some((code, severity, why)) => {
-                findings.push(finding(
-                    severity,
-                    code,
-                    link_object(link),
-                    "",
-                    format!("gateway address {address} of cluster {} {why}", link.cluster),
-                    "let the gateway's Service have an address that this cluster can reach, or name \
-                     its range in spec.import.gatewayRanges.",
-                ));
-                if severity == Severity::Refused {
-                    continue;
-                }
-            }
-            None => {}
+    for address in offered.iter().take(OFFERED_MAX) {
+        let refusal = refusal(own, &link.import, address);
+        if let Some((code, severity, why)) = refusal {
+            findings.push(finding(
+                severity,
+                code,
+                link_object(link),
+                "",
+                format!("gateway address {} of cluster {} {why}", echo(address), link.cluster),
+                "let the gateway's Service have an address that this cluster can reach, or name \
+                 its range in spec.import.gatewayRanges.",
+            ));
         }
-        doors.push(address.clone());
+        if refusal.is_none_or(|(_, severity, _)| severity != Severity::Refused) {
+            let host = match address.socket() {
+                // One way of writing one address.
+                Some(socket) => socket.ip().to_string(),
+                None => address.host.clone(),
+            };
+            doors.push(GatewayAddress { host, port: address.port });
+        }
     }
     doors.sort();
     doors.dedup();
@@ -129,6 +137,12 @@ pub(super) fn doors(
         doors.truncate(GATEWAYS_MAX);
     }
     doors
+}
+
+/// A stranger's text as we repeat it: short, and nothing in it moves a terminal's cursor.
+fn echo(address: &GatewayAddress) -> String {
+    let text: String = address.to_string().chars().take(128).collect();
+    if text.bytes().all(|b| b.is_ascii_graphic()) { text } else { format!("{text:?}") }
 }
 
 fn refusal(

@@ -234,33 +234,47 @@ fn identities(
     service.accounts.iter().filter_map(|account| identity(account).ok()).collect()
 }
 
-/// What an unsynced link fed before: every service has an entry of that cluster alone.
+/// What an unsynced link fed before: each service has an entry of that cluster alone; where somebody
+/// deleted that, its copies in the joint entry.
 fn kept_shares(link: &Exports, existing: &Existing<'_>) -> Vec<Share> {
     let mut shares = Vec::new();
     for (host, entry) in &existing.by_host {
         let Some(service) = &entry.service else { continue };
-        if cluster_of(service, host).as_ref() != Some(&link.cluster) {
-            continue;
+        let cluster = cluster_of(service, host);
+        let single = cluster.as_ref() == Some(&link.cluster);
+        let joint = cluster.is_none()
+            && entry.endpoints.iter().any(|copy| copy.cluster == link.cluster)
+            && existing.entry(&service.cluster_host(&link.cluster)).is_none();
+        if single || joint {
+            shares.push(kept_share(link, service, entry));
         }
-        let port = |port: &crate::inventory::ServicePort| ExportedPort {
-            number: port.number,
-            name: port.name.clone(),
-            protocol: port.protocol,
-        };
-        let unrestricted = |copy: &EntryEndpoint| {
-            let mut copy = EntryEndpoint { ports: BTreeSet::new(), ..copy.clone() };
-            copy.labels.remove(labels::PORTS);
-            copy
-        };
-        shares.push(Share {
-            service: service.clone(),
-            cluster: link.cluster.clone(),
-            created: entry.created,
-            ports: entry.ports.iter().map(port).collect(),
-            endpoints: entry.endpoints.iter().map(unrestricted).collect(),
-            identities: entry.subject_alt_names.iter().cloned().collect(),
-            kept: true,
-        });
     }
     shares
+}
+
+fn kept_share(link: &Exports, service: &ServiceName, entry: &ServiceEntry) -> Share {
+    let theirs = || entry.endpoints.iter().filter(|copy| copy.cluster == link.cluster);
+    let single = entry.hosts.first() == Some(&service.cluster_host(&link.cluster));
+    let serves = |number| single || theirs().any(|copy| copy.serves(number));
+    let domains: BTreeSet<TrustDomain> = theirs().filter_map(EntryEndpoint::trust_domain).collect();
+    let ports = entry.ports.iter().filter(|port| serves(port.number)).map(|port| ExportedPort {
+        number: port.number,
+        name: port.name.clone(),
+        protocol: port.protocol,
+    });
+    let unrestricted = |copy: &EntryEndpoint| {
+        let mut copy = EntryEndpoint { ports: BTreeSet::new(), ..copy.clone() };
+        copy.labels.remove(labels::PORTS);
+        copy
+    };
+    let named = entry.subject_alt_names.iter();
+    Share {
+        service: service.clone(),
+        cluster: link.cluster.clone(),
+        created: entry.created,
+        ports: ports.collect(),
+        endpoints: theirs().map(unrestricted).collect(),
+        identities: named.filter(|it| single || domains.contains(&it.domain)).cloned().collect(),
+        kept: true,
+    }
 }

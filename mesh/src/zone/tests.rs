@@ -80,7 +80,10 @@ fn absent_names_are_ours_or_not() {
         "web.shop.svc.cluster.local.",
         "_dns.shop.svc.cluster.local",
     ];
-    check(true, &questions, expect![[r#"
+    check(
+        true,
+        &questions,
+        expect![[r#"
         nobody.shop.global: NxDomain, NxDomain
         nobody.shop.west.global: NxDomain, NxDomain
         hello.shop.north.global: NxDomain, NxDomain
@@ -95,8 +98,12 @@ fn absent_names_are_ours_or_not() {
         example.com: Forward, Forward
         web.shop.svc.cluster.local.: Forward, Forward
         _dns.shop.svc.cluster.local: Forward, Forward
-    "#]]);
-    check(false, &questions, expect![[r#"
+    "#]],
+    );
+    check(
+        false,
+        &questions,
+        expect![[r#"
         nobody.shop.global: ServFail, ServFail
         nobody.shop.west.global: ServFail, ServFail
         hello.shop.north.global: ServFail, ServFail
@@ -111,7 +118,8 @@ fn absent_names_are_ours_or_not() {
         example.com: Forward, Forward
         web.shop.svc.cluster.local.: Forward, Forward
         _dns.shop.svc.cluster.local: Forward, Forward
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
