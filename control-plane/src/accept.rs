@@ -172,3 +172,127 @@ impl AsyncWrite for Accepted {
         self.stream.is_write_vectored()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authority::{self, tests::cacerts};
+    use runtime::metrics::Metrics;
+    use rustls::ClientConfig;
+    use std::net::SocketAddr;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::sync::watch;
+    use tokio_rustls::TlsConnector;
+    use trust::tls::{Clients, Expected};
+
+    struct Place {
+        address: SocketAddr,
+        member: Arc<ClientConfig>,
+        stranger: Arc<ClientConfig>,
+        metrics: Metrics,
+        accepted: mpsc::Receiver<(Accepted, Option<Identity>)>,
+        end: CancellationToken,
+    }
+
+    const LIMITS: Limits = Limits {
+        members: 1,
+        strangers: 2,
+        handshake: Duration::from_millis(300),
+        visit: Duration::from_secs(60),
+    };
+
+    async fn listening(limits: Limits) -> Place {
+        let issuer = authority::issuer(&cacerts("east.mesh")).unwrap();
+        let svid = Arc::new(authority::own_svid(&issuer, "isthmus-system").unwrap());
+        let expected = Expected::AnyOf(Arc::new([svid.identity.clone()].into()));
+        let (_, bundle) = watch::channel(Arc::new(issuer.bundle().clone()));
+        let (_, svid) = watch::channel(svid);
+        let client = |svid| tls::client_config(svid, bundle.clone(), expected.clone(), &[b"h2"]);
+        let (member, stranger) = (client(Some(svid.clone())), client(None));
+        let config = tls::server_config(svid, bundle.clone(), Clients::Optional, &[b"h2"]);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (metrics, numbers) = (Metrics::new(), Numbers::default());
+        metrics.register(|registry| numbers.register(registry));
+        let (into, accepted) = mpsc::channel(8);
+        let end = CancellationToken::new();
+        tokio::spawn(accept(listener, config, limits, numbers, into, end.clone()));
+        Place { address, member, stranger, metrics, accepted, end }
+    }
+
+    type Client = tokio_rustls::client::TlsStream<TcpStream>;
+
+    impl Place {
+        async fn dial(&self, config: &Arc<ClientConfig>) -> Client {
+            let stream = TcpStream::connect(self.address).await.unwrap();
+            let name = "istiod.istio-system.svc".try_into().unwrap();
+            TlsConnector::from(config.clone()).connect(name, stream).await.unwrap()
+        }
+
+        fn refused(&self, reason: &str) -> bool {
+            let line = format!("connections_refused_total{{reason=\"{reason}\"}} 1");
+            self.metrics.encode().contains(&line)
+        }
+    }
+
+    /// Ends when the other side has ended the connection.
+    async fn closed(stream: &mut (impl AsyncRead + Unpin)) {
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest).await;
+    }
+
+    #[tokio::test]
+    async fn members_are_known_and_strangers_are_let_in_without_a_name() {
+        let mut place = listening(LIMITS).await;
+        let _stranger = place.dial(&place.stranger).await;
+        assert_eq!(place.accepted.recv().await.unwrap().1, None);
+        let mut client = place.dial(&place.member).await;
+        let (mut member, identity) = place.accepted.recv().await.unwrap();
+        let identity = identity.unwrap().to_string();
+        assert_eq!(identity, "spiffe://east.mesh/ns/isthmus-system/sa/isthmus-control-plane");
+        client.write_all(b"ping").await.unwrap();
+        let mut read = [0; 4];
+        member.read_exact(&mut read).await.unwrap();
+        assert_eq!(&read, b"ping");
+
+        // One member is all there may be: the next is closed, and counted.
+        let mut second = place.dial(&place.member).await;
+        closed(&mut second).await;
+        assert!(place.refused("full"));
+        drop(member);
+        let _third = place.dial(&place.member).await;
+        assert!(place.accepted.recv().await.unwrap().1.is_some(), "its place is free again");
+    }
+
+    #[tokio::test]
+    async fn whoever_is_silent_or_talks_garbage_keeps_nobody_out() {
+        let mut place = listening(LIMITS).await;
+        let mut silent = TcpStream::connect(place.address).await.unwrap();
+        let mut garbage = TcpStream::connect(place.address).await.unwrap();
+        garbage.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        closed(&mut garbage).await;
+        // Both places may be taken now: this one is accepted once the silent one has been closed.
+        let _client = place.dial(&place.member).await;
+        assert!(place.accepted.recv().await.unwrap().1.is_some());
+        closed(&mut silent).await;
+        assert!(place.refused("handshake") && place.refused("late"), "{}", place.metrics.encode());
+    }
+
+    #[tokio::test]
+    async fn a_visit_ends() {
+        let visit = Duration::from_millis(50);
+        let mut place = listening(Limits { visit, ..LIMITS }).await;
+        let _client = place.dial(&place.stranger).await;
+        let (mut stranger, _) = place.accepted.recv().await.unwrap();
+        let error = stranger.read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn the_end_ends_it() {
+        let mut place = listening(LIMITS).await;
+        place.end.cancel();
+        assert!(place.accepted.recv().await.is_none(), "the accept loop is gone");
+        assert!(TcpStream::connect(place.address).await.is_err());
+    }
+}

@@ -204,7 +204,8 @@ pub(crate) async fn reload(
 
 fn identity(issuer: &Issuer, namespace: &str, account: &str) -> Result<Identity, String> {
     let text = format!("spiffe://{}/ns/{namespace}/sa/{account}", issuer.trust_domain());
-    text.parse().map_err(|e: mesh::name::NotAnIdentity| format!("ISM4015 {e}. Fix: rename the account"))
+    text.parse()
+        .map_err(|e: mesh::name::NotAnIdentity| format!("ISM4015 {e}. Fix: rename the account"))
 }
 
 fn busy(who: &str, wait: Duration) -> Refused {
@@ -220,4 +221,154 @@ fn unreviewed(error: anyhow::Error) -> Refused {
         "ISM4016 the token was not accepted: {error:#}. \
          Fix: send an unexpired service account token of this cluster for audience {AUDIENCE}"
     ))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::place::tests::inventory;
+    use trust::root;
+
+    const PASSPHRASE: &str = "correct horse battery";
+
+    /// What Secret `cacerts` of a cluster holds, of a root of its own.
+    pub(crate) fn cacerts(domain: &str) -> Cacerts {
+        let root = root::create("Example", PASSPHRASE).unwrap();
+        let made = root::issue_intermediate(
+            &root.certificate_pem,
+            &root.encrypted_key_pem,
+            PASSPHRASE,
+            &domain.parse().unwrap(),
+            root::INTERMEDIATE_VALIDITY,
+        )
+        .unwrap();
+        Cacerts {
+            ca_cert: made.ca_cert,
+            ca_key: made.ca_key.reveal().into(),
+            root_cert: made.root_cert,
+            cert_chain: made.cert_chain,
+        }
+    }
+
+    fn reviewed(namespace: &str, account: &str, pod: Option<&str>) -> Reviewed {
+        let (namespace, account) = (namespace.into(), account.into());
+        Reviewed { namespace, account, pod: pod.map(Into::into) }
+    }
+
+    /// An authority of east whose API server knows one token a pod.
+    fn authority() -> Authority {
+        let issuer = issuer(&cacerts("east.mesh")).unwrap();
+        let (_, issuer) = watch::channel(Arc::new(issuer));
+        let served = Arc::new(Served::new());
+        served.publish(Arc::new(inventory()));
+        let review: Review = Box::new(|token| {
+            Box::pin(async move {
+                match token.as_str() {
+                    "hello" => Ok(reviewed("shop", "hello", Some("hello-0"))),
+                    "other" => Ok(reviewed("shop", "hello", Some("hello-1"))),
+                    "odd" => Ok(reviewed("shop", "Odd", None)),
+                    _ => Err(anyhow::anyhow!("the token has expired")),
+                }
+            })
+        });
+        Authority::new(issuer, served, review, Numbers::default())
+    }
+
+    /// A request by a token or a certificate, whose CSR claims to be somebody greater.
+    fn request(token: Option<&str>, peer: Option<&str>) -> (String, Request) {
+        let (key, csr_pem) =
+            new_key_and_csr(&"spiffe://east.mesh/ns/shop/sa/admin".parse().unwrap());
+        let request = Request {
+            csr_pem,
+            ttl: Duration::from_secs(3600),
+            token: token.map(Into::into),
+            cluster: None,
+            peer: peer.map(|peer| peer.parse().unwrap()),
+        };
+        (key.reveal().to_owned(), request)
+    }
+
+    #[tokio::test]
+    async fn the_certificate_is_the_callers_not_the_requests() {
+        let authority = authority();
+        let hello = "spiffe://east.mesh/ns/shop/sa/hello";
+        let gate = "spiffe://east.mesh/ns/shop/sa/gate";
+        // The token decides, also where a certificate is shown beside it.
+        for (token, peer, is) in [
+            (Some("hello"), None, hello),
+            (None, Some(gate), gate),
+            (Some("hello"), Some(gate), hello),
+        ] {
+            let (key, request) = request(token, peer);
+            let chain = authority.issue(request).await.unwrap();
+            let svid = Svid::from_pem(&chain.concat(), &key).unwrap();
+            assert_eq!(svid.identity.to_string(), is);
+        }
+        assert_eq!(authority.numbers.issued.get(), 3);
+    }
+
+    #[tokio::test]
+    async fn who_gets_no_certificate() {
+        let authority = authority();
+        let refused = async |token, peer| {
+            let (_, request) = request(token, peer);
+            authority.issue(request).await.unwrap_err()
+        };
+        let why = refused(None, None).await;
+        assert!(matches!(&why, Refused::Unauthenticated(text) if text.contains("ISM4012")));
+        let why = refused(Some("stolen"), None).await;
+        assert!(matches!(&why, Refused::Unauthenticated(text) if text.contains("has expired")));
+        let why = refused(Some("odd"), None).await;
+        assert!(matches!(&why, Refused::Denied(text) if text.contains("ISM4015")), "{why:?}");
+        for gone in ["spiffe://east.mesh/ns/shop/sa/gone", "spiffe://west.mesh/ns/shop/sa/hello"] {
+            let why = refused(None, Some(gone)).await;
+            assert!(matches!(&why, Refused::Denied(text) if text.contains("ISM4014")), "{why:?}");
+        }
+        let (_, mut bad) = request(Some("hello"), None);
+        bad.csr_pem = "nonsense".into();
+        assert!(matches!(authority.issue(bad).await, Err(Refused::Invalid(_))));
+        assert_eq!(authority.numbers.issued.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_asks_too_often_waits_alone() {
+        let authority = authority();
+        let mut busy = 0;
+        for _ in 0..PER_CALLER.burst + 5 {
+            match authority.issue(request(Some("hello"), None).1).await {
+                Ok(_) => {}
+                Err(Refused::Busy(why)) => {
+                    assert!(why.contains("shop/hello"), "{why}");
+                    busy += 1;
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+        assert!(busy >= 4, "{busy}");
+        authority.issue(request(Some("other"), None).1).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_secret_replaces_the_authority_and_a_bad_one_does_not() {
+        let first = cacerts("east.mesh");
+        let start = Arc::new(issuer(&first).unwrap());
+        let (bundles, mut bundle) = watch::channel(Arc::new(start.bundle().clone()));
+        let (issuers, _issuer) = watch::channel(start);
+        let (hurry, hurried) = watch::channel(0);
+        let bad = Cacerts { ca_key: cacerts("east.mesh").ca_key, ..first.clone() };
+        let good = cacerts("east.mesh");
+        let expected = issuer(&good).unwrap().bundle().clone();
+        // Unchanged, gone, bad, good; from then on the good one.
+        let answers = Mutex::new(vec![Ok(bad), Err(anyhow::anyhow!("gone")), Ok(first.clone())]);
+        let read = async || answers.lock().unwrap().pop().unwrap_or_else(|| Ok(good.clone()));
+        tokio::select! {
+            () = reload(read, first, &issuers, &bundles, &hurry) => unreachable!("has no end"),
+            changed = bundle.changed() => changed.unwrap(),
+        }
+        assert!(answers.lock().unwrap().is_empty(), "the bad ones came first and changed nothing");
+        assert_eq!(**bundle.borrow(), expected);
+        assert_eq!(*issuers.borrow().bundle(), expected);
+        tokio::task::yield_now().await;
+        assert_eq!(*hurried.borrow(), 1);
+    }
 }

@@ -24,8 +24,7 @@ pub(crate) fn pages(
         .with_json("/findings", move || findings.world().map(|world| world.own.findings.clone()))
         .with_json("/sessions", move || sessions.list())
         .with_json("/views", move || {
-            let mut views: Vec<_> =
-                views.list().into_iter().map(|session| session.view).collect();
+            let mut views: Vec<_> = views.list().into_iter().map(|session| session.view).collect();
             views.sort();
             views.dedup();
             views

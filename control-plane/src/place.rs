@@ -166,9 +166,8 @@ pub(crate) mod tests {
     #[test]
     fn a_claim_beyond_the_certificate_is_refused() {
         let hello = "spiffe://east.mesh/ns/shop/sa/hello";
-        let refused = |peer: &str, node: Node| {
-            place(&inventory(), &identity(peer), &node).unwrap_err()
-        };
+        let refused =
+            |peer: &str, node: Node| place(&inventory(), &identity(peer), &node).unwrap_err();
         let sidecar = |pod: &str| node(pod, Role::Sidecar);
         for (peer, node, code) in [
             ("spiffe://west.mesh/ns/shop/sa/hello", sidecar("hello-0"), "ISM4001"),

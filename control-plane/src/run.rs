@@ -137,9 +137,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     };
     let review: authority::Review = Box::new(move |token| {
         let client = client.clone();
-        Box::pin(async move {
-            cluster::token::review(&client, &token, authority::AUDIENCE).await
-        })
+        Box::pin(async move { cluster::token::review(&client, &token, authority::AUDIENCE).await })
     });
     let issue = Authority::new(issuer.clone(), served.clone(), review, numbers.clone());
     let tls = tls::server_config(svid, bundle, Clients::Optional, &[b"h2"]);

@@ -129,6 +129,18 @@ pub(crate) enum Ended {
     TimedOut,
 }
 
+impl Ended {
+    /// Envoy's flags for the end of a response that had begun.
+    pub(crate) fn flags(self) -> &'static str {
+        match self {
+            Self::Whole => "",
+            Self::UpstreamFailed => "UC",
+            Self::ClientLeft => "DC",
+            Self::TimedOut => "UT",
+        }
+    }
+}
+
 /// A response's body towards the client.
 pub(crate) enum ResponseBody {
     /// A sentence of our own.

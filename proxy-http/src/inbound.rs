@@ -98,7 +98,9 @@ impl Context {
 fn source_of(said: Option<&str>) -> (Option<ClusterId>, String) {
     let (cluster, workload) = said.and_then(|said| said.split_once(';')).unwrap_or_default();
     let fine = workload.len() <= 253
-        && workload.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b));
+        && workload
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b));
     (cluster.parse().ok(), if fine { workload.to_owned() } else { String::new() })
 }
 
@@ -115,7 +117,8 @@ pub(crate) async fn answer(
     let source = parts.headers.remove(&SOURCE);
     record.metrics = Some(context.metrics(source.as_ref()).await);
     record.line.upstream_host = Some(context.application.address.to_string());
-    record.line.upstream_cluster = Some(format!("inbound|{}||", context.application.address.port()));
+    record.line.upstream_cluster =
+        Some(format!("inbound|{}||", context.application.address.port()));
     record.line.downstream_remote_address = Some(context.downstream.peer.to_string());
     record.line.downstream_local_address = Some(context.downstream.local.to_string());
     record.line.requested_server_name = context.downstream.server_name.clone();
@@ -154,8 +157,7 @@ pub(crate) async fn answer(
     let (shared, address) = (context.shared.clone(), context.application.address);
     response.map(|inner| {
         let finish = move |ended, bytes| {
-            record.responded = bytes;
-            record.flags = ended_flags(ended);
+            record.end(ended, bytes);
             if ended == Ended::Whole {
                 shared.applications.give(address, connection, IDLE);
             }
@@ -270,16 +272,6 @@ pub(crate) fn build(parts: &Parts, body: RequestBody) -> Request<RequestBody> {
 /// section 9.2.2, without TRACE, which no application wants).
 pub(crate) fn is_idempotent(method: &Method) -> bool {
     [Method::GET, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE].contains(method)
-}
-
-/// Envoy's flags for the end of a response that had begun.
-pub(crate) fn ended_flags(ended: Ended) -> &'static str {
-    match ended {
-        Ended::Whole => "",
-        Ended::UpstreamFailed => "UC",
-        Ended::ClientLeft => "DC",
-        Ended::TimedOut => "UT",
-    }
 }
 
 /// An answer of our own: told like any other.

@@ -6,8 +6,8 @@
 
 mod body;
 mod budget;
-mod headers;
 mod head_timer;
+mod headers;
 mod inbound;
 mod latency;
 mod outbound;

@@ -5,7 +5,7 @@ mod exchange;
 use crate::body::{self, Ended, Relay, ResponseBody};
 use crate::budget::Budget;
 use crate::headers;
-use crate::inbound::{ended_flags, is_idempotent, reply};
+use crate::inbound::{is_idempotent, reply};
 use crate::latency::Latency;
 use crate::pool::Pool;
 use crate::record::Record;
@@ -18,8 +18,8 @@ use mesh::name::{ClusterId, Identity};
 use mesh::program::{ClusterName, LbEndpoint, Resource, ResourceName, Retry, Route};
 use proxy::NotHere;
 use proxy::telemetry::{Conversation, Http, Party, Reporter};
+use proxy::upstream::Slot;
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -32,7 +32,7 @@ const SUSPECTS_MAX: usize = 4_096;
 const STALE_AFTER: Duration = Duration::from_secs(300);
 
 /// Which endpoint: its address, and the cluster that announced it.
-pub(crate) type Key = (SocketAddr, ClusterId);
+pub(crate) type Key = proxy::upstream::Key;
 
 /// What all requests to one destination share.
 #[derive(Debug)]
@@ -54,6 +54,8 @@ pub(crate) struct Peer {
     endpoint: LbEndpoint,
     identity: Option<Identity>,
     metrics: Http,
+    /// Counts among the destination's connections while this one lives.
+    _slot: Slot,
 }
 
 impl Destination {
@@ -217,8 +219,9 @@ pub(crate) async fn answer(
     let Ok(payload) = body::keep(incoming, route.retry.body_max, patient).await else {
         return reply(record, StatusCode::BAD_REQUEST, "DC", "the request ended early", None);
     };
-    let deadline = (route.timeout_ms > 0)
-        .then(|| tokio::time::Instant::from(record.begun) + Duration::from_millis(route.timeout_ms));
+    let deadline = (route.timeout_ms > 0).then(|| {
+        tokio::time::Instant::from(record.begun) + Duration::from_millis(route.timeout_ms)
+    });
 
     let exchange = Exchange {
         context,
@@ -279,8 +282,7 @@ pub(crate) async fn answer(
     let idle = Duration::from_millis(pool.idle_timeout_ms);
     response.map(|inner| {
         let finish = move |ended, bytes| {
-            record.responded = bytes;
-            record.flags = ended_flags(ended);
+            record.end(ended, bytes);
             if ended == Ended::Whole && !spent {
                 let key = (peer.endpoint.address, peer.endpoint.cluster.clone());
                 destination.pool.give(key, connection, idle);

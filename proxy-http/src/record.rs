@@ -1,5 +1,6 @@
 //! One request as the log and the metrics will have it, told exactly once, whatever ends it.
 
+use crate::body::Ended;
 use crate::headers;
 use http::header;
 use http::request::Parts;
@@ -48,6 +49,14 @@ impl Record {
             flags: "DC",
             metrics: None,
         }
+    }
+}
+
+impl Record {
+    /// The response's body ended; takes the record whole, so that it is written now.
+    pub(crate) fn end(mut self, ended: Ended, bytes: u64) {
+        self.responded = bytes;
+        self.flags = ended.flags();
     }
 }
 

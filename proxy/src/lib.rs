@@ -13,5 +13,5 @@ pub mod upstream;
 
 pub use engine::{Engine, NotHere, Options};
 pub use upstream::{
-    Ask, Attempt, ConnectFailed, Established, InFlight, Outcome, Picked, Stream, Upstream,
+    Ask, Attempt, ConnectFailed, Established, InFlight, Outcome, Picked, Slot, Stream, Upstream,
 };

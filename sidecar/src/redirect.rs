@@ -102,7 +102,7 @@ impl Redirect {
         let Self { outbound_port, inbound_port, dns_port, .. } = self;
         let uids = list(&self.uid);
         let ports_out = self.returns("tcp dport", &list(&self.exclude_outbound_ports));
-        let (v4, v6): (Vec<_>, Vec<_>) =
+        let (v4, v6): (Vec<IpNet>, Vec<IpNet>) =
             self.exclude_outbound_cidrs.iter().partition(|net| matches!(net, IpNet::V4(_)));
         let cidrs = self.returns("ip daddr", &list(&v4)) + &self.returns("ip6 daddr", &list(&v6));
         let never: BTreeSet<u16> =
@@ -145,7 +145,11 @@ impl Redirect {
 
     /// A rule that leaves `what` alone; nothing for an empty list, which nft refuses.
     fn returns(&self, what: &str, values: &str) -> String {
-        if values.is_empty() { String::new() } else { format!("    {what} {{ {values} }} return\n") }
+        if values.is_empty() {
+            String::new()
+        } else {
+            format!("    {what} {{ {values} }} return\n")
+        }
     }
 }
 
@@ -202,7 +206,10 @@ mod tests {
     fn the_script_replaces_one_table() {
         let script = Redirect {
             exclude_outbound_ports: vec![3306],
-            exclude_outbound_cidrs: vec!["10.9.0.0/16".parse().unwrap(), "fd00::/8".parse().unwrap()],
+            exclude_outbound_cidrs: vec![
+                "10.9.0.0/16".parse().unwrap(),
+                "fd00::/8".parse().unwrap(),
+            ],
             exclude_inbound_ports: vec![9000],
             ..Redirect::default()
         }

@@ -103,7 +103,7 @@ const WANTS: usize = 1024;
 
 /// One HTTP/2 connection over a freshly dialled stream, with keepalive: a peer that is stopped,
 /// or behind a black hole, is found within 30 s.
-pub(crate) async fn channel(connector: &Connector) -> Result<Channel, tonic::transport::Error> {
+pub async fn channel(connector: &Connector) -> Result<Channel, tonic::transport::Error> {
     // The name is never resolved: the connector knows where to dial.
     Endpoint::from_static("http://control-plane.isthmus.internal")
         .connect_timeout(Duration::from_secs(10))

@@ -1,6 +1,6 @@
 //! One request's attempts: whom to ask, when to ask somebody else, and when to give up (decision 14).
 
-use super::{Context, Destination, Key, Peer};
+use super::{Context, Destination, Key, Peer, Waiting};
 use crate::body::{Payload, RequestBody};
 use crate::budget::Away;
 use crate::headers::{SOURCE, UNSENT, UNSERVED};
@@ -58,13 +58,30 @@ pub(super) struct Failure {
 
 /// What happened to one attempt.
 enum Step {
-    Connected { connection: Connection<Peer>, in_flight: InFlight, reused: bool },
+    Connected {
+        connection: Connection<Peer>,
+        in_flight: InFlight,
+        reused: bool,
+    },
     NotConnected(ConnectFailed),
-    NotHttp { key: Key, problem: hyper::Error },
-    Answered { response: Response<Incoming>, connection: Connection<Peer>, use_: Use },
+    NotHttp {
+        key: Key,
+        problem: hyper::Error,
+    },
+    Answered {
+        response: Response<Incoming>,
+        connection: Connection<Peer>,
+        use_: Use,
+    },
     /// The connection was dead before a byte of this request was written.
-    Unsent { request: Request<RequestBody>, use_: Use },
-    Broken { problem: hyper::Error, use_: Use },
+    Unsent {
+        request: Request<RequestBody>,
+        use_: Use,
+    },
+    Broken {
+        problem: hyper::Error,
+        use_: Use,
+    },
 }
 
 /// One endpoint's use by one attempt.
@@ -95,6 +112,8 @@ struct Progress<'a> {
     away: Vec<Away<'a>>,
     /// Attempts that look for a connection.
     connecting: u32,
+    /// This request's place among those without a connection, until it has one.
+    waiting: Option<Waiting<'a>>,
     /// The latest use, and when it will have been waited for long enough; `None` once it was.
     watched: Option<(Use, tokio::time::Instant)>,
     last: Option<Failure>,
@@ -123,14 +142,17 @@ impl<'a> Exchange<'a> {
             tried: Vec::new(),
             away: Vec::new(),
             connecting: 0,
+            waiting: None,
             watched: None,
             last: None,
         };
         let limit = self.upstream.cluster().pool.max_pending_requests;
-        let Some(mut waiting) = self.destination.wait(limit).map(Some) else {
+        let waiting = self.destination.wait(limit);
+        if waiting.is_none() {
             let reason = format!("{limit} requests wait for a connection, the most that may");
             return Err(self.failure(&progress, "UO", reason, None));
-        };
+        }
+        progress.waiting = waiting;
         match self.upstream.pick(&[]) {
             Ok(picked) => self.begin(&mut progress, picked, Duration::ZERO),
             Err(failed) => return Err(self.not_connected(&progress, &failed)),
@@ -155,7 +177,7 @@ impl<'a> Exchange<'a> {
             };
             match step {
                 Step::Connected { connection, in_flight, reused } => {
-                    waiting = None;
+                    progress.waiting = None;
                     progress.connecting -= 1;
                     let use_ = Use {
                         in_flight: Arc::new(in_flight),
@@ -219,9 +241,13 @@ impl<'a> Exchange<'a> {
                     progress.tried.push(key.clone());
                     let may = match marker {
                         Unserved::Unsent => matches!(progress.payload, Some(Payload::Whole(_))),
-                        Unserved::Reset => self.is_replayable(&progress) && self.permit(&key, None).is_some(),
+                        Unserved::Reset => {
+                            self.is_replayable(&progress) && self.permit(&key, None).is_some()
+                        }
                     };
-                    if !(may && self.again(&mut progress, "unserved", None)) && progress.steps.is_empty() {
+                    if !(may && self.again(&mut progress, "unserved", None))
+                        && progress.steps.is_empty()
+                    {
                         let mut response = response;
                         response.headers_mut().remove(&UNSERVED);
                         let Use { in_flight, .. } = use_;
@@ -271,7 +297,12 @@ impl<'a> Exchange<'a> {
     }
 
     /// Begins another attempt after a failed one; false where there may be none.
-    fn again(&'a self, progress: &mut Progress<'a>, reason: &'static str, from: Option<&Key>) -> bool {
+    fn again(
+        &'a self,
+        progress: &mut Progress<'a>,
+        reason: &'static str,
+        from: Option<&Key>,
+    ) -> bool {
         if progress.is_hopeful() {
             return true;
         }
@@ -371,9 +402,8 @@ impl<'a> Exchange<'a> {
         };
         let (endpoint, identity) = (established.endpoint, established.identity);
         let key = (endpoint.address, endpoint.cluster.clone());
-        let metrics =
-            self.context.metrics(&destination.name, Some((&endpoint, identity.as_ref())));
-        let peer = Peer { endpoint, identity, metrics };
+        let metrics = self.context.metrics(&destination.name, Some((&endpoint, identity.as_ref())));
+        let peer = Peer { endpoint, identity, metrics, _slot: established.slot };
         match Connection::open(established.stream, peer).await {
             Ok(connection) => {
                 Step::Connected { connection, in_flight: established.in_flight, reused: false }
@@ -397,7 +427,9 @@ impl<'a> Exchange<'a> {
         };
         connection.served += 1;
         let mut request = build(self.parts, body);
-        if connection.about.endpoint.tls && let Some(source) = self.context.source() {
+        if connection.about.endpoint.tls
+            && let Some(source) = self.context.source()
+        {
             request.headers_mut().insert(SOURCE, source);
         }
         progress.steps.push(Box::pin(async move {

@@ -120,7 +120,8 @@ impl Plan {
         plan
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
         self.groups.is_empty()
     }
 

@@ -30,8 +30,8 @@ const MISSES: u32 = 3;
 /// A path that nobody wanted for so long is not probed, milliseconds.
 const IN_USE_MS: u64 = 60_000;
 /// Who a gateway is, beside its trust domain.
-pub const GATEWAY_NAMESPACE: &str = "isthmus-system";
-pub const GATEWAY_ACCOUNT: &str = "isthmus-gateway";
+pub(crate) const GATEWAY_NAMESPACE: &str = "isthmus-system";
+pub(crate) const GATEWAY_ACCOUNT: &str = "isthmus-gateway";
 
 /// What one probe found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

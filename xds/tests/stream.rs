@@ -1,0 +1,418 @@
+//! Server and subscriber on real gRPC streams over in-memory pipes.
+
+mod support;
+
+use futures::future::BoxFuture;
+use mesh::name::Identity;
+use mesh::program::*;
+use mesh::world::{Dialect, Role, View};
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::io::DuplexStream;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_util::sync::CancellationToken;
+use xds::issue::{self, Issue, Refused, RequestFailed};
+use xds::node::Node;
+use xds::serve::{self, Changed, Sessions, Source};
+use xds::subscribe::{self, Connector, Subscription, Want};
+
+/// A control plane's memory.
+struct World {
+    program: Mutex<Program>,
+    generation: watch::Sender<u64>,
+    changed: Mutex<Vec<(u64, ResourceName)>>,
+    looked_up: AtomicUsize,
+}
+
+impl World {
+    fn new(program: Program) -> Arc<Self> {
+        Arc::new(Self {
+            program: Mutex::new(program),
+            generation: watch::channel(1).0,
+            changed: Mutex::default(),
+            looked_up: AtomicUsize::new(0),
+        })
+    }
+
+    fn edit(&self, name: &ResourceName, value: Option<Resource>) {
+        let mut program = self.program.lock().unwrap();
+        match value {
+            Some(value) => program.insert(name.clone(), Arc::new(value)),
+            None => program.remove(name),
+        };
+        let next = *self.generation.borrow() + 1;
+        self.changed.lock().unwrap().push((next, name.clone()));
+        drop(program);
+        self.generation.send_replace(next);
+    }
+}
+
+impl Source for World {
+    fn view(&self, peer: &Identity, node: &Node) -> Result<View, String> {
+        if node.account != peer.account || node.namespace != peer.namespace {
+            return Err(format!("ISM3999 {} is not {}", node.pod, peer));
+        }
+        Ok(View {
+            role: node.role,
+            dialect: node.dialect,
+            cluster: node.cluster.parse().map_err(|_| "ISM3999 no cluster".to_owned())?,
+            network: "net".parse().unwrap(),
+            locality: node.locality.clone(),
+            namespace: node.namespace.clone(),
+            identity: peer.clone(),
+            workload: node.pod.clone(),
+        })
+    }
+
+    fn resource(&self, _: &View, name: &ResourceName) -> Option<Arc<Resource>> {
+        self.looked_up.fetch_add(1, Ordering::Relaxed);
+        self.program.lock().unwrap().get(name).cloned()
+    }
+
+    fn names(&self, _: &View, kind: ResourceKind) -> Vec<ResourceName> {
+        let program = self.program.lock().unwrap();
+        program.keys().filter(|name| name.kind == kind).cloned().collect()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    fn changed_since(&self, generation: u64) -> Changed {
+        let changed = self.changed.lock().unwrap();
+        let since = changed.iter().filter(|(at, _)| *at > generation);
+        Changed::Names(Arc::new(since.map(|(_, name)| name.clone()).collect()))
+    }
+}
+
+struct Issuer;
+
+impl Issue for Issuer {
+    fn issue(&self, request: issue::Request) -> BoxFuture<'_, Result<Vec<String>, Refused>> {
+        Box::pin(async move {
+            match request.token.as_deref() {
+                Some("good") => Ok(vec![format!("leaf of {}", request.csr_pem), "root".into()]),
+                Some("slow") => std::future::pending().await,
+                _ => Err(Refused::Unauthenticated("ISM3999 that token is not good".into())),
+            }
+        })
+    }
+}
+
+fn hello() -> Identity {
+    "spiffe://east.mesh/ns/shop/sa/hello".parse().unwrap()
+}
+
+fn node() -> Node {
+    Node {
+        role: Role::Sidecar,
+        address: "10.244.0.7".parse().unwrap(),
+        pod: "hello-0".into(),
+        namespace: "shop".into(),
+        cluster: "east".into(),
+        network: "net-east".into(),
+        account: "hello".into(),
+        locality: Default::default(),
+        dialect: Dialect::Isthmus,
+    }
+}
+
+/// A control plane that can be replaced and cut off, and a way to dial it.
+struct Plane {
+    door: Arc<Mutex<Option<mpsc::UnboundedSender<(DuplexStream, Option<Identity>)>>>>,
+    end: CancellationToken,
+    sessions: Sessions,
+}
+
+impl Plane {
+    fn start(world: &Arc<World>) -> Self {
+        let door = Arc::new(Mutex::new(None));
+        let mut plane = Self { door, end: CancellationToken::new(), sessions: Sessions::default() };
+        plane.again(world);
+        plane
+    }
+
+    fn again(&mut self, world: &Arc<World>) {
+        let (sender, incoming) = mpsc::unbounded_channel();
+        *self.door.lock().unwrap() = Some(sender);
+        self.end = CancellationToken::new();
+        tokio::spawn(serve::serve(
+            UnboundedReceiverStream::new(incoming),
+            Arc::clone(world) as Arc<dyn Source>,
+            Some(Arc::new(Issuer)),
+            self.sessions.clone(),
+            self.end.clone(),
+        ));
+    }
+
+    fn stop(&self) {
+        self.door.lock().unwrap().take();
+        self.end.cancel();
+    }
+
+    fn connector(&self, peer: Option<Identity>) -> Connector {
+        let door = Arc::clone(&self.door);
+        Connector::new(move || {
+            let (near, far) = tokio::io::duplex(64 * 1024);
+            let sent = door.lock().unwrap().as_ref().map(|door| door.send((far, peer.clone())));
+            async move {
+                match sent {
+                    Some(Ok(())) => Ok(near),
+                    _ => Err(io::Error::from(io::ErrorKind::ConnectionRefused)),
+                }
+            }
+        })
+    }
+}
+
+#[track_caller]
+fn within<T>(waited: impl Future<Output = T>) -> impl Future<Output = T> {
+    let at = std::panic::Location::caller();
+    async move {
+        let limit = Duration::from_secs(20);
+        tokio::time::timeout(limit, waited).await.unwrap_or_else(|_| panic!("waited in vain, {at}"))
+    }
+}
+
+#[track_caller]
+fn until(
+    subscription: &Subscription,
+    fine: impl Fn(&Snapshot) -> bool,
+) -> impl Future<Output = Arc<Snapshot>> {
+    let mut snapshot = subscription.snapshot.clone();
+    within(async move {
+        let shown = snapshot.wait_for(|snapshot| fine(snapshot)).await.unwrap();
+        Arc::clone(&shown)
+    })
+}
+
+async fn want(subscription: &Subscription, name: &ResourceName) {
+    subscription.want.send(Want::Subscribe(name.clone())).await.unwrap();
+}
+
+fn listener() -> ResourceName {
+    ResourceName::outbound("240.240.7.2".parse().unwrap(), 80)
+}
+
+fn of(kind: ResourceKind, name: &ClusterName) -> ResourceName {
+    ResourceName::new(kind, name.to_string())
+}
+
+#[tokio::test]
+async fn a_listener_brings_its_route_cluster_and_endpoints_and_takes_them_along() {
+    let program = support::program();
+    let world = World::new(program.clone());
+    let plane = Plane::start(&world);
+    let end = CancellationToken::new();
+    let proxy = subscribe::start(node(), plane.connector(Some(hello())), end.clone());
+    until(&proxy, |s| s.connected).await;
+    want(&proxy, &listener()).await;
+    let shown = until(&proxy, |s| s.program.contains_key(&listener())).await;
+    let name = support::outbound(80, "hello.shop.global");
+    let expected: BTreeSet<ResourceName> = [
+        listener(),
+        of(ResourceKind::Route, &name),
+        of(ResourceKind::Cluster, &name),
+        of(ResourceKind::Endpoints, &name),
+    ]
+    .into();
+    assert_eq!(shown.program.keys().cloned().collect::<BTreeSet<_>>(), expected);
+    assert!(shown.program.iter().all(|(name, value)| program[name] == *value));
+
+    let absent = ResourceName::outbound("240.240.9.9".parse().unwrap(), 1);
+    want(&proxy, &absent).await;
+    until(&proxy, |s| s.absent.contains(&absent)).await;
+
+    let session = plane.sessions.list().remove(0);
+    assert_eq!((session.proxy, session.identity), (node().id(), hello()));
+    assert_eq!(session.types.iter().map(|it| it.resources).sum::<usize>(), 4);
+
+    proxy.want.send(Want::Unsubscribe(listener())).await.unwrap();
+    until(&proxy, |s| s.program.is_empty()).await;
+    end.cancel();
+}
+
+#[tokio::test]
+async fn a_change_reaches_the_proxy_and_nothing_else_is_looked_up() {
+    let world = World::new(support::program());
+    let plane = Plane::start(&world);
+    let proxy = subscribe::start(node(), plane.connector(Some(hello())), CancellationToken::new());
+    for name in world.program.lock().unwrap().keys().cloned().collect::<Vec<_>>() {
+        want(&proxy, &name).await;
+    }
+    let whole = support::program();
+    until(&proxy, |s| s.program == whole).await;
+    let name = support::outbound(80, "hello.shop.global");
+    let mut endpoints = support::endpoints(name.clone());
+    endpoints.groups.truncate(1);
+    let key = of(ResourceKind::Endpoints, &name);
+    let looked_up = world.looked_up.load(Ordering::Relaxed);
+    world.edit(&key, Some(Resource::Endpoints(endpoints.clone())));
+    until(&proxy, |s| *s.program[&key] == Resource::Endpoints(endpoints.clone())).await;
+    assert_eq!(world.looked_up.load(Ordering::Relaxed) - looked_up, 1);
+    // What nobody asked for wakes nobody up.
+    world.edit(&ResourceName::new(ResourceKind::Cluster, "outbound|1||x.y.global"), None);
+    world.edit(&key, None);
+    until(&proxy, |s| s.absent.contains(&key)).await;
+    assert_eq!(world.looked_up.load(Ordering::Relaxed) - looked_up, 2);
+}
+
+#[tokio::test]
+async fn a_listener_is_shown_with_its_new_cluster_and_not_before() {
+    let name = support::outbound(5432, "db.shop.global");
+    let key = ResourceName::outbound("240.240.7.3".parse().unwrap(), 5432);
+    let world = World::new(support::program());
+    let plane = Plane::start(&world);
+    let proxy = subscribe::start(node(), plane.connector(Some(hello())), CancellationToken::new());
+    let other = support::outbound(5432, "other.shop.global");
+    let seen = proxy.snapshot.clone();
+    let torn = Arc::new(AtomicBool::new(false));
+    let watching = {
+        let (torn, key) = (Arc::clone(&torn), key.clone());
+        let mut seen = seen.clone();
+        tokio::spawn(async move {
+            while seen.changed().await.is_ok() {
+                let snapshot = Arc::clone(&seen.borrow_and_update());
+                let Some(Resource::Listener(Listener::Outbound(listener))) =
+                    snapshot.program.get(&key).map(|it| &**it)
+                else {
+                    continue;
+                };
+                let OutboundTarget::Tcp { cluster } = &listener.target else { unreachable!() };
+                for kind in [ResourceKind::Cluster, ResourceKind::Endpoints] {
+                    if !snapshot.program.contains_key(&of(kind, cluster)) {
+                        torn.store(true, Ordering::Relaxed);
+                    }
+                }
+            }
+        })
+    };
+    want(&proxy, &key).await;
+    until(&proxy, |s| s.program.contains_key(&key)).await;
+    let Resource::Listener(Listener::Outbound(now)) = &*support::program()[&key] else {
+        unreachable!()
+    };
+    let target = OutboundTarget::Tcp { cluster: other.clone() };
+    let next = Resource::Listener(Listener::Outbound(OutboundListener { target, ..now.clone() }));
+    let (cluster, members) =
+        (support::cluster(other.clone(), false), support::endpoints(other.clone()));
+    world.edit(&of(ResourceKind::Endpoints, &other), Some(Resource::Endpoints(members)));
+    world.edit(&of(ResourceKind::Cluster, &other), Some(Resource::Cluster(cluster)));
+    world.edit(&key, Some(next.clone()));
+    let shown = until(&proxy, |s| *s.program[&key] == next).await;
+    // What it replaced went with the switch.
+    assert!(!shown.program.contains_key(&of(ResourceKind::Cluster, &name)));
+    assert!(!torn.load(Ordering::Relaxed), "a listener was shown without what it refers to");
+    watching.abort();
+}
+
+#[tokio::test]
+async fn the_last_good_program_outlives_the_control_plane() {
+    let world = World::new(support::program());
+    let mut plane = Plane::start(&world);
+    let proxy = subscribe::start(node(), plane.connector(Some(hello())), CancellationToken::new());
+    want(&proxy, &listener()).await;
+    let before = until(&proxy, |s| s.program.contains_key(&listener())).await;
+    plane.stop();
+    let during = until(&proxy, |s| !s.connected).await;
+    assert_eq!(during.program, before.program);
+    // Changed while nobody was listening.
+    let name = support::outbound(80, "hello.shop.global");
+    let key = of(ResourceKind::Cluster, &name);
+    let changed =
+        Resource::Cluster(Cluster { connect_timeout_ms: 7, ..support::cluster(name, true) });
+    world.edit(&key, Some(changed.clone()));
+    plane.again(&world);
+    until(&proxy, |s| s.connected && *s.program[&key] == changed).await;
+}
+
+#[tokio::test]
+async fn a_start_from_disk_shows_what_was_known_and_subscribes_again() {
+    let mut known = support::program();
+    let gone = ResourceName::gateway();
+    let world = World::new(known.clone());
+    world.edit(&gone, None);
+    let plane = Plane::start(&world);
+    plane.stop();
+    let mut plane = plane;
+    let end = CancellationToken::new();
+    let connector = plane.connector(Some(hello()));
+    let proxy = subscribe::start_from(node(), connector, known.clone(), end);
+    let shown = Arc::clone(&proxy.snapshot.borrow());
+    assert_eq!((&shown.program, shown.connected), (&known, false));
+    plane.again(&world);
+    known.remove(&gone);
+    until(&proxy, |s| s.connected && s.absent.contains(&gone)).await;
+    // The gateway's clusters went with its listener; all the rest stays.
+    let shown = until(&proxy, |s| !s.program.contains_key(&gone)).await;
+    assert!(shown.program.contains_key(&listener()));
+}
+
+#[tokio::test]
+async fn a_stranger_and_a_liar_are_refused() {
+    let world = World::new(support::program());
+    let plane = Plane::start(&world);
+    for (peer, node) in [
+        (None, node()),
+        (Some("spiffe://east.mesh/ns/shop/sa/other".parse().unwrap()), node()),
+        (Some(hello()), Node { cluster: "East!".into(), ..node() }),
+    ] {
+        let end = CancellationToken::new();
+        let proxy = subscribe::start(node, plane.connector(peer), end.clone());
+        want(&proxy, &listener()).await;
+        let shown = tokio::time::timeout(
+            Duration::from_millis(300),
+            proxy.snapshot.clone().wait_for(|s| s.connected).map(|_| ()),
+        )
+        .await;
+        assert!(shown.is_err(), "connected, and should not be");
+        assert!(plane.sessions.list().is_empty());
+        end.cancel();
+    }
+}
+
+trait Map: Future + Sized {
+    fn map<T>(self, with: impl FnOnce(Self::Output) -> T) -> impl Future<Output = T> {
+        async move { with(self.await) }
+    }
+}
+impl<F: Future> Map for F {}
+
+#[tokio::test]
+async fn a_certificate_is_issued_to_whom_the_token_vouches_for() {
+    let world = World::new(Program::new());
+    let plane = Plane::start(&world);
+    let connector = plane.connector(None);
+    let day = Duration::from_secs(86_400);
+    let chain = within(issue::request(&connector, "good\n", "CSR", day)).await.unwrap();
+    assert_eq!(chain, ["leaf of CSR", "root"]);
+    let refused = within(issue::request(&connector, "bad", "CSR", day)).await.unwrap_err();
+    let RequestFailed::Refused(Refused::Unauthenticated(why)) = refused else {
+        panic!("{refused}");
+    };
+    assert!(why.contains("ISM3999"), "{why}");
+    let long = "x".repeat(issue::CSR_MAX + 1);
+    let refused = within(issue::request(&connector, "good", &long, day)).await.unwrap_err();
+    assert!(matches!(refused, RequestFailed::Refused(Refused::Invalid(_))), "{refused}");
+    plane.stop();
+    let refused = within(issue::request(&connector, "good", "CSR", day)).await.unwrap_err();
+    assert!(matches!(refused, RequestFailed::Unreachable(_)), "{refused}");
+}
+
+#[tokio::test]
+async fn state_of_the_world_is_declined_with_a_hint() {
+    use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+    let world = World::new(Program::new());
+    let plane = Plane::start(&world);
+    let connector = plane.connector(Some(hello()));
+    let channel = within(subscribe::channel(&connector)).await.unwrap();
+    let mut client = AggregatedDiscoveryServiceClient::new(channel);
+    let requests = futures::stream::pending();
+    let status = within(client.stream_aggregated_resources(requests)).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::Unimplemented);
+    assert!(status.message().contains("DELTA_GRPC"), "{}", status.message());
+}

@@ -1,0 +1,142 @@
+//! A representative program, written by hand.
+#![allow(dead_code, reason = "each test uses a part")]
+
+use mesh::inventory::MtlsMode;
+use mesh::name::{Hostname, Locality};
+use mesh::program::*;
+use mesh::sni::{Sni, probe_host};
+use mesh::zone::Zone;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+pub(crate) fn host(text: &str) -> Hostname {
+    text.parse().unwrap()
+}
+
+pub(crate) fn outbound(port: u16, host_name: &str) -> ClusterName {
+    ClusterName::outbound(port, "", &host(host_name))
+}
+
+pub(crate) fn cluster(name: ClusterName, http: bool) -> Cluster {
+    let identity = |domain: &str| format!("spiffe://{domain}/ns/shop/sa/hello").parse().unwrap();
+    let sni = format!("outbound_.{}_.{}_.{}", name.port, name.subset, name.host);
+    Cluster {
+        name,
+        sni,
+        http,
+        load_balancing: LoadBalancing::LeastRequest,
+        connect_timeout_ms: 1_000,
+        outlier: OutlierDetection::default(),
+        pool: ConnectionPool::default(),
+        server_identities: BTreeMap::from([
+            ("north".parse().unwrap(), BTreeSet::from([identity("north.mesh")])),
+            ("west".parse().unwrap(), BTreeSet::from([identity("west.mesh")])),
+        ]),
+    }
+}
+
+pub(crate) fn endpoint(address: &str, cluster: &str, tls: bool) -> LbEndpoint {
+    LbEndpoint {
+        address: address.parse().unwrap(),
+        cluster: cluster.parse().unwrap(),
+        network: format!("net-{cluster}").parse().unwrap(),
+        weight: 2,
+        tls,
+        gateway: address.ends_with(":15443"),
+        workload: "hello-0".into(),
+    }
+}
+
+pub(crate) fn endpoints(cluster: ClusterName) -> Endpoints {
+    let group = |priority, locality: &str, endpoints: Vec<LbEndpoint>| LocalityGroup {
+        priority,
+        locality: Locality::from(locality.to_owned()),
+        weight: endpoints.iter().map(|endpoint| endpoint.weight).sum(),
+        endpoints,
+    };
+    Endpoints {
+        cluster,
+        groups: vec![
+            group(0, "r1/z1", vec![
+                endpoint("10.244.0.7:8080", "east", false),
+                endpoint("[2001:db8::7]:8080", "west", true),
+            ]),
+            group(1, "r2/z1", vec![endpoint("203.0.113.7:15443", "west", true)]),
+            group(2, "r3", vec![endpoint("203.0.113.9:15443", "north", true)]),
+        ],
+    }
+}
+
+fn listener(address: &str, target: OutboundTarget) -> (ResourceName, Resource) {
+    let address: SocketAddr = address.parse().unwrap();
+    let listener = OutboundListener { address, host: host("hello.shop.global"), target };
+    let name = ResourceName::outbound(address.ip(), address.port());
+    (name, Resource::Listener(Listener::Outbound(listener)))
+}
+
+/// A CA that signed nothing but itself; Envoy wants to be able to parse it.
+pub(crate) const ROOT: &str = include_str!("root.pem");
+
+/// A sidecar's and a gateway's program in one.
+pub(crate) fn program() -> Program {
+    let http = outbound(80, "hello.shop.global");
+    let tcp = outbound(5432, "db.shop.global");
+    let sni: Sni = "outbound_.80_._.hello.shop.svc.cluster.local".parse().unwrap();
+    let alias: Sni = "outbound_.80_.v1_.hello.shop.global".parse().unwrap();
+    let behind = ClusterName::sni(&sni);
+    let inbound_port = |mtls, http| InboundPort { mtls, http, service: "hello.shop".into() };
+    let inbound = InboundListener {
+        mtls: MtlsMode::Permissive,
+        ports: BTreeMap::from([
+            (8080, inbound_port(MtlsMode::Strict, true)),
+            (8081, inbound_port(MtlsMode::Permissive, true)),
+            (5432, inbound_port(MtlsMode::Permissive, false)),
+            (9090, inbound_port(MtlsMode::Disable, false)),
+        ]),
+        trust_domains: ["east.mesh", "west.mesh"].map(|d| d.parse().unwrap()).into(),
+    };
+    let gateway = GatewayListener {
+        routes: BTreeMap::from([(sni, behind.clone()), (alias, behind.clone())]),
+        probe: probe_host(&"east".parse().unwrap()),
+    };
+    let route = Route {
+        name: http.to_string(),
+        cluster: http.clone(),
+        timeout_ms: 15_000,
+        retry: Retry::default(),
+    };
+    let roots = ValidationContext { name: "ROOTCA".into(), root_certificates: ROOT.into() };
+    let zone = Zone {
+        names: BTreeMap::from([
+            (host("hello.shop.global"), vec!["240.240.7.2".parse().unwrap(), "2001:2::7".parse().unwrap()]),
+            (host("quiet.shop.global"), vec![]),
+        ]),
+        namespaces: BTreeSet::from(["shop".to_owned()]),
+        complete: true,
+    };
+    let mut all = vec![
+        listener("240.240.7.2:80", OutboundTarget::Http { route: http.to_string() }),
+        listener("[2001:2::7]:80", OutboundTarget::Http { route: http.to_string() }),
+        listener("240.240.7.3:5432", OutboundTarget::Tcp { cluster: tcp.clone() }),
+        (ResourceName::inbound(), Resource::Listener(Listener::Inbound(inbound))),
+        (ResourceName::gateway(), Resource::Listener(Listener::Gateway(gateway))),
+        (ResourceName::new(ResourceKind::Route, http.to_string()), Resource::Route(route)),
+        (ResourceName::root_ca(), Resource::Secret(roots)),
+        (ResourceName::zone(), Resource::Zone(zone)),
+    ];
+    for (name, is_http) in [(http, true), (tcp, false), (behind, false)] {
+        let text = name.to_string();
+        let members = Resource::Endpoints(endpoints(name.clone()));
+        all.push((ResourceName::new(ResourceKind::Endpoints, text.clone()), members));
+        let value = Resource::Cluster(cluster(name, is_http));
+        all.push((ResourceName::new(ResourceKind::Cluster, text), value));
+    }
+    for port in [0, 5432, 8080, 8081, 9090] {
+        let name = ClusterName::inbound(port);
+        let value = Cluster { server_identities: BTreeMap::new(), ..cluster(name.clone(), true) };
+        let name = ResourceName::new(ResourceKind::Cluster, name.to_string());
+        all.push((name, Resource::Cluster(value)));
+    }
+    all.into_iter().map(|(name, value)| (name, Arc::new(value))).collect()
+}
