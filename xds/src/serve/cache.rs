@@ -13,7 +13,7 @@ pub(super) struct Cache(Mutex<Entries>);
 
 #[derive(Debug, Default)]
 struct Entries {
-    by_address: HashMap<(usize, Dialect), (Weak<Resource>, Encoded)>,
+    by_origin: HashMap<(ResourceName, usize, Dialect), (Weak<Resource>, Encoded)>,
     sweep_at: usize,
 }
 
@@ -27,8 +27,8 @@ impl Cache {
         resource: &Arc<Resource>,
         dialect: Dialect,
     ) -> Encoded {
-        let key = (Arc::as_ptr(resource).addr(), dialect);
-        if let Some((origin, encoded)) = self.entries().by_address.get(&key)
+        let key = (name.clone(), Arc::as_ptr(resource).addr(), dialect);
+        if let Some((origin, encoded)) = self.entries().by_origin.get(&key)
             // An address may be used again; a weak pointer keeps its own from being so.
             && origin.ptr_eq(&Arc::downgrade(resource))
         {
@@ -39,11 +39,11 @@ impl Cache {
             any: codec::encode(name, resource, dialect),
         };
         let mut entries = self.entries();
-        if entries.by_address.len() >= entries.sweep_at.max(SWEEP_MIN) {
-            entries.by_address.retain(|_, (origin, _)| origin.strong_count() > 0);
-            entries.sweep_at = 2 * entries.by_address.len();
+        if entries.by_origin.len() >= entries.sweep_at.max(SWEEP_MIN) {
+            entries.by_origin.retain(|_, (origin, _)| origin.strong_count() > 0);
+            entries.sweep_at = 2 * entries.by_origin.len();
         }
-        entries.by_address.insert(key, (Arc::downgrade(resource), encoded.clone()));
+        entries.by_origin.insert(key, (Arc::downgrade(resource), encoded.clone()));
         encoded
     }
 

@@ -21,8 +21,8 @@ pub(super) struct Kind {
     /// What the client holds or is on its way to: a version, or `None` for "there is none".
     told: BTreeMap<String, Option<String>>,
     due: Due,
-    /// Brought by a wildcard that was given up: answers in flight may reach a client that has
-    /// meanwhile taken it up again.
+    /// No longer asked for, but perhaps in the response without an answer: that may reach a
+    /// client that has meanwhile asked for all again.
     doubtful: BTreeSet<String>,
     /// Told, and no longer there: to be taken back when nobody refers to it.
     pub(super) leaving: BTreeSet<String>,
@@ -106,8 +106,6 @@ impl Kind {
             if name == WILDCARD {
                 self.wildcard = false;
                 self.wildcard_owed = false;
-                let Self { told, explicit, doubtful, .. } = self;
-                doubtful.extend(told.keys().filter(|name| !explicit.contains(*name)).cloned());
                 self.forget_unasked();
             } else if self.explicit.remove(name) {
                 self.leaving.remove(name);
@@ -117,7 +115,7 @@ impl Kind {
                     self.doubt(name);
                     self.due(name);
                 } else {
-                    self.told.remove(name);
+                    self.forget(name);
                     self.not_due(name);
                 }
             }
@@ -141,6 +139,10 @@ impl Kind {
         }
         if first {
             self.forget_unasked();
+        }
+        if self.outstanding.is_none() {
+            // Its client heard all that was sent before it said what it just said.
+            self.doubtful.clear();
         }
     }
 
@@ -171,9 +173,22 @@ impl Kind {
     }
 
     fn forget_unasked(&mut self) {
-        if !self.wildcard {
-            self.told.retain(|name, _| self.explicit.contains(name));
-            self.leaving.retain(|name| self.explicit.contains(name));
+        if self.wildcard {
+            return;
+        }
+        let unasked = self.told.keys().filter(|name| !self.explicit.contains(*name));
+        for name in unasked.cloned().collect::<Vec<_>>() {
+            self.forget(&name);
+        }
+        let Self { leaving, explicit, .. } = self;
+        leaving.retain(|name| explicit.contains(name));
+    }
+
+    fn forget(&mut self, name: &str) {
+        if let Some(Some(_)) = self.told.remove(name)
+            && self.outstanding.is_some()
+        {
+            self.doubtful.insert(name.to_owned());
         }
     }
 
