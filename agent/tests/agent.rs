@@ -113,7 +113,8 @@ impl Machine {
         )
         .unwrap();
         let issuer =
-            Issuer::from_cacerts(&ca.ca_cert, &ca.cert_chain, ca.ca_key.reveal(), &ca.root_cert).unwrap();
+            Issuer::from_cacerts(&ca.ca_cert, &ca.cert_chain, ca.ca_key.reveal(), &ca.root_cert)
+                .unwrap();
         let bundle = ValidationContext {
             name: "ROOTCA".into(),
             root_certificates: root.certificate_pem.clone(),
