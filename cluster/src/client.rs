@@ -1,16 +1,19 @@
 //! Connecting to an API server, with a limit on everything we would otherwise wait for.
 
 use crate::follow::WATCH_SECONDS;
+use crate::kubeconfig::{self, Rules};
 use anyhow::{Context as _, Result, bail};
 use hyper_timeout::TimeoutConnector;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::client::legacy::connect::dns::Name;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use kube::Client;
 use kube::client::{Body, ClientBuilder, ConfigExt as _};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::net::TcpStream;
 
 /// The client of a process for its own API server: from `kubeconfig`, or where that file does not
 /// exist, from the pod's service account.
@@ -128,12 +131,42 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// A client from any configuration, with our limits instead of kube's (connect 30 s, read never,
 /// 15 retries on 503 that hide an outage for minutes).
 pub fn build(config: kube::Config) -> Result<Client> {
+    connect_by(config, HttpConnector::new())
+}
+
+/// The same for a linked cluster's API server: a name that resolves to this machine, or to a cloud's
+/// metadata service, is not dialled (an address in its place is refused by `kubeconfig`).
+pub fn build_remote(config: kube::Config, rules: Rules) -> Result<Client> {
+    let resolve = tower::service_fn(move |name: Name| async move {
+        let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+        let (bad, good): (Vec<_>, Vec<_>) = found
+            .into_iter()
+            .partition(|address| kubeconfig::forbidden(address.ip(), rules).is_some());
+        match bad.first() {
+            Some(bad) if good.is_empty() => Err(std::io::Error::other(format!(
+                "{} resolves to {}, which is not another cluster's API server",
+                name.as_str(),
+                bad.ip()
+            ))),
+            Some(_) | None => Ok(good.into_iter()),
+        }
+    });
+    connect_by(config, HttpConnector::new_with_resolver(resolve))
+}
+
+fn connect_by<R>(config: kube::Config, mut tcp: HttpConnector<R>) -> Result<Client>
+where
+    HttpConnector<R>:
+        tower::Service<http::Uri, Response = TokioIo<TcpStream>> + Clone + Send + Sync + 'static,
+    <HttpConnector<R> as tower::Service<http::Uri>>::Error:
+        std::error::Error + Send + Sync + 'static,
+    <HttpConnector<R> as tower::Service<http::Uri>>::Future: Send + Unpin + 'static,
+{
     if let Some(proxy) = &config.proxy_url {
         bail!("proxy-url {proxy} is not supported: name the API server itself in the kubeconfig");
     }
     // rustls wants one provider per process; another one already in place is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(CONNECT));

@@ -4,15 +4,19 @@
 //! Reading order: [`client`] (how we connect and what we never wait for), [`heard`] (how old our
 //! knowledge is), [`follow`] (one kind, for ever), [`parse`] (object to value, with findings),
 //! [`watch`] (all kinds of the own cluster as one `Inventory`), then secrets, tokens, and the
-//! federation's doors: [`remote`], [`kubeconfig`], [`apply`], [`lease`], [`api`].
+//! federation's doors: [`remote`], [`kubeconfig`], [`apply`], [`link_objects`], [`lease`], [`api`];
+//! last the operator's: [`operator`] and [`credential`].
 
 pub mod api;
 pub mod apply;
 pub mod client;
+pub mod credential;
 pub mod follow;
 pub mod heard;
 pub mod kubeconfig;
 pub mod lease;
+pub mod link_objects;
+pub mod operator;
 pub mod parse;
 pub mod remote;
 pub mod secret;

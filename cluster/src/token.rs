@@ -30,7 +30,7 @@ pub async fn review(client: &Client, token: &str, audience: &str) -> Result<Revi
     }
     let review = TokenReview {
         spec: TokenReviewSpec {
-            token: Some(token.to_owned()),
+            token: token.to_owned(),
             audiences: Some(vec![audience.to_owned()]),
         },
         ..TokenReview::default()
@@ -90,11 +90,12 @@ pub async fn request(
         }
     };
     let request = TokenRequest {
-        spec: TokenRequestSpec {
-            audiences: vec![audience.to_owned()],
+        spec: Some(TokenRequestSpec {
+            audiences: Some(vec![audience.to_owned()]),
             bound_object_ref,
             expiration_seconds: Some(i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX)),
-        },
+            ..TokenRequestSpec::default()
+        }),
         ..TokenRequest::default()
     };
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
@@ -106,7 +107,7 @@ pub async fn request(
         })?;
     answer
         .status
-        .map(|status| status.token)
+        .and_then(|status| status.token)
         .with_context(|| format!("ISM2316 the API server gave no token for {namespace}/{account}"))
 }
 

@@ -160,7 +160,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
 
     let aside = async {
         tokio::join!(
-            authority::reload(read, cacerts, &issuers, &bundles, &hurry),
+            authority::reload(read, cacerts, &issuers, &bundles, &hurry, authority::RELOAD),
             rotation::keep(&svids, hurried, renew),
             mirror(issuer.clone(), &issuer_known),
             report(&readiness, watched.inventory.clone(), watched.health.clone(), issuer.clone()),

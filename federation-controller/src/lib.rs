@@ -1,1 +1,15 @@
-//! federation-controller
+//! The federation controller of one cluster: it publishes what its cluster exports, watches the
+//! linked clusters' API servers for what they export, writes that into its own API server, and
+//! answers the mesh's names over DNS. It writes nowhere else, and only while it leads.
+
+mod config;
+mod export;
+mod links;
+mod numbers;
+mod publish;
+mod run;
+mod status;
+mod store;
+
+pub use config::{Config, Dns};
+pub use run::run;

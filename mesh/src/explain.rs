@@ -247,6 +247,9 @@ fn explain(
     Some(if reachable { Verdict::Reachable } else { Verdict::Unreachable })
 }
 
+/// Tier, locality, cluster, mTLS, and a number that keeps pods apart.
+type Alike<'a> = (Tier, &'a Locality, &'a ClusterId, bool, usize);
+
 fn explain_copies(
     world: &World,
     view: &View,
@@ -267,8 +270,7 @@ fn explain_copies(
     let from = viewpoint(world, view);
     let prefers = distribution(world, target);
     // One line for all that are alike.
-    let mut alike: BTreeMap<(Tier, &Locality, &ClusterId, bool, usize), (u32, Reach)> =
-        BTreeMap::new();
+    let mut alike: BTreeMap<Alike<'_>, (u32, Reach)> = BTreeMap::new();
     for (order, it) in all.iter().enumerate() {
         let way = reach(from, it);
         let direct = matches!(it.place, Place::Address { .. });
@@ -373,7 +375,7 @@ fn hints(world: &World, view: &View, asked: &str) -> Vec<Hint> {
     let exporters: Vec<ClusterId> =
         world.singles(&service).map(|(cluster, _)| cluster.clone()).collect();
     if !exporters.is_empty() {
-        hints.push(Hint::ExportedBy(service.clone(), exporters.clone()));
+        hints.push(Hint::ExportedBy(service, exporters.clone()));
     }
     let entries = own.entries.values().filter_map(|entry| entry.service.as_ref());
     let elsewhere: BTreeSet<&ServiceName> = own

@@ -5,6 +5,7 @@ use std::fmt;
 
 /// Which object: `Service shop/hello`, `Secret isthmus-system/istio-remote-secret-west`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct ObjectRef {
     pub kind: String,
     /// Empty for cluster-scoped objects.
@@ -15,6 +16,23 @@ pub struct ObjectRef {
 impl ObjectRef {
     pub fn new(kind: &str, namespace: &str, name: &str) -> Self {
         Self { kind: kind.into(), namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl TryFrom<String> for ObjectRef {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let (kind, place) = text
+            .split_once(' ')
+            .ok_or("an object reads KIND NAMESPACE/NAME, or KIND NAME for cluster-scoped ones")?;
+        let (namespace, name) = place.split_once('/').unwrap_or(("", place));
+        Ok(Self::new(kind, namespace, name))
+    }
+}
+
+impl From<ObjectRef> for String {
+    fn from(object: ObjectRef) -> Self {
+        object.to_string()
     }
 }
 

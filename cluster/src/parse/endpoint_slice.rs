@@ -134,7 +134,23 @@ mod tests {
              Pod, name: hello-1, uid: u1}, nodeName: n1}, {addresses: [10.0.0.2], conditions: {ready: \
              false}}, {addresses: [10.0.0.3], conditions: {ready: true, terminating: true}}, \
              {addresses: [10.0.0.4]}]",
-            expect![[""]],
+            expect![[r#"
+                service:
+                  namespace: shop
+                  name: hello
+                ports:
+                - name: http
+                  number: 8080
+                endpoints:
+                - address: "10.0.0.1"
+                  pod:
+                    name: hello-1
+                    uid: u1
+                  node: n1
+                - address: "10.0.0.4"
+                  pod: null
+                  node: null
+            "#]],
         );
     }
 
@@ -143,7 +159,18 @@ mod tests {
         check(
             "kubernetes.io/service-name: hello",
             "addressType: IPv6, ports: [{name: ''}], endpoints: [{addresses: ['fd00::1']}]",
-            expect![[""]],
+            expect![[r#"
+                service:
+                  namespace: shop
+                  name: hello
+                ports:
+                - name: ""
+                  number: null
+                endpoints:
+                - address: fd00::1
+                  pod: null
+                  node: null
+            "#]],
         );
     }
 
@@ -152,17 +179,32 @@ mod tests {
         check(
             "kubernetes.io/service-name: hello",
             "addressType: IPv4, endpoints: [{addresses: [nonsense]}, {addresses: [10.0.0.9]}]",
-            expect![[""]],
+            expect![[r#"
+                service:
+                  namespace: shop
+                  name: hello
+                ports: []
+                endpoints:
+                - address: "10.0.0.9"
+                  pod: null
+                  node: null
+                Refused ISM3042 EndpointSlice shop/hello-x endpoints[0].addresses[0]: "nonsense" is no address; this endpoint is left out. Fix: correct it.
+            "#]],
         );
         check(
             "kubernetes.io/service-name: hello",
             "addressType: FQDN, endpoints: []",
-            expect![[""]],
+            expect![[r#"
+                nothing
+                Refused ISM3041 EndpointSlice shop/hello-x addressType: FQDN endpoints are not called by the mesh; the slice is not used. Fix: list addresses, or write a ServiceEntry.
+            "#]],
         );
         check(
             "multicluster.kubernetes.io/service-name: hello",
             "addressType: IPv4, endpoints: []",
-            expect![[""]],
+            expect![[r#"
+                nothing
+            "#]],
         );
     }
 }

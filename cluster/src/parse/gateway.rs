@@ -173,7 +173,23 @@ mod tests {
             "gatewayClassName: istio-remote, addresses: [{type: IPAddress, value: 203.0.113.8}, {type: \
              IPAddress, value: 203.0.113.7}, {type: Hostname, value: lb.example.com}], listeners: \
              [{name: tls, port: 15444, protocol: TLS}]",
-            expect![[""]],
+            expect![[r#"
+                object:
+                  kind: Gateway
+                  namespace: isthmus-system
+                  name: isthmus-west
+                network: net-west
+                cluster: west
+                addresses:
+                - host: "203.0.113.7"
+                  port: 15444
+                - host: "203.0.113.8"
+                  port: 15444
+                - host: lb.example.com
+                  port: 15444
+                trust_domain: west.mesh
+                published: true
+            "#]],
         );
     }
 
@@ -183,20 +199,44 @@ mod tests {
             "istio-system",
             "labels: {topology.istio.io/network: net-x, topology.istio.io/cluster: No_Name}",
             "gatewayClassName: istio-remote, addresses: [{value: 'not a host'}]",
-            expect![[""]],
+            expect![[r#"
+                object:
+                  kind: Gateway
+                  namespace: istio-system
+                  name: isthmus-west
+                network: net-x
+                cluster: null
+                addresses: []
+                trust_domain: null
+                published: false
+                Warning ISM3062 Gateway istio-system/isthmus-west metadata.labels.topology.istio.io/cluster: it is taken for a door of all clusters of its network: a cluster id is an RFC 1123 label; "No_Name" is not: only a-z, 0-9 and '-' are allowed. Fix: correct the label.
+                Refused ISM3063 Gateway istio-system/isthmus-west spec.addresses[0].value: "not a host" is neither an address nor a name; it is left out. Fix: correct it.
+                Warning ISM3064 Gateway istio-system/isthmus-west spec.addresses: it has no address, so its network cannot be reached through it. Fix: add the addresses of that network's gateway.
+            "#]],
         );
-        check("istio-system", "labels: {}", "gatewayClassName: istio-remote", expect![[""]]);
+        check("istio-system", "labels: {}", "gatewayClassName: istio-remote", expect![[r#"
+            nothing
+            Refused ISM3061 Gateway istio-system/isthmus-west metadata.labels.topology.istio.io/network: it does not say which network it leads to, and is not used: the label is missing. Fix: label it with the network's name.
+        "#]]);
         check(
             "istio-system",
             "labels: {topology.istio.io/network: net-x}",
             "gatewayClassName: istio-remote, listeners: [{port: 80, protocol: HTTP}]",
-            expect![[""]],
+            expect![[r#"
+                nothing
+                Refused ISM3066 Gateway istio-system/isthmus-west spec.listeners: none is of protocol TLS with a port, so there is no way in; the Gateway is not used. Fix: add a listener with port 15443, protocol TLS and tls.mode Passthrough.
+            "#]],
         );
     }
 
     #[test]
     fn strangers_and_other_classes() {
-        check("shop", OURS, "gatewayClassName: istio-remote", expect![[""]]);
-        check("shop", OURS, "gatewayClassName: nginx", expect![[""]]);
+        check("shop", OURS, "gatewayClassName: istio-remote", expect![[r#"
+            nothing
+            Refused ISM3060 Gateway shop/isthmus-west metadata.namespace: only Gateways in isthmus-system and istio-system say how another network is reached. Fix: ask the mesh's operator to write it there.
+        "#]]);
+        check("shop", OURS, "gatewayClassName: nginx", expect![[r#"
+            nothing
+        "#]]);
     }
 }

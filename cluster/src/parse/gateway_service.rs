@@ -121,7 +121,18 @@ mod tests {
             "spec: {ports: [{name: status, port: 15021}, {name: tls, port: 15443}], externalIPs: \
              [198.51.100.1]}, status: {loadBalancer: {ingress: [{ip: 203.0.113.8}, {ip: 203.0.113.7, \
              hostname: x.example}, {hostname: LB.example.com.}]}}",
-            expect![[""]],
+            expect![[r#"
+                network: net-east
+                addresses:
+                - host: "198.51.100.1"
+                  port: 15443
+                - host: "203.0.113.7"
+                  port: 15443
+                - host: "203.0.113.8"
+                  port: 15443
+                - host: lb.example.com
+                  port: 15443
+            "#]],
         );
     }
 
@@ -131,15 +142,30 @@ mod tests {
             "istio-system",
             ", networking.istio.io/gatewayPort: '443'",
             "spec: {ports: [{name: tls, port: 15443}, {name: other, port: 443}], externalIPs: [192.0.2.1]}",
-            expect![[""]],
+            expect![[r#"
+                network: null
+                addresses:
+                - host: "192.0.2.1"
+                  port: 443
+            "#]],
         );
     }
 
     #[test]
     fn no_port_no_address_and_a_stranger() {
-        check("isthmus-system", "", "spec: {ports: [{name: web, port: 80}]}", expect![[""]]);
-        check("isthmus-system", "", "spec: {ports: [{port: 15443}]}", expect![[""]]);
-        check("shop", "", "spec: {ports: [{port: 15443}]}", expect![[""]]);
+        check("isthmus-system", "", "spec: {ports: [{name: web, port: 80}]}", expect![[r#"
+            nothing
+            Refused ISM3033 Service isthmus-system/gw spec.ports: no port is named tls, is 15443, or is the one of label networking.istio.io/gatewayPort; this gateway is not announced. Fix: add port 15443 named tls.
+        "#]]);
+        check("isthmus-system", "", "spec: {ports: [{port: 15443}]}", expect![[r#"
+            network: null
+            addresses: []
+            Warning ISM3032 Service isthmus-system/gw status.loadBalancer.ingress: it has no address, so other clusters cannot reach this one. Fix: wait for the load balancer, see why it gives none, or set spec.externalIPs.
+        "#]]);
+        check("shop", "", "spec: {ports: [{port: 15443}]}", expect![[r#"
+            nothing
+            Refused ISM3030 Service shop/gw metadata.labels.istio: only Services in isthmus-system and istio-system are announced as this cluster's gateway. Fix: remove the label, or move the gateway there.
+        "#]]);
     }
 
     #[test]

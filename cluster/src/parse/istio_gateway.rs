@@ -112,7 +112,16 @@ mod tests {
             "istio-system",
             "{selector: {istio: eastwestgateway}, servers: [{port: {number: 15443, name: tls, protocol: \
              TLS}, tls: {mode: AUTO_PASSTHROUGH}, hosts: ['*.local', '*.global']}]}",
-            expect![[""]],
+            expect![[r#"
+                - object:
+                    kind: Gateway.networking.istio.io
+                    namespace: istio-system
+                    name: cross-network
+                  port: 15443
+                  hosts:
+                  - "*.local"
+                  - "*.global"
+            "#]],
         );
     }
 
@@ -124,14 +133,33 @@ mod tests {
              hosts: ['*']}, {port: {number: 70000}, tls: {mode: AUTO_PASSTHROUGH}, hosts: ['*']}, {port: \
              {number: 15443}, tls: {mode: AUTO_PASSTHROUGH}}, {port: {number: 15443}, tls: {mode: \
              AUTO_PASSTHROUGH}, hosts: ['*.global']}]}",
-            expect![[""]],
+            expect![[r#"
+                - object:
+                    kind: Gateway.networking.istio.io
+                    namespace: isthmus-system
+                    name: cross-network
+                  port: 15443
+                  hosts:
+                  - "*.global"
+                Refused ISM3051 Gateway.networking.istio.io isthmus-system/cross-network spec.servers[0].tls.mode: "SIMPLE" is not what an east-west gateway does; this server is not used. Fix: write AUTO_PASSTHROUGH, or select another gateway.
+                Refused ISM3052 Gateway.networking.istio.io isthmus-system/cross-network spec.servers[1].port.number: 70000 is no port number; this server is not used. Fix: write 15443.
+                Refused ISM3053 Gateway.networking.istio.io isthmus-system/cross-network spec.servers[2].hosts: it names no host, so it opens none. Fix: name the hosts to open, such as *.global and *.local.
+            "#]],
         );
     }
 
     #[test]
     fn strangers_and_nonsense() {
-        check("shop", "{selector: {istio: eastwestgateway}, servers: []}", expect![[""]]);
-        check("shop", "{selector: {istio: ingressgateway}, servers: []}", expect![[""]]);
-        check("isthmus-system", "{servers: seven}", expect![[""]]);
+        check("shop", "{selector: {istio: eastwestgateway}, servers: []}", expect![[r#"
+            nothing
+            Refused ISM3050 Gateway.networking.istio.io shop/cross-network metadata.namespace: only Gateways in isthmus-system and istio-system open the east-west gateway. Fix: ask the mesh's operator to write it there.
+        "#]]);
+        check("shop", "{selector: {istio: ingressgateway}, servers: []}", expect![[r#"
+            nothing
+        "#]]);
+        check("isthmus-system", "{servers: seven}", expect![[r#"
+            nothing
+            Refused ISM3001 Gateway.networking.istio.io isthmus-system/cross-network spec: it cannot be read and is not used: invalid type: string "seven", expected a sequence. Fix: write it as its CRD says; kubectl explain shows the fields.
+        "#]]);
     }
 }

@@ -145,7 +145,15 @@ mod tests {
         check(
             "cluster: east, network: net-east, trustDomain: east.mesh, \
              rootCertificates: '-----BEGIN CERTIFICATE-----'",
-            expect![[""]],
+            expect![[r#"
+                cluster: east
+                network: net-east
+                trust_domain: east.mesh
+                vip_range: 240.240.0.0/16
+                vip_range_v6: 2001:2::/48
+                root_certificates: -----BEGIN CERTIFICATE-----
+                merge_cluster_local: false
+            "#]],
         );
     }
 
@@ -155,7 +163,15 @@ mod tests {
             "cluster: east, network: net-east, trustDomain: east.mesh, vipRange: 10.200.0.0/16, \
              vipRangeV6: 'fd00:1::/48', clusterLocal: merge, \
              rootCertificates: '-----BEGIN CERTIFICATE-----'",
-            expect![[""]],
+            expect![[r#"
+                cluster: east
+                network: net-east
+                trust_domain: east.mesh
+                vip_range: 10.200.0.0/16
+                vip_range_v6: fd00:1::/48
+                root_certificates: -----BEGIN CERTIFICATE-----
+                merge_cluster_local: true
+            "#]],
         );
     }
 
@@ -163,7 +179,15 @@ mod tests {
     fn each_bad_value_is_named() {
         check(
             "cluster: East_1, network: net, vipRange: 240.240.0.0/99, clusterLocal: yes, colour: red",
-            expect![[""]],
+            expect![[r#"
+                nothing
+                Refused ISM3020 ConfigMap isthmus-system/isthmus-mesh data.cluster: it is not what it should be, and nothing of this object is used: a cluster id is an RFC 1123 label; "East_1" is not: only a-z, 0-9 and '-' are allowed. Fix: correct it; clusters that are linked keep what they knew until then.
+                Refused ISM3020 ConfigMap isthmus-system/isthmus-mesh data.trustDomain: it is missing, and nothing of this object is used without it. Fix: write this cluster's own value there.
+                Refused ISM3020 ConfigMap isthmus-system/isthmus-mesh data.vipRange: it is not what it should be, and nothing of this object is used: invalid IP address syntax. Fix: correct it; clusters that are linked keep what they knew until then.
+                Warning ISM3021 ConfigMap isthmus-system/isthmus-mesh data.rootCertificates: it holds no certificate, so no other cluster can tell whether it shares our root. Fix: put the mesh's root certificates there as PEM; isthmus trust issue prints them.
+                Warning ISM3021 ConfigMap isthmus-system/isthmus-mesh data.clusterLocal: "yes" is unknown, so other clusters join our local names only where both export them. Fix: write merge, or remove the key.
+                Warning ISM3021 ConfigMap isthmus-system/isthmus-mesh data.colour: this key is unknown and not used. Fix: correct its name; known are cluster, network, trustDomain, vipRange, vipRangeV6, clusterLocal, rootCertificates.
+            "#]],
         );
     }
 
@@ -171,7 +195,10 @@ mod tests {
     fn a_private_key_is_not_published() {
         check(
             "cluster: east, network: n, trustDomain: d, rootCertificates: '-----BEGIN PRIVATE KEY-----'",
-            expect![[""]],
+            expect![[r#"
+                nothing
+                Refused ISM3022 ConfigMap isthmus-system/isthmus-mesh data.rootCertificates: it holds a private key, which every linked cluster could read; nothing of this object is used. Fix: put certificates only there, and replace that key: it is no secret any more.
+            "#]],
         );
     }
 }

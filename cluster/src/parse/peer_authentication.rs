@@ -109,10 +109,18 @@ mod tests {
 
     #[test]
     fn a_mode_for_a_namespace_and_for_ports() {
-        check("{mtls: {mode: STRICT}}", expect![[""]]);
+        check("{mtls: {mode: STRICT}}", expect![[r#"
+            object:
+              kind: PeerAuthentication
+              namespace: shop
+              name: default
+            selector: {}
+            mode: STRICT
+            ports: {}
+        "#]]);
         check(
-            "{selector: {matchLabels: {app: hello}}, mtls: {mode: UNSET}, portLevelMtls: {8080: {mode: \
-             PERMISSIVE}, 9090: {mode: DISABLE}}}",
+            "{selector: {matchLabels: {app: hello}}, mtls: {mode: UNSET}, portLevelMtls: {'8080': {mode: \
+             PERMISSIVE}, '9090': {mode: DISABLE}}}",
             expect![[""]],
         );
     }
@@ -120,7 +128,7 @@ mod tests {
     #[test]
     fn mistakes() {
         check(
-            "{mtls: {mode: strict}, portLevelMtls: {http: {mode: STRICT}, 80: {mode: STRICT}}, colour: red}",
+            "{mtls: {mode: strict}, portLevelMtls: {http: {mode: STRICT}, '80': {mode: STRICT}}, colour: red}",
             expect![[""]],
         );
         check("{mtls: 7}", expect![[""]]);

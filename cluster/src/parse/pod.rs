@@ -75,7 +75,24 @@ mod tests {
              security.istio.io/tlsMode: istio, istio-locality: r1.r1a}}, spec: {nodeName: n1, \
              serviceAccountName: hello, containers: [{name: app}]}, status: {phase: Running, \
              podIP: 10.244.1.5, podIPs: [{ip: 10.244.1.5}, {ip: 'fd00::5'}]}}",
-            expect![[""]],
+            expect![[r#"
+                workload:
+                  name:
+                    namespace: shop
+                    name: hello-1
+                  addresses:
+                  - "10.244.1.5"
+                  - fd00::5
+                  account: hello
+                  labels:
+                    app: hello
+                    istio-locality: r1.r1a
+                    security.istio.io/tlsMode: istio
+                  node: n1
+                  locality: r1/r1a
+                  meshed: true
+                uid: u1
+            "#]],
         );
     }
 
@@ -100,7 +117,9 @@ mod tests {
         check(
             "{metadata: {namespace: a, name: b}, spec: {containers: []}, status: {phase: Failed, \
              podIP: 10.0.0.1}}",
-            expect![[""]],
+            expect![[r#"
+                nothing
+            "#]],
         );
     }
 }

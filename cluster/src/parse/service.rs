@@ -131,7 +131,31 @@ mod tests {
             "clusterIP: 10.96.0.7, clusterIPs: [10.96.0.7, 'fd00::7'], ports: [{name: web, port: 80, \
              appProtocol: http}, {name: grpc-api, port: 81}, {name: dns, port: 53, protocol: UDP}, \
              {port: 9000}], trafficDistribution: PreferClose, sessionAffinity: ClientIP",
-            expect![[""]],
+            expect![[r#"
+                name:
+                  namespace: shop
+                  name: hello
+                kind: clusterip
+                addresses:
+                - "10.96.0.7"
+                - fd00::7
+                ports:
+                - number: 53
+                  protocol: udp
+                  name: dns
+                - number: 80
+                  protocol: http
+                  name: web
+                - number: 81
+                  protocol: grpc
+                  name: grpc-api
+                - number: 9000
+                  protocol: tcp
+                  name: ""
+                client_ip_affinity: true
+                traffic_distribution: PreferClose
+                created: 1767323045
+            "#]],
         );
     }
 
@@ -140,9 +164,32 @@ mod tests {
         check(
             "name: db",
             "clusterIP: None, clusterIPs: [None], ports: [{port: 5432}]",
-            expect![[""]],
+            expect![[r#"
+                name:
+                  namespace: shop
+                  name: db
+                kind: headless
+                addresses: []
+                ports:
+                - number: 5432
+                  protocol: tcp
+                  name: ""
+                client_ip_affinity: false
+                traffic_distribution: null
+                created: 1767323045
+            "#]],
         );
-        check("name: out", "type: ExternalName, externalName: example.com", expect![[""]]);
+        check("name: out", "type: ExternalName, externalName: example.com", expect![[r#"
+            name:
+              namespace: shop
+              name: out
+            kind: externalname
+            addresses: []
+            ports: []
+            client_ip_affinity: false
+            traffic_distribution: null
+            created: 1767323045
+        "#]]);
     }
 
     #[test]
@@ -151,7 +198,23 @@ mod tests {
             "name: odd",
             "clusterIP: 10.96.0.8, ports: [{name: s, port: 7, protocol: SCTP}, {name: http, port: 80}], \
              trafficDistribution: PreferMoon",
-            expect![[""]],
+            expect![[r#"
+                name:
+                  namespace: shop
+                  name: odd
+                kind: clusterip
+                addresses:
+                - "10.96.0.8"
+                ports:
+                - number: 80
+                  protocol: http
+                  name: http
+                client_ip_affinity: false
+                traffic_distribution: null
+                created: 1767323045
+                Refused ISM3011 Service shop/odd spec.ports[0].protocol: SCTP is not carried by the mesh; this port is left out. Fix: offer it over TCP too, if the mesh is to carry it.
+                Warning ISM3012 Service shop/odd spec.trafficDistribution: "PreferMoon" is unknown; calls go nearest first, as without it. Fix: write PreferClose, PreferSameZone or PreferSameNode, or remove it.
+            "#]],
         );
     }
 
@@ -160,7 +223,18 @@ mod tests {
         check(
             "name: near, annotations: {networking.istio.io/traffic-distribution: PreferSameZone}",
             "clusterIP: 10.96.0.9, trafficDistribution: PreferClose",
-            expect![[""]],
+            expect![[r#"
+                name:
+                  namespace: shop
+                  name: near
+                kind: clusterip
+                addresses:
+                - "10.96.0.9"
+                ports: []
+                client_ip_affinity: false
+                traffic_distribution: PreferSameZone
+                created: 1767323045
+            "#]],
         );
     }
 }

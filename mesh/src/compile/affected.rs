@@ -314,11 +314,14 @@ fn pod(service: &ServiceName, copy: &Endpoint) -> WorkloadName {
     WorkloadName { namespace: service.namespace.clone(), name: copy.pod.clone() }
 }
 
+/// A value before and after.
+type Change<'a, V> = (Option<&'a V>, Option<&'a V>);
+
 /// Keys whose values differ, with both values: one merge over two sorted maps.
 fn changed<'a, K: Ord, V: PartialEq>(
     a: &'a BTreeMap<K, V>,
     b: &'a BTreeMap<K, V>,
-) -> Vec<(&'a K, (Option<&'a V>, Option<&'a V>))> {
+) -> Vec<(&'a K, Change<'a, V>)> {
     let mut changes = Vec::new();
     let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
     loop {

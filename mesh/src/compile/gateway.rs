@@ -87,8 +87,8 @@ pub(super) fn cluster(world: &World, name: &ClusterName) -> Option<Resource> {
     Some(Resource::Cluster(plain(name.clone())))
 }
 
-/// Ready, meshed pods of this cluster, never another gateway. `tls` is false on them, since the
-/// client's own TLS passes through.
+/// Ready, meshed pods of this cluster, never another gateway. `tls` stays true on them: whoever is
+/// not meshed is not behind a gateway, and the client's own TLS passes through.
 pub(super) fn endpoints(world: &World, view: &View, name: &ClusterName) -> Option<Resource> {
     let (service, port) = named(world, name)?;
     let labels = export(&world.own, &service)?.subsets.remove(&name.subset).unwrap_or_default();
@@ -99,10 +99,7 @@ pub(super) fn endpoints(world: &World, view: &View, name: &ClusterName) -> Optio
     let distribution = service.and_then(|service| service.traffic_distribution);
     // A gateway's own network is its cluster's, whatever it says of itself.
     let from = Viewpoint { network: &world.own.mesh.network, ..viewpoint(world, view) };
-    let mut groups = groups(from, &behind, distribution);
-    for copy in groups.iter_mut().flat_map(|group| &mut group.endpoints) {
-        copy.tls = false;
-    }
+    let groups = groups(from, &behind, distribution);
     Some(Resource::Endpoints(Endpoints { cluster: name.clone(), groups }))
 }
 

@@ -160,6 +160,10 @@ fn an_explanation_agrees_with_what_the_proxy_gets() {
     let own = linked(&clusters(WORLD), "east");
     let view = view(&own, "sidecar shop/web eu/a");
     let world = world(own);
+    let explained = why(&world, &view, "hello", 80);
+    let json = serde_json::to_value(&explained).unwrap();
+    assert_eq!(json["verdict"], "reachable");
+    assert_eq!(json["steps"][0]["step"], "completed");
     let verdict = |host: &str| why(&world, &view, host, 80).verdict;
     assert_eq!(verdict("10.96.0.1"), Verdict::Reachable);
     assert_eq!(verdict("HELLO.shop.Global."), Verdict::Reachable);

@@ -83,7 +83,8 @@ fn ports<'a>(
         };
         // A kept share has no date of its export, so what stands decides while one is among them.
         let stands = standing(number);
-        let winner = offers().find(|(_, port)| Some(port.protocol) == stands).or(offers().next());
+        let winner =
+            offers().find(|(_, port)| Some(port.protocol) == stands).or_else(|| offers().next());
         let Some((first, port)) = winner else { continue };
         let mut joint = Joint { port, clusters: BTreeSet::new() };
         for (share, offer) in offers() {

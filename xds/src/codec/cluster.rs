@@ -203,6 +203,10 @@ fn encode_envoy(cluster: &Cluster) -> wire::Cluster {
 /// Per announcing cluster its SANs; then "meshed, but announced by nobody we know", which trusts
 /// nobody; then plaintext for endpoints without TLS (decision 11: only unmeshed local pods).
 fn socket_matches(cluster: &Cluster) -> Vec<TransportSocketMatch> {
+    // A gateway passes its client's TLS on and speaks none itself.
+    if cluster.name.direction == Direction::SniDnat {
+        return Vec::new();
+    }
     let alpn = if cluster.http { "istio-http/1.1" } else { "istio" };
     let matching = |name: String, criteria, socket| TransportSocketMatch {
         name,

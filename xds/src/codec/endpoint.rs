@@ -30,10 +30,9 @@ struct Own {
 pub(super) fn encode(endpoints: &Endpoints, dialect: Dialect) -> wire::ClusterLoadAssignment {
     let policy = match dialect {
         Dialect::Isthmus => None,
-        Dialect::Envoy => Some(Policy {
-            overprovisioning_factor: uint(OVERPROVISIONING),
-            ..Default::default()
-        }),
+        Dialect::Envoy => {
+            Some(Policy { overprovisioning_factor: uint(OVERPROVISIONING), ..Default::default() })
+        }
     };
     wire::ClusterLoadAssignment {
         cluster_name: endpoints.cluster.to_string(),
@@ -118,8 +117,7 @@ pub(super) fn decode(assignment: &wire::ClusterLoadAssignment) -> Result<Endpoin
 }
 
 fn decode_group(group: &LocalityLbEndpoints) -> Result<LocalityGroup, Wrong> {
-    let core::Locality { region, zone, sub_zone } =
-        group.locality.clone().unwrap_or_default();
+    let core::Locality { region, zone, sub_zone } = group.locality.clone().unwrap_or_default();
     let members = group.lb_endpoints.iter().enumerate().map(|(at, member)| {
         decode_member(member).map_err(|wrong| wrong.within(&format!("lb_endpoints[{at}]")))
     });

@@ -83,47 +83,45 @@ pub(super) fn encode(name: &str, listener: &Listener, dialect: Dialect) -> wire:
 }
 
 fn encode_own(name: &str, listener: &Listener) -> wire::Listener {
-    let (own, direction) = match listener {
-        Listener::Outbound(OutboundListener { address, host, target }) => {
-            return wire::Listener {
-                name: name.to_owned(),
-                address: wire::address(*address),
-                filter_chains: vec![FilterChain {
-                    filters: vec![target_filter(target)],
+    let (own, direction) =
+        match listener {
+            Listener::Outbound(OutboundListener { address, host, target }) => {
+                return wire::Listener {
+                    name: name.to_owned(),
+                    address: wire::address(*address),
+                    filter_chains: vec![FilterChain {
+                        filters: vec![target_filter(target)],
+                        ..Default::default()
+                    }],
+                    traffic_direction: TrafficDirection::Outbound as i32,
+                    metadata: own::write(&Own::Outbound { host: host.clone() }),
                     ..Default::default()
-                }],
-                traffic_direction: TrafficDirection::Outbound as i32,
-                metadata: own::write(&Own::Outbound { host: host.clone() }),
-                ..Default::default()
-            };
-        }
-        Listener::Inbound(InboundListener { mtls, ports, trust_domains }) => {
-            let ports = ports.iter().map(|(&port, InboundPort { mtls, http, service })| OwnPort {
-                port,
-                mtls: *mtls,
-                http: *http,
-                service: service.clone(),
-            });
-            let own = Own::Inbound {
-                mtls: *mtls,
-                ports: ports.collect(),
-                trust_domains: trust_domains.clone(),
-            };
-            (own, TrafficDirection::Inbound)
-        }
-        Listener::Gateway(GatewayListener { routes, probe }) => {
-            let routes = routes.iter().map(|(sni, cluster)| {
-                if *cluster == ClusterName::sni(sni) {
-                    OwnRoute::Same(sni.clone())
-                } else {
-                    let (sni, cluster) = (sni.clone(), cluster.clone());
-                    OwnRoute::Other(OtherRoute { sni, cluster })
-                }
-            });
-            let own = Own::Gateway { probe: probe.clone(), routes: routes.collect() };
-            (own, TrafficDirection::Unspecified)
-        }
-    };
+                };
+            }
+            Listener::Inbound(InboundListener { mtls, ports, trust_domains }) => {
+                let ports = ports.iter().map(|(&port, InboundPort { mtls, http, service })| {
+                    OwnPort { port, mtls: *mtls, http: *http, service: service.clone() }
+                });
+                let own = Own::Inbound {
+                    mtls: *mtls,
+                    ports: ports.collect(),
+                    trust_domains: trust_domains.clone(),
+                };
+                (own, TrafficDirection::Inbound)
+            }
+            Listener::Gateway(GatewayListener { routes, probe }) => {
+                let routes = routes.iter().map(|(sni, cluster)| {
+                    if *cluster == ClusterName::sni(sni) {
+                        OwnRoute::Same(sni.clone())
+                    } else {
+                        let (sni, cluster) = (sni.clone(), cluster.clone());
+                        OwnRoute::Other(OtherRoute { sni, cluster })
+                    }
+                });
+                let own = Own::Gateway { probe: probe.clone(), routes: routes.collect() };
+                (own, TrafficDirection::Unspecified)
+            }
+        };
     wire::Listener {
         name: name.to_owned(),
         traffic_direction: direction as i32,
@@ -134,19 +132,25 @@ fn encode_own(name: &str, listener: &Listener) -> wire::Listener {
 
 fn target_filter(target: &OutboundTarget) -> Filter {
     match target {
-        OutboundTarget::Http { route } => filter(HTTP, &HttpConnectionManager {
-            stat_prefix: route.clone(),
-            route_specifier: Some(RouteSpecifier::Rds(Rds {
-                config_source: ads(),
-                route_config_name: route.clone(),
-            })),
-            ..Default::default()
-        }),
-        OutboundTarget::Tcp { cluster } => filter(TCP, &TcpProxy {
-            stat_prefix: cluster.to_string(),
-            cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_string())),
-            ..Default::default()
-        }),
+        OutboundTarget::Http { route } => filter(
+            HTTP,
+            &HttpConnectionManager {
+                stat_prefix: route.clone(),
+                route_specifier: Some(RouteSpecifier::Rds(Rds {
+                    config_source: ads(),
+                    route_config_name: route.clone(),
+                })),
+                ..Default::default()
+            },
+        ),
+        OutboundTarget::Tcp { cluster } => filter(
+            TCP,
+            &TcpProxy {
+                stat_prefix: cluster.to_string(),
+                cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_string())),
+                ..Default::default()
+            },
+        ),
     }
 }
 

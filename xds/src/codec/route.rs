@@ -1,9 +1,9 @@
 //! Routes: one virtual host, one rule, one cluster.
 
-use super::wire::{self, Wrong, duration, read_cluster_name, read_duration, required, uint, wrong};
 use super::own;
+use super::wire::{self, Wrong, duration, read_cluster_name, read_duration, required, uint, wrong};
 use envoy_types::pb::envoy::config::route::v3::{
-    Route as Rule, RouteAction, RouteMatch, RetryPolicy, VirtualHost, route::Action,
+    RetryPolicy, Route as Rule, RouteAction, RouteMatch, VirtualHost, route::Action,
     route_action::ClusterSpecifier, route_match::PathSpecifier,
 };
 use mesh::program::{Retry, Route};

@@ -116,12 +116,10 @@ fn common(alpn: &[&str], sans: Vec<SubjectAltNameMatcher>) -> CommonTlsContext {
 
 fn agent() -> Option<ConfigSource> {
     let service = GrpcService {
-        target_specifier: Some(grpc_service::TargetSpecifier::EnvoyGrpc(
-            grpc_service::EnvoyGrpc {
-                cluster_name: AGENT_CLUSTER.to_owned(),
-                ..Default::default()
-            },
-        )),
+        target_specifier: Some(grpc_service::TargetSpecifier::EnvoyGrpc(grpc_service::EnvoyGrpc {
+            cluster_name: AGENT_CLUSTER.to_owned(),
+            ..Default::default()
+        })),
         ..Default::default()
     };
     Some(ConfigSource {

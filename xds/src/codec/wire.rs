@@ -44,7 +44,8 @@ pub(super) fn unpack<M: Message + Name + Default>(any: &Any) -> Result<M, Wrong>
     if any.type_url != M::type_url() {
         return Err(wrong("@type", format!("is {:?}, expected {}", any.type_url, M::type_url())));
     }
-    M::decode(any.value.as_slice()).map_err(|error| wrong("value", format!("is no {}: {error}", M::NAME)))
+    M::decode(any.value.as_slice())
+        .map_err(|error| wrong("value", format!("is no {}: {error}", M::NAME)))
 }
 
 /// Unpacks, learns the name, and has errors carry it.

@@ -33,9 +33,11 @@ fn decode(table: &NameTable) -> Result<Zone, Wrong> {
     let mut zone = Zone { complete: table.complete, ..Default::default() };
     for (host, info) in &table.table {
         let field = format!("table[{host:?}]");
-        let name = host.parse().map_err(|error| wrong(&field, format!("is not usable: {error}")))?;
+        let name =
+            host.parse().map_err(|error| wrong(&field, format!("is not usable: {error}")))?;
         let ips = info.ips.iter().map(|ip| {
-            ip.parse().map_err(|_| wrong(&format!("{field}.ips"), format!("{ip:?} is no IP address")))
+            ip.parse()
+                .map_err(|_| wrong(&format!("{field}.ips"), format!("{ip:?} is no IP address")))
         });
         zone.names.insert(name, ips.collect::<Result<_, _>>()?);
     }

@@ -38,19 +38,14 @@ pub(super) struct Ads {
 }
 
 impl Ads {
-    pub(super) fn new(
-        source: Arc<dyn Source>,
-        sessions: Sessions,
-        end: CancellationToken,
-    ) -> Self {
+    pub(super) fn new(source: Arc<dyn Source>, sessions: Sessions, end: CancellationToken) -> Self {
         Self { source, sessions, cache: Arc::default(), end }
     }
 }
 
 #[tonic::async_trait]
 impl AggregatedDiscoveryService for Ads {
-    type StreamAggregatedResourcesStream =
-        ReceiverStream<Result<DiscoveryResponse, Status>>;
+    type StreamAggregatedResourcesStream = ReceiverStream<Result<DiscoveryResponse, Status>>;
     type DeltaAggregatedResourcesStream = Responses;
 
     async fn stream_aggregated_resources(
@@ -194,7 +189,12 @@ impl Stream {
 
     fn next(&self) -> Next {
         let state = &mut *self.registration.state();
-        let lookup = Seen { source: &*self.source, cache: &self.cache, view: &state.view, generation: self.seen };
+        let lookup = Seen {
+            source: &*self.source,
+            cache: &self.cache,
+            view: &state.view,
+            generation: self.seen,
+        };
         state.session.next(Instant::now(), &lookup)
     }
 

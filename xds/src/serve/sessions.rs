@@ -93,9 +93,7 @@ impl Sessions {
         }
         let same = |open: &&Arc<Open>| open.proxy == proxy;
         if registry.open.values().filter(same).count() >= STREAMS_PER_WORKLOAD {
-            return Err(format!(
-                "ISM3035 {proxy} has {STREAMS_PER_WORKLOAD} xDS streams already"
-            ));
+            return Err(format!("ISM3035 {proxy} has {STREAMS_PER_WORKLOAD} xDS streams already"));
         }
         let id = registry.next;
         registry.next += 1;

@@ -58,10 +58,14 @@ pub(crate) fn endpoints(cluster: ClusterName) -> Endpoints {
     Endpoints {
         cluster,
         groups: vec![
-            group(0, "r1/z1", vec![
-                endpoint("10.244.0.7:8080", "east", false),
-                endpoint("[2001:db8::7]:8080", "west", true),
-            ]),
+            group(
+                0,
+                "r1/z1",
+                vec![
+                    endpoint("10.244.0.7:8080", "east", false),
+                    endpoint("[2001:db8::7]:8080", "west", true),
+                ],
+            ),
             group(1, "r2/z1", vec![endpoint("203.0.113.7:15443", "west", true)]),
             group(2, "r3", vec![endpoint("203.0.113.9:15443", "north", true)]),
         ],
@@ -109,7 +113,10 @@ pub(crate) fn program() -> Program {
     let roots = ValidationContext { name: "ROOTCA".into(), root_certificates: ROOT.into() };
     let zone = Zone {
         names: BTreeMap::from([
-            (host("hello.shop.global"), vec!["240.240.7.2".parse().unwrap(), "2001:2::7".parse().unwrap()]),
+            (
+                host("hello.shop.global"),
+                vec!["240.240.7.2".parse().unwrap(), "2001:2::7".parse().unwrap()],
+            ),
             (host("quiet.shop.global"), vec![]),
         ]),
         namespaces: BTreeSet::from(["shop".to_owned()]),

@@ -201,26 +201,32 @@ fn encode_gateway(gateway: &GatewayListener) -> wire::Listener {
 }
 
 fn http(stat_prefix: &str, route: RouteSpecifier) -> Filter {
-    filter(HTTP, &HttpConnectionManager {
-        stat_prefix: stat_prefix.to_owned(),
-        route_specifier: Some(route),
-        http_filters: vec![HttpFilter {
-            name: "envoy.filters.http.router".to_owned(),
-            config_type: Some(HttpConfigType::TypedConfig(wire::pack(&Router::default()))),
+    filter(
+        HTTP,
+        &HttpConnectionManager {
+            stat_prefix: stat_prefix.to_owned(),
+            route_specifier: Some(route),
+            http_filters: vec![HttpFilter {
+                name: "envoy.filters.http.router".to_owned(),
+                config_type: Some(HttpConfigType::TypedConfig(wire::pack(&Router::default()))),
+                ..Default::default()
+            }],
+            // Peers are told apart by certificate, not by what they say.
+            use_remote_address: Some(BoolValue { value: false }),
             ..Default::default()
-        }],
-        // Peers are told apart by certificate, not by what they say.
-        use_remote_address: Some(BoolValue { value: false }),
-        ..Default::default()
-    })
+        },
+    )
 }
 
 fn tcp(cluster: &ClusterName) -> Filter {
-    filter(TCP, &TcpProxy {
-        stat_prefix: cluster.to_string(),
-        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_string())),
-        ..Default::default()
-    })
+    filter(
+        TCP,
+        &TcpProxy {
+            stat_prefix: cluster.to_string(),
+            cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_string())),
+            ..Default::default()
+        },
+    )
 }
 
 /// Says nothing and closes.

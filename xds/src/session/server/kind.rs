@@ -21,6 +21,9 @@ pub(super) struct Kind {
     /// What the client holds or is on its way to: a version, or `None` for "there is none".
     told: BTreeMap<String, Option<String>>,
     due: Due,
+    /// Brought by a wildcard that was given up: answers in flight may reach a client that has
+    /// meanwhile taken it up again.
+    doubtful: BTreeSet<String>,
     /// Told, and no longer there: to be taken back when nobody refers to it.
     pub(super) leaving: BTreeSet<String>,
     /// The one response without an answer.
@@ -103,19 +106,27 @@ impl Kind {
             if name == WILDCARD {
                 self.wildcard = false;
                 self.wildcard_owed = false;
+                let Self { told, explicit, doubtful, .. } = self;
+                doubtful.extend(told.keys().filter(|name| !explicit.contains(*name)).cloned());
                 self.forget_unasked();
             } else if self.explicit.remove(name) {
-                self.told.remove(name);
                 self.leaving.remove(name);
-                match self.wildcard {
-                    // It may still be covered: then it is sent anew, as the protocol wants.
-                    true => self.due(name),
-                    false => self.not_due(name),
+                if self.wildcard {
+                    // It may still be covered: then it is sent anew, else taken back, as the
+                    // protocol wants.
+                    self.doubt(name);
+                    self.due(name);
+                } else {
+                    self.told.remove(name);
+                    self.not_due(name);
                 }
             }
         }
         for name in &request.resource_names_subscribe {
             if name == WILDCARD {
+                if !first {
+                    self.doubt_covered();
+                }
                 self.take_wildcard();
                 continue;
             }
@@ -123,7 +134,7 @@ impl Kind {
             // Asking again for what one has means to have lost it; asking on a new stream while
             // listing its version does not.
             if !first || !request.initial_resource_versions.contains_key(name) {
-                self.told.remove(name);
+                self.doubt(name);
             }
             self.leaving.remove(name);
             self.due(name);
@@ -134,9 +145,29 @@ impl Kind {
     }
 
     fn take_wildcard(&mut self) {
+        for name in std::mem::take(&mut self.doubtful) {
+            self.told.entry(name).or_insert_with(|| Some(String::new()));
+        }
         self.wildcard = true;
         self.wildcard_owed = true;
         self.due = Due::All;
+    }
+
+    /// The client may or may not hold it: it will be sent anew or taken back, for no resource has
+    /// an empty version. An absence is answered anew.
+    fn doubt(&mut self, name: &str) {
+        match self.told.get_mut(name) {
+            Some(Some(version)) => version.clear(),
+            Some(None) => _ = self.told.remove(name),
+            None => (),
+        }
+    }
+
+    /// Asking for all again means to have lost what only the wildcard brought.
+    fn doubt_covered(&mut self) {
+        let Self { told, explicit, .. } = self;
+        let covered = told.iter_mut().filter(|(name, _)| !explicit.contains(*name));
+        covered.filter_map(|(_, version)| version.as_mut()).for_each(String::clear);
     }
 
     fn forget_unasked(&mut self) {

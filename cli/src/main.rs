@@ -1,0 +1,125 @@
+//! `isthmus`: every question an operator has about the mesh, and every program of it as a verb.
+
+mod export;
+mod link;
+mod output;
+mod program;
+mod proxy;
+mod remote_secret;
+mod status;
+mod trust;
+mod why;
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Joins the services of many Kubernetes clusters.
+///
+/// Exit status: 0 it holds, 1 it failed or something is broken, 2 the words of the call are wrong.
+#[derive(Debug, Parser)]
+#[command(name = "isthmus", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// How a cluster is found, as kubectl does it.
+#[derive(Debug, Clone, Args)]
+struct Target {
+    /// Kubeconfig file; else $KUBECONFIG, else ~/.kube/config.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Context in it; else its current one.
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+}
+
+impl Target {
+    async fn load(&self) -> anyhow::Result<cluster::operator::Operator> {
+        cluster::operator::Operator::load(self.kubeconfig.as_deref(), self.context.as_deref()).await
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Make the root of trust and each cluster's intermediate.
+    #[command(subcommand)]
+    Trust(trust::Verb),
+    /// Print a Secret that lets another cluster read this one's exports (istioctl's shape).
+    CreateRemoteSecret(remote_secret::Call),
+    /// Link two clusters, both ways; done again, it changes nothing.
+    Link(link::Link),
+    /// Take a link down, also while the peer is dead.
+    Unlink(link::Unlink),
+    /// Make a service callable from linked clusters (writes a ServiceExport).
+    Export(export::Call),
+    /// Take an export back.
+    Unexport(export::Call),
+    /// What is broken first, since when, and whether traffic is hurt.
+    Status(status::Call),
+    /// Which proxies a control plane serves, and what they accepted or refused.
+    ProxyStatus(proxy::StatusCall),
+    /// What a proxy runs.
+    ProxyConfig(proxy::ConfigCall),
+    /// Why traffic from CLIENT to HOST:PORT goes where it goes.
+    Why(why::Call),
+    /// Print the CustomResourceDefinitions of isthmus.dev as YAML.
+    Crds,
+    /// Run a cluster's control plane.
+    ControlPlane(program::Config),
+    /// Run a cluster's federation controller and its DNS.
+    FederationController(program::Config),
+    /// Run an east-west gateway.
+    Gateway(program::Config),
+    /// Run a workload's sidecar.
+    Sidecar(program::Config),
+    /// Capture a workload's traffic into its sidecar (nftables; needs NET_ADMIN).
+    SidecarRedirect(sidecar::redirect::Redirect),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(run(cli.verb)));
+    match done {
+        Ok(code) => code,
+        Err(e) => {
+            output::error(&e);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
+    match verb {
+        Verb::Trust(verb) => verb.run().await,
+        Verb::CreateRemoteSecret(call) => call.run().await,
+        Verb::Link(call) => call.run().await,
+        Verb::Unlink(call) => call.run().await,
+        Verb::Export(call) => call.export().await,
+        Verb::Unexport(call) => call.unexport().await,
+        Verb::Status(call) => call.run().await,
+        Verb::ProxyStatus(call) => call.run().await,
+        Verb::ProxyConfig(call) => call.run().await,
+        Verb::Why(call) => call.run().await,
+        Verb::Crds => {
+            for (_, yaml) in cluster::api::crd_yaml() {
+                println!("---\n{}", yaml.trim_end());
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::ControlPlane(config) => {
+            config.run(|config, end| control_plane::run(config, end)).await
+        }
+        Verb::FederationController(config) => {
+            config.run(|config, end| federation_controller::run(config, end)).await
+        }
+        Verb::Gateway(config) => config.run(|config, end| gateway::run(config, end)).await,
+        Verb::Sidecar(config) => config.run(|config, end| sidecar::run(config, end)).await,
+        Verb::SidecarRedirect(redirect) => redirect.run().map(|()| ExitCode::SUCCESS),
+    }
+}

@@ -1,0 +1,135 @@
+//! `isthmus proxy-status` and `proxy-config`: what proxies were told, took, and run.
+
+use crate::output::{self, Format};
+use anyhow::{Context as _, Result, ensure};
+use clap::{Args, ValueEnum};
+use runtime::page::{self, Place};
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusCall {
+    /// Admin place of a control plane: HOST:PORT or unix:PATH (port-forward to it in a cluster).
+    #[arg(long, default_value = "127.0.0.1:15014")]
+    admin: Place,
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+impl StatusCall {
+    pub(crate) async fn run(self) -> Result<ExitCode> {
+        let text = page::read(&self.admin, "/sessions").await?;
+        let sessions: Value = serde_json::from_str(&text).context("the page /sessions is not JSON")?;
+        if self.output != Format::Table {
+            output::value(self.output, &sessions)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let list = sessions.as_array().cloned().unwrap_or_default();
+        let mut refused = false;
+        let text = |value: &Value| match value {
+            Value::Null => "-".to_owned(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        let mut rows = Vec::new();
+        for session in &list {
+            for (kind, state) in session["kinds"].as_object().into_iter().flatten() {
+                refused |= !state["nack"].is_null();
+                rows.push(vec![
+                    text(&session["proxy"]),
+                    kind.clone(),
+                    text(&state["sent"]),
+                    text(&state["acked"]),
+                    text(&state["nack"]),
+                ]);
+            }
+        }
+        output::table(&["PROXY", "TYPE", "SENT", "ACKED", "REFUSED"], &rows);
+        Ok(if refused { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigCall {
+    /// Only resources of this type.
+    #[arg(value_enum, default_value_t = Kind::All)]
+    kind: Kind,
+    /// Only resources whose name contains this.
+    #[arg(long)]
+    name: Option<String>,
+    /// Admin place of a proxy: HOST:PORT or unix:PATH.
+    #[arg(long, default_value = "127.0.0.1:15000", conflicts_with = "file")]
+    admin: Place,
+    /// Read a saved configuration instead.
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    All,
+    #[value(alias = "listener")]
+    Listeners,
+    #[value(alias = "route")]
+    Routes,
+    #[value(alias = "cluster")]
+    Clusters,
+    #[value(alias = "endpoint")]
+    Endpoints,
+    #[value(alias = "secret")]
+    Secrets,
+}
+
+impl Kind {
+    fn covers(self, type_url: &str) -> bool {
+        let ending = match self {
+            Self::All => return true,
+            Self::Listeners => ".Listener",
+            Self::Routes => ".RouteConfiguration",
+            Self::Clusters => ".Cluster",
+            Self::Endpoints => ".ClusterLoadAssignment",
+            Self::Secrets => ".Secret",
+        };
+        type_url.ends_with(ending)
+    }
+}
+
+impl ConfigCall {
+    pub(crate) async fn run(self) -> Result<ExitCode> {
+        let text = match &self.file {
+            Some(path) => std::fs::read_to_string(path)
+                .with_context(|| format!("ISM1001 cannot read {}", path.display()))?,
+            None => page::read(&self.admin, "/config").await?,
+        };
+        let all: Value = serde_json::from_str(&text).context("what was read is not JSON")?;
+        let all = all.as_array().cloned();
+        ensure!(all.is_some(), "ISM2102 what was read is not a list of xDS resources");
+        let chosen: Vec<Value> = all
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|resource| self.kind.covers(resource["@type"].as_str().unwrap_or_default()))
+            .filter(|resource| self.name.as_ref().is_none_or(|name| name_of(resource).contains(name)))
+            .collect();
+        if self.output != Format::Table {
+            output::value(self.output, &chosen)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let rows: Vec<Vec<String>> = chosen
+            .iter()
+            .map(|resource| {
+                let kind = resource["@type"].as_str().unwrap_or_default();
+                vec![kind.rsplit('.').next().unwrap_or_default().to_owned(), name_of(resource)]
+            })
+            .collect();
+        output::table(&["TYPE", "NAME"], &rows);
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn name_of(resource: &Value) -> String {
+    let name = resource["name"].as_str().or_else(|| resource["clusterName"].as_str());
+    name.or_else(|| resource["cluster_name"].as_str()).unwrap_or_default().to_owned()
+}

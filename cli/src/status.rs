@@ -1,0 +1,190 @@
+//! `isthmus status`: what is broken first, since when, and whether traffic is hurt.
+
+use crate::link::{Condition, conditions};
+use crate::output::{self, Format};
+use anyhow::{Context as _, Result};
+use clap::Args;
+use cluster::operator::Operator;
+use runtime::page::{self, Place};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Debug, Args)]
+pub(crate) struct Call {
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Contexts to ask; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    context: Vec<String>,
+    /// Ask a federation controller itself (HOST:PORT or unix:PATH): answers while the API is down.
+    #[arg(long, conflicts_with = "context")]
+    admin: Option<Place>,
+    #[arg(long, default_value = "isthmus-system")]
+    root_namespace: String,
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+/// One link as status shows it.
+struct Line {
+    from: String,
+    to: String,
+    ready: String,
+    conditions: BTreeMap<String, Condition>,
+    services: i64,
+    endpoints: i64,
+    last_heard: String,
+}
+
+impl Line {
+    fn of(from: &str, link: &Value) -> Self {
+        let conditions = conditions(link);
+        let ready = conditions.get("Ready").map_or_else(|| "Unknown".to_owned(), |c| c.status.clone());
+        let status = &link["status"];
+        Self {
+            from: from.to_owned(),
+            to: link["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
+            ready,
+            services: status["services"].as_i64().unwrap_or_default(),
+            endpoints: status["endpoints"].as_i64().unwrap_or_default(),
+            last_heard: status["lastHeard"].as_str().unwrap_or_default().to_owned(),
+            conditions,
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.ready == "True"
+    }
+
+    /// The condition that explains a link which is not ready: the first that does not hold in the
+    /// order in which one rests on the other.
+    fn culprit(&self) -> Option<(&'static str, &Condition)> {
+        ["Accepted", "Reachable", "TrustEstablished", "Synced", "Ready"].into_iter().find_map(|name| {
+            let condition = self.conditions.get(name)?;
+            (condition.status != "True").then_some((name, condition))
+        })
+    }
+
+    fn row(&self) -> Vec<String> {
+        let state = |name: &str| self.conditions.get(name).map_or("-".into(), |c| c.status.clone());
+        let since = self.conditions.get("Ready").map_or("-".into(), |c| since(&c.since));
+        vec![
+            format!("{}->{}", self.from, self.to),
+            self.ready.clone(),
+            since,
+            state("Reachable"),
+            since_or_dash(&self.last_heard),
+            state("TrustEstablished"),
+            self.services.to_string(),
+            self.endpoints.to_string(),
+        ]
+    }
+
+    /// What is wrong and whether traffic is hurt, as two sentences.
+    fn why(&self) -> Option<String> {
+        let (name, condition) = self.culprit()?;
+        let hurt = if name == "Accepted" || name == "TrustEstablished" {
+            "nothing is imported over it".to_owned()
+        } else if self.endpoints > 0 {
+            format!(
+                "its {} endpoints stay published, so traffic goes on with data from {} ago",
+                self.endpoints,
+                since_or_dash(&self.last_heard)
+            )
+        } else {
+            "nothing had been imported over it, so nothing can be called".to_owned()
+        };
+        Some(format!(
+            "{}->{}: {name}={} for {} ({}: {}); {hurt}",
+            self.from,
+            self.to,
+            condition.status,
+            since(&condition.since),
+            condition.reason,
+            condition.message
+        ))
+    }
+}
+
+fn since_or_dash(stamp: &str) -> String {
+    if stamp.is_empty() { "-".into() } else { since(stamp) }
+}
+
+/// Age of an RFC 3339 moment.
+fn since(stamp: &str) -> String {
+    match stamp.parse::<jiff::Timestamp>() {
+        Ok(at) => output::age(jiff::Timestamp::now().as_second() - at.as_second()),
+        Err(_) => "-".into(),
+    }
+}
+
+impl Call {
+    pub(crate) async fn run(self) -> Result<ExitCode> {
+        let mut lines = Vec::new();
+        let mut silent = Vec::new();
+        if let Some(admin) = &self.admin {
+            let text = page::read(admin, "/links").await?;
+            let page: Value = serde_json::from_str(&text).context("the page /links is not JSON")?;
+            let own = page["cluster"].as_str().unwrap_or("this cluster").to_owned();
+            for link in page["links"].as_array().into_iter().flatten() {
+                lines.push(Line::of(&own, link));
+            }
+        } else {
+            let contexts: Vec<Option<&str>> = if self.context.is_empty() {
+                vec![None]
+            } else {
+                self.context.iter().map(|context| Some(context.as_str())).collect()
+            };
+            for context in contexts {
+                match self.ask(context).await {
+                    Ok(more) => lines.extend(more),
+                    Err(e) => silent.push((context.unwrap_or("current context").to_owned(), e)),
+                }
+            }
+        }
+        // Broken first, then by name.
+        lines.sort_by_key(|line| (line.is_whole(), line.from.clone(), line.to.clone()));
+        let broken = lines.iter().filter(|line| !line.is_whole()).count();
+        if self.output == Format::Table {
+            for (context, error) in &silent {
+                println!("no answer from {context}: {error:#}");
+                println!("  its proxies go on with what they have; ask its controller: isthmus status --admin HOST:PORT");
+            }
+            let rows: Vec<Vec<String>> = lines.iter().map(Line::row).collect();
+            output::table(
+                &["LINK", "READY", "SINCE", "API", "HEARD", "TRUST", "SERVICES", "ENDPOINTS"],
+                &rows,
+            );
+            for why in lines.iter().filter_map(Line::why) {
+                println!("why  {why}");
+            }
+        } else {
+            let list: Vec<Value> = lines
+                .iter()
+                .map(|line| {
+                    json!({
+                        "from": line.from, "to": line.to, "ready": line.ready,
+                        "services": line.services, "endpoints": line.endpoints,
+                        "lastHeard": line.last_heard, "why": line.why(),
+                    })
+                })
+                .collect();
+            let silent: Vec<Value> = silent
+                .iter()
+                .map(|(context, error)| json!({"context": context, "error": format!("{error:#}")}))
+                .collect();
+            output::value(self.output, &json!({"links": list, "silent": silent}))?;
+        }
+        Ok(if broken == 0 && silent.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    async fn ask(&self, context: Option<&str>) -> Result<Vec<Line>> {
+        let operator = Operator::load(self.kubeconfig.as_deref(), context).await?;
+        let own = operator.describe(&self.root_namespace).await?.cluster;
+        let links =
+            operator.list("isthmus.dev/v1alpha1", "ClusterLink", Some(&self.root_namespace)).await?;
+        Ok(links.iter().map(|link| Line::of(&own, link)).collect())
+    }
+}

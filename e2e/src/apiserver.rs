@@ -1,0 +1,176 @@
+//! One real API server with its etcd, in the namespace of a node.
+
+use crate::authority::{Authority, key_pair};
+use crate::netns::Netns;
+use crate::parts::Parts;
+use crate::process::{Job, Process};
+use anyhow::{Context, Result, bail};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the API server listens, in the node's namespace and on the WAN.
+pub const PORT: u16 = 6443;
+
+/// etcd, kube-apiserver, and an administrator's client.
+pub struct ApiServer {
+    pub etcd: Process,
+    pub server: Process,
+    pub client: kube::Client,
+    /// Of its serving certificate, PEM.
+    pub authority: String,
+    pub url: String,
+    /// The administrator's kubeconfig, at its WAN address.
+    pub kubeconfig: PathBuf,
+    admin_token: String,
+}
+
+impl ApiServer {
+    /// Starts both processes; [`Self::ready`] waits for them.
+    pub fn start(
+        parts: &Parts,
+        name: &str,
+        node: &Netns,
+        wan: Ipv4Addr,
+        dir: &Path,
+        logs: &Path,
+    ) -> Result<Self> {
+        let pki = dir.join("pki");
+        std::fs::create_dir_all(&pki)?;
+        let authority = Authority::new(&format!("{name} kubernetes"))?;
+        let addresses =
+            [wan, Ipv4Addr::LOCALHOST, Ipv4Addr::new(10, 96, 0, 1), Ipv4Addr::new(10, 244, 0, 1)];
+        let serving = authority.serving(
+            &["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"],
+            &addresses.map(Into::into),
+        )?;
+        let (private, public) = key_pair()?;
+        let admin_token = format!("admin-of-{name}-{}", hex::encode(rand::random::<[u8; 16]>()));
+        let files = [
+            ("ca.crt", &authority.certificate),
+            ("server.crt", &serving.certificate),
+            ("server.key", &serving.key),
+            ("sa.key", &private),
+            ("sa.pub", &public),
+            ("tokens.csv", &format!("{admin_token},admin,admin,system:masters\n")),
+        ];
+        for (file, text) in files {
+            std::fs::write(pki.join(file), text)?;
+        }
+        let file = |name: &str| pki.join(name).display().to_string();
+        let etcd = Job::new(format!("{name}/etcd"), node, &parts.etcd, logs)
+            .args([
+                "--data-dir".to_owned(),
+                dir.join("etcd").display().to_string(),
+                "--listen-client-urls=http://127.0.0.1:2379".to_owned(),
+                "--advertise-client-urls=http://127.0.0.1:2379".to_owned(),
+                "--listen-peer-urls=http://127.0.0.1:2380".to_owned(),
+                "--initial-advertise-peer-urls=http://127.0.0.1:2380".to_owned(),
+                "--initial-cluster=default=http://127.0.0.1:2380".to_owned(),
+            ])
+            .env("ETCD_UNSUPPORTED_ARCH", "arm64")
+            .start()?;
+        let server = Job::new(format!("{name}/kube-apiserver"), node, &parts.kube_apiserver, logs)
+            .args([
+                "--etcd-servers=http://127.0.0.1:2379".to_owned(),
+                format!("--secure-port={PORT}"),
+                "--bind-address=0.0.0.0".to_owned(),
+                format!("--advertise-address={wan}"),
+                format!("--tls-cert-file={}", file("server.crt")),
+                format!("--tls-private-key-file={}", file("server.key")),
+                format!("--token-auth-file={}", file("tokens.csv")),
+                "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+                format!("--service-account-key-file={}", file("sa.pub")),
+                format!("--service-account-signing-key-file={}", file("sa.key")),
+                "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
+                "--authorization-mode=RBAC".to_owned(),
+                "--endpoint-reconciler-type=none".to_owned(),
+                "--profiling=false".to_owned(),
+            ])
+            .start()?;
+        let url = format!("https://{wan}:{PORT}");
+        let client = client(&url, &authority.certificate, &admin_token)?;
+        let config = dir.join("admin.kubeconfig");
+        let text = kubeconfig(name, &url, &authority.certificate, &admin_token);
+        std::fs::write(&config, text)?;
+        let authority = authority.certificate;
+        Ok(Self { etcd, server, client, authority, url, kubeconfig: config, admin_token })
+    }
+
+    /// Waits until `/readyz` is ok and the system namespaces exist.
+    pub async fn ready(&self) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(90);
+        loop {
+            let request = http::Request::get("/readyz").body(vec![])?;
+            let answer = self.client.request_text(request).await;
+            let namespaces = crate::objects::api(&self.client, "v1", "Namespace", "");
+            if answer.as_ref().is_ok_and(|text| text == "ok")
+                && namespaces.get("kube-system").await.is_ok()
+            {
+                return Ok(());
+            }
+            for process in [&self.etcd, &self.server] {
+                if let Some(status) = process.ended() {
+                    bail!("{} ended with {status}:\n{}", process.name(), process.last_words());
+                }
+            }
+            if tokio::time::Instant::now() > deadline {
+                let words = self.server.last_words();
+                bail!("{} is not ready after 90 s: {answer:?}\n{words}", self.server.name());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// A kubeconfig with another token and address, for a program or for another cluster.
+    pub fn kubeconfig_for(&self, name: &str, server: &str, token: &str) -> String {
+        kubeconfig(name, server, &self.authority, token)
+    }
+
+    pub fn admin_token(&self) -> &str {
+        &self.admin_token
+    }
+}
+
+/// A client with a bearer token.
+pub fn client(url: &str, authority: &str, token: &str) -> Result<kube::Client> {
+    let mut config = kube::Config::new(url.parse().context("an API server's URL")?);
+    let certificate = pem_to_der(authority)?;
+    config.root_cert = Some(vec![certificate]);
+    config.auth_info.token = Some(token.to_owned().into());
+    config.connect_timeout = Some(Duration::from_secs(2));
+    config.read_timeout = Some(Duration::from_secs(20));
+    Ok(kube::Client::try_from(config)?)
+}
+
+fn pem_to_der(pem: &str) -> Result<Vec<u8>> {
+    use base64::Engine;
+    let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+    base64::engine::general_purpose::STANDARD.decode(body).context("a PEM certificate")
+}
+
+/// A kubeconfig as kubectl and Istio write them.
+pub fn kubeconfig(name: &str, server: &str, authority: &str, token: &str) -> String {
+    use base64::Engine;
+    let authority = base64::engine::general_purpose::STANDARD.encode(authority);
+    format!(
+        "apiVersion: v1
+kind: Config
+clusters:
+- cluster:
+    certificate-authority-data: {authority}
+    server: {server}
+  name: {name}
+contexts:
+- context:
+    cluster: {name}
+    user: {name}
+  name: {name}
+current-context: {name}
+users:
+- name: {name}
+  user:
+    token: {token}
+"
+    )
+}

@@ -1,0 +1,152 @@
+//! The workload of every scenario: says over HTTP/1.1 and TCP which cluster and pod it is.
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use futures::StreamExt;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Who answers.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    #[arg(long)]
+    pub cluster: String,
+    #[arg(long)]
+    pub pod: String,
+    /// HTTP/1.1.
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    pub http: SocketAddr,
+    /// TCP, the server speaks first: one JSON line, then every line comes back.
+    #[arg(long, default_value = "0.0.0.0:9000")]
+    pub tcp: SocketAddr,
+}
+
+/// What it answers, as JSON.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Answer {
+    pub cluster: String,
+    pub pod: String,
+    pub path: String,
+    /// The address that connected, as the application sees it.
+    pub peer: String,
+    /// Request headers as they arrived, lower-case names.
+    pub headers: BTreeMap<String, String>,
+    /// Octets of the request's body.
+    pub received: usize,
+}
+
+/// Serves until the process ends. `/stream?ms=N` sends its body in ten pieces, N ms apart;
+/// `/slow?ms=N` waits before the head; `/status?code=N` answers with that status.
+pub async fn run(options: Options) -> Result<()> {
+    let http = TcpListener::bind(options.http)
+        .await
+        .with_context(|| format!("hello cannot listen on {}", options.http))?;
+    let tcp = TcpListener::bind(options.tcp)
+        .await
+        .with_context(|| format!("hello cannot listen on {}", options.tcp))?;
+    let banner = serde_json::json!({"cluster": options.cluster, "pod": options.pod}).to_string();
+    let lines = async {
+        loop {
+            let (stream, _) = tcp.accept().await?;
+            tokio::spawn(echo_lines(stream, banner.clone()));
+        }
+    };
+    let requests = async {
+        loop {
+            let (stream, peer) = http.accept().await?;
+            stream.set_nodelay(true)?;
+            let options = options.clone();
+            tokio::spawn(async move {
+                let service = service_fn(move |request| {
+                    let options = options.clone();
+                    async move { Ok::<_, Infallible>(answer(&options, peer, request).await) }
+                });
+                // A peer that goes away mid-request is the peer's affair.
+                let _ = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+            });
+        }
+    };
+    tokio::select! { end = lines => end, end = requests => end }
+}
+
+async fn echo_lines(stream: TcpStream, banner: String) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let (read, mut write) = stream.into_split();
+    write.write_all(format!("{banner}\n").as_bytes()).await?;
+    let mut lines = BufReader::new(read).lines();
+    while let Some(line) = lines.next_line().await? {
+        write.write_all(format!("{line}\n").as_bytes()).await?;
+    }
+    Ok(())
+}
+
+async fn answer(
+    options: &Options,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+) -> Response<BoxBody<Bytes, Infallible>> {
+    let number = |name: &str| -> Option<u64> {
+        let query = request.uri().query()?;
+        let pair = |part: &str| part.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()));
+        query.split('&').filter_map(pair).find(|(k, _)| k == name)?.1.parse().ok()
+    };
+    let (wait, code) = (Duration::from_millis(number("ms").unwrap_or(0)), number("code"));
+    let (path, method) = (request.uri().path().to_owned(), request.method().clone());
+    let headers = request
+        .headers()
+        .iter()
+        .map(|(name, value)| {
+            (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+        })
+        .collect();
+    let received = match request.into_body().collect().await {
+        Ok(body) => body.to_bytes().len(),
+        Err(_) => 0,
+    };
+    let body = Answer {
+        cluster: options.cluster.clone(),
+        pod: options.pod.clone(),
+        path: path.clone(),
+        peer: peer.to_string(),
+        headers,
+        received,
+    };
+    let text = serde_json::to_vec(&body).expect("strings and numbers are JSON");
+    let mut response = Response::builder()
+        .header("content-type", "application/json")
+        .header("x-hello-cluster", &options.cluster)
+        .header("x-hello-pod", &options.pod);
+    if path == "/status" {
+        let code = code.and_then(|code| u16::try_from(code).ok());
+        let code = code.and_then(|code| StatusCode::from_u16(code).ok());
+        response = response.status(code.unwrap_or(StatusCode::OK));
+    }
+    if path == "/slow" {
+        tokio::time::sleep(wait).await;
+    }
+    let body = if path == "/stream" && method != Method::HEAD {
+        let size = text.len().div_ceil(10);
+        let pieces: Vec<Bytes> = text.chunks(size).map(Bytes::copy_from_slice).collect();
+        let paced = futures::stream::iter(pieces).then(move |piece| async move {
+            tokio::time::sleep(wait).await;
+            Ok(Frame::data(piece))
+        });
+        BodyExt::boxed(StreamBody::new(paced))
+    } else {
+        BodyExt::boxed(Full::new(Bytes::from(text)))
+    };
+    response.body(body).expect("a fixed head is valid")
+}

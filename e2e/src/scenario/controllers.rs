@@ -1,0 +1,166 @@
+//! API servers and control planes die, hang and vanish; calls go on, and what is unknown says so.
+
+use super::{HOST, Load, Rates, Stage, call};
+use crate::fleet::Cluster;
+use crate::link::{condition, on_page};
+use crate::netns::Fault;
+use crate::verdict::{Kind, figures};
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Waits until the page of `here` says that it does not know whether `remote` can be reached.
+async fn until_unknown(
+    here: &Cluster,
+    remote: &str,
+    limit: Duration,
+) -> Result<(Duration, String)> {
+    let start = Instant::now();
+    loop {
+        let page = on_page(here, remote).await;
+        if let Ok(link) = &page
+            && let Some((status, reason, message)) = condition(link, "Reachable")
+            && status == "Unknown"
+        {
+            let age = &link["heartbeatAgeSeconds"];
+            return Ok((start.elapsed(), format!("{reason}, last heard {age} s ago: {message}")));
+        }
+        if start.elapsed() > limit {
+            bail!("link {remote} is not Unknown after {limit:?}: {page:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn unknown(stage: &Stage<'_>, what: &str, found: Result<(Duration, String)>, seconds: f64) {
+    let (figure, kept) = match found {
+        Ok((took, words)) => {
+            (format!("{:.1} s; {words}", took.as_secs_f64()), took.as_secs_f64() <= seconds)
+        }
+        Err(error) => (format!("{error:#}"), false),
+    };
+    let promise = format!("{what}: east says Unknown with its age within {seconds} s");
+    stage.judge(&promise, &figure, kept, &[]);
+}
+
+/// The gateway addresses the client's sidecar has for the service in use.
+pub(super) async fn endpoints(stage: &Stage<'_>) -> Result<BTreeSet<String>> {
+    let netns = stage.client()?.netns.path();
+    let admin = SocketAddr::from(([127, 0, 0, 1], 15000));
+    let limit = Duration::from_secs(2);
+    let (_, body) = tokio::task::spawn_blocking(move || {
+        crate::launcher::http_get_at(&netns, admin, "/clusters", limit)
+    })
+    .await??;
+    endpoints_in(&body, HOST)
+}
+
+/// Endpoint addresses of every destination of `host` on a `/clusters` page.
+pub(super) fn endpoints_in(page: &str, host: &str) -> Result<BTreeSet<String>> {
+    let page: serde_json::Value = serde_json::from_str(page).context("/clusters is not JSON")?;
+    let clusters = page.as_array().context("/clusters is no list")?;
+    let of_host = clusters.iter().filter(|cluster| cluster["name"].to_string().contains(host));
+    let endpoints =
+        of_host.flat_map(|cluster| cluster["endpoints"].as_array().into_iter().flatten());
+    Ok(endpoints.filter_map(|e| Some(e["address"].as_str()?.to_owned())).collect())
+}
+
+pub(super) async fn control_down(stage: &Stage<'_>) -> Result<()> {
+    const DOWN: Duration = Duration::from_secs(120);
+    let (fleet, client) = (stage.fleet, stage.client()?);
+    let east = stage.cluster("east");
+    call(fleet, client, &format!("http://{HOST}/"), 5.0).await?;
+    let rates = Rates { gets: 160.0, posts: 20.0, connects: 20.0, seconds: 140.0 };
+    let load = Load::start(fleet, client, HOST, rates)?;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let before = endpoints(stage).await?;
+    for cluster in fleet.clusters.values() {
+        for process in
+            [Some(&cluster.api.server), Some(&cluster.api.etcd), cluster.control_plane.get()]
+        {
+            process.context("the control plane runs")?.kill();
+        }
+    }
+    let start = Instant::now();
+    unknown(
+        stage,
+        "west's API server is killed",
+        until_unknown(east, "west", Duration::from_secs(30)).await,
+        15.0,
+    );
+    tokio::time::sleep_until(start + DOWN / 2).await;
+    // Restarted controllers find nobody: what they knew must not become nothing.
+    for cluster in fleet.clusters.values() {
+        let federation = cluster.federation.get().context("the federation controller runs")?;
+        federation.kill();
+        federation.revive()?;
+        cluster.control_plane.get().context("the control plane runs")?.revive()?;
+    }
+    unknown(
+        stage,
+        "a controller restarted while nobody answers",
+        until_unknown(east, "west", Duration::from_secs(40)).await,
+        15.0,
+    );
+    tokio::time::sleep_until(start + DOWN).await;
+    let during = endpoints(stage).await?;
+    stage.judge(
+        "no endpoint is withdrawn while nothing is known",
+        &format!("before {before:?}, after 120 s {during:?}"),
+        before == during && !before.is_empty(),
+        &[],
+    );
+    fleet.mend().await?;
+    let records = load.finish(Duration::from_secs(90)).await?;
+    for kind in [Kind::Get, Kind::Tcp] {
+        let figures = figures(&records, kind, 0, u64::MAX);
+        stage.judge(
+            &format!("API servers and control planes down 2 min: 0 of {kind:?} fail to a destination in use"),
+            &figures.to_string(),
+            figures.failed + figures.cut == 0,
+            &[],
+        );
+    }
+    stage.note(&format!("Post: {}", figures(&records, Kind::Post, 0, u64::MAX)));
+    crate::link::until_condition(east, "west", "Reachable", "True", Duration::from_secs(60))
+        .await?;
+    let after = endpoints(stage).await?;
+    let figure = format!("before {before:?}, after {after:?}");
+    stage.judge("nothing is withdrawn when all are back", &figure, before == after, &[]);
+    Ok(())
+}
+
+pub(super) async fn api_hangs(stage: &Stage<'_>) -> Result<()> {
+    let (east, west) = (stage.cluster("east"), stage.cluster("west"));
+    let limit = Duration::from_secs(60);
+    west.api.server.stop();
+    unknown(
+        stage,
+        "west's API server hangs (SIGSTOP)",
+        until_unknown(east, "west", limit).await,
+        35.0,
+    );
+    west.api.server.resume();
+    crate::link::until_condition(east, "west", "Reachable", "True", limit).await?;
+    west.node.fault("wan", Fault::Drop)?;
+    unknown(
+        stage,
+        "packets to west's API server vanish",
+        until_unknown(east, "west", limit).await,
+        35.0,
+    );
+    west.node.heal()?;
+    crate::link::until_condition(east, "west", "Reachable", "True", limit).await?;
+    west.node.fault("wan", Fault::DropOut)?;
+    unknown(
+        stage,
+        "answers of west's API server vanish",
+        until_unknown(east, "west", limit).await,
+        35.0,
+    );
+    west.node.heal()?;
+    crate::link::until_condition(east, "west", "Reachable", "True", limit).await?;
+    Ok(())
+}

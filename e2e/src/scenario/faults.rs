@@ -1,0 +1,155 @@
+//! Copies, gateways and a whole cluster die, hang or vanish under 1,000 requests a second.
+
+use super::{HOST, Load, Stage, THOUSAND};
+use crate::load::micros_now;
+use crate::netns::Fault;
+use crate::verdict::{Kind, Pillar, Record, figures, slowest_new_ms};
+use anyhow::{Context, Result, ensure};
+use std::time::Duration;
+
+/// Load before the fault; by its end everything is warm and judged healthy.
+const BEFORE: Duration = Duration::from_secs(4);
+
+/// Runs the load with `hurt` in the middle; records, and when it was done.
+async fn under_load(
+    stage: &Stage<'_>,
+    hurt: impl FnOnce() -> Result<()>,
+) -> Result<(Vec<Record>, u64)> {
+    let client = stage.client()?;
+    // The first use of a name asks the control plane; these promises are about names in use.
+    let load = Load::start(stage.fleet, client, HOST, THOUSAND)?;
+    tokio::time::sleep(BEFORE).await;
+    let begun_us = micros_now();
+    hurt()?;
+    // Only now is the fault wholly there: a rule of nft takes some milliseconds to be in force.
+    let fault_us = micros_now();
+    let limit = Duration::from_secs_f64(THOUSAND.seconds + 30.0);
+    let records = load.finish(limit).await?;
+    // What was under way when the fault struck is neither before nor after: a POST or a stream that
+    // was on the broken path is nobody's to repeat, and is shown, not judged.
+    let (settled, under_way): (Vec<Record>, Vec<Record>) = records
+        .iter()
+        .filter(|record| record.start_us < fault_us)
+        .cloned()
+        .partition(|record| record.start_us + record.took_us <= begun_us);
+    for kind in [Kind::Get, Kind::Post, Kind::Tcp] {
+        let before = figures(&settled, kind, 0, fault_us);
+        ensure!(before.requests > 0, "no {kind:?} was sent before the fault");
+        let whole = before.failed + before.cut == 0;
+        if !whole {
+            stage.judge(
+                &format!("{kind:?} before the fault are whole"),
+                &before.to_string(),
+                false,
+                &[],
+            );
+        }
+        stage.note(&format!("{kind:?} before: {before}"));
+        let caught = figures(&under_way, kind, 0, fault_us);
+        if caught.failed + caught.cut > 0 {
+            stage.note(&format!("{kind:?} under way: {caught}"));
+        }
+        stage.note(&format!("{kind:?} after:  {}", figures(&records, kind, fault_us, u64::MAX)));
+    }
+    Ok((records, fault_us))
+}
+
+/// "0 failed among GETs whose response had not begun; POSTs counted apart".
+async fn none_failed(
+    stage: &Stage<'_>,
+    what: &str,
+    hurt: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let (records, fault_us) = under_load(stage, hurt).await?;
+    let gets = figures(&records, Kind::Get, 0, u64::MAX);
+    stage.judge(
+        &format!("{what}: 0 GETs fail whose response had not begun"),
+        &gets.to_string(),
+        gets.failed == 0,
+        &[Pillar::Retries],
+    );
+    let gap = figures(&records, Kind::Get, fault_us, u64::MAX).longest_gap_ms;
+    stage.note(&format!("longest gap after the fault {gap} ms"));
+    Ok(())
+}
+
+/// "new requests answered elsewhere within 1 s; HTTP and new TCP connections".
+async fn elsewhere(
+    stage: &Stage<'_>,
+    what: &str,
+    rests_on: &[Pillar],
+    hurt: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let (records, fault_us) = under_load(stage, hurt).await?;
+    for (kind, word) in [(Kind::Get, "GETs"), (Kind::Tcp, "TCP connections")] {
+        let slowest = slowest_new_ms(&records, kind, fault_us, u64::MAX);
+        let after = figures(&records, kind, fault_us, u64::MAX);
+        let figure = match slowest {
+            Some(ms) => format!("slowest {ms} ms; {after}"),
+            None => after.to_string(),
+        };
+        stage.judge(
+            &format!("{what}: every new one of the {word} is answered within 1 s"),
+            &figure,
+            slowest.is_some_and(|ms| ms <= 1000),
+            rests_on,
+        );
+    }
+    Ok(())
+}
+
+pub(super) async fn kill_copy(stage: &Stage<'_>) -> Result<()> {
+    let pod = stage.cluster("west").pod("hello-1")?;
+    none_failed(stage, "SIGKILL of a copy and its sidecar", || {
+        // A pod that dies loses both its containers.
+        for process in [pod.app.get(), pod.proxy.get()] {
+            process.context("hello-1 runs")?.kill();
+        }
+        Ok(())
+    })
+    .await
+}
+
+pub(super) async fn kill_gateway(stage: &Stage<'_>) -> Result<()> {
+    let pod = stage.cluster("west").pod("gateway-1")?;
+    none_failed(stage, "SIGKILL of one of two gateways", || {
+        pod.proxy.get().context("gateway-1 runs")?.kill();
+        Ok(())
+    })
+    .await
+}
+
+pub(super) async fn stop_gateway(stage: &Stage<'_>) -> Result<()> {
+    let pod = stage.cluster("west").pod("gateway-1")?;
+    elsewhere(stage, "a gateway hangs (SIGSTOP)", &[Pillar::Retries], || {
+        pod.proxy.get().context("gateway-1 runs")?.stop();
+        Ok(())
+    })
+    .await
+}
+
+pub(super) async fn drop_gateway(stage: &Stage<'_>) -> Result<()> {
+    let pod = stage.cluster("west").pod("gateway-1")?;
+    elsewhere(stage, "a gateway is a black hole", &[Pillar::Retries], || {
+        pod.netns.fault("wan", Fault::Drop)
+    })
+    .await
+}
+
+pub(super) async fn kill_west(stage: &Stage<'_>) -> Result<()> {
+    let west = stage.cluster("west");
+    elsewhere(stage, "all of west is SIGKILLed", &[Pillar::Failover], || {
+        west.kill();
+        Ok(())
+    })
+    .await
+}
+
+pub(super) async fn stop_west(stage: &Stage<'_>) -> Result<()> {
+    let west = stage.cluster("west");
+    elsewhere(stage, "all of west hangs (SIGSTOP)", &[Pillar::Failover], || {
+        west.stop();
+        Ok(())
+    })
+    .await
+}

@@ -1,0 +1,108 @@
+//! One root for the fleet, and an intermediate for each cluster.
+
+use crate::authority::Authority;
+use crate::fleet::{Place, trust_domain};
+use anyhow::{Context, Result, ensure};
+use std::path::PathBuf;
+use std::process::Command;
+
+/// The offline root, as `isthmus trust init` left it in a folder.
+pub struct Trust {
+    dir: PathBuf,
+    passphrase: PathBuf,
+    /// PEM.
+    pub root_certificate: String,
+    /// Where there is no program `isthmus`: the root itself.
+    stand_in: Option<Authority>,
+}
+
+impl Trust {
+    /// `isthmus trust init`.
+    pub fn init(place: &Place) -> Result<Self> {
+        let dir = place.run.join("trust");
+        std::fs::create_dir_all(&dir)?;
+        let passphrase = place.run.join("passphrase");
+        if place.parts.isthmus.is_none() {
+            let root = Authority::new("e2e root")?;
+            let root_certificate = root.certificate.clone();
+            return Ok(Self { dir, passphrase, root_certificate, stand_in: Some(root) });
+        }
+        std::fs::write(&passphrase, "correct horse battery staple\n")?;
+        let mut command = Command::new(place.isthmus()?);
+        command.args(["trust", "init", "e2e", "--dir"]).arg(&dir);
+        command.arg("--passphrase-file").arg(&passphrase);
+        output(&mut command)?;
+        let root_certificate = first_pem(&dir, "CERTIFICATE")?;
+        Ok(Self { dir, passphrase, root_certificate, stand_in: None })
+    }
+
+    /// `isthmus trust issue CLUSTER`: the manifest of Secret `cacerts`.
+    pub fn cacerts(&self, place: &Place, cluster: &str) -> Result<String> {
+        if let Some(root) = &self.stand_in {
+            let pair = root.intermediate(&trust_domain(cluster))?;
+            let manifest = serde_json::json!({
+                "apiVersion": "v1", "kind": "Secret",
+                "metadata": {"name": "cacerts", "namespace": crate::fleet::SYSTEM},
+                "stringData": {
+                    "ca-cert.pem": pair.certificate, "ca-key.pem": pair.key,
+                    "root-cert.pem": root.certificate,
+                    "cert-chain.pem": format!("{}{}", pair.certificate, root.certificate),
+                },
+            });
+            let manifest = serde_saphyr::to_string(&manifest)?;
+            std::fs::write(self.dir.join(format!("{cluster}.cacerts.yaml")), &manifest)?;
+            return Ok(manifest);
+        }
+        let mut command = Command::new(place.isthmus()?);
+        command.args([
+            "trust",
+            "issue",
+            cluster,
+            "--trust-domain",
+            &trust_domain(cluster),
+            "--dir",
+        ]);
+        command.arg(&self.dir).arg("--passphrase-file").arg(&self.passphrase).args(["-o", "yaml"]);
+        let manifest = output(&mut command)?;
+        std::fs::write(self.dir.join(format!("{cluster}.cacerts.yaml")), &manifest)?;
+        Ok(manifest)
+    }
+
+    /// The intermediate of a cluster, as one who stole it would use it.
+    pub fn authority(&self, cluster: &str) -> Result<Authority> {
+        use base64::Engine;
+        let text = std::fs::read_to_string(self.dir.join(format!("{cluster}.cacerts.yaml")))?;
+        let documents = crate::objects::parse(&text)?;
+        let secret = documents.first().context("an empty manifest")?;
+        let field = |name: &str| -> Result<String> {
+            if let Some(text) = secret["stringData"][name].as_str() {
+                return Ok(text.to_owned());
+            }
+            let text = secret["data"][name].as_str().with_context(|| format!("no {name}"))?;
+            let bytes = base64::engine::general_purpose::STANDARD.decode(text)?;
+            Ok(String::from_utf8(bytes)?)
+        };
+        Authority::from_pem(&field("ca-cert.pem")?, &field("ca-key.pem")?)
+    }
+}
+
+/// Runs a command that must succeed; its stdout.
+pub fn output(command: &mut Command) -> Result<String> {
+    let out = command.output().with_context(|| format!("starting {command:?}"))?;
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    ensure!(out.status.success(), "{command:?} ended with {}: {stderr}", out.status);
+    Ok(String::from_utf8(out.stdout)?)
+}
+
+/// The first file in `dir` with a PEM block of `label`.
+fn first_pem(dir: &std::path::Path, label: &str) -> Result<String> {
+    let begin = format!("-----BEGIN {label}-----");
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        if text.contains(&begin) {
+            return Ok(text);
+        }
+    }
+    anyhow::bail!("isthmus trust init left no {label} in {}", dir.display())
+}

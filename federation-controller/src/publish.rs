@@ -1,0 +1,61 @@
+//! Loop 2: own inventory and linked clusters become a plan, and the plan what should stand.
+
+use crate::export::Exported;
+use crate::links::{self, Judged};
+use cluster::api::cluster_link::ClusterLink;
+use cluster::apply::Desired;
+use cluster::remote::Remotes;
+use mesh::export::Exports;
+use mesh::federate::{Plan, plan};
+use mesh::inventory::Inventory;
+use mesh::zone::Zone;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What follows from all that is known. Equal inputs give the same `Arc`s, which is silence.
+#[derive(Debug, Default)]
+pub(crate) struct Publisher {
+    exported: Exported,
+    inputs: Option<(Arc<Inventory>, Vec<Exports>)>,
+    complete: Option<bool>,
+    pub plan: Arc<Plan>,
+    pub desired: Option<Arc<Desired>>,
+    pub zone: Option<Arc<Zone>>,
+    pub judged: BTreeMap<String, Judged>,
+}
+
+impl Publisher {
+    /// Recomputes what changed. Nothing is planned before all that could be lost is known: the own
+    /// inventory, and which links there are.
+    pub(crate) fn renew(
+        &mut self,
+        own: &Arc<Inventory>,
+        objects: &BTreeMap<String, ClusterLink>,
+        remotes: &Remotes,
+    ) {
+        self.judged = links::judge(own, objects, remotes);
+        let exports = links::exports(own, objects, &self.judged);
+        let complete = links::complete(&self.judged, remotes);
+        let same_own = self.inputs.as_ref().is_some_and(|(known, _)| Arc::ptr_eq(known, own));
+        let same = same_own && self.inputs.as_ref().is_some_and(|(_, known)| *known == exports);
+        if !same {
+            let plan = plan(own, &exports);
+            let services = self.exported.services(own);
+            let desired = Desired::of(&plan, &services);
+            if self.desired.as_deref() != Some(&desired) {
+                self.desired = Some(Arc::new(desired));
+            }
+            if *self.plan != plan {
+                self.plan = Arc::new(plan);
+            }
+            self.inputs = Some((own.clone(), exports));
+        }
+        if !same_own || self.complete != Some(complete) {
+            self.complete = Some(complete);
+            let zone = mesh::zone::zone(own, complete);
+            if self.zone.as_deref() != Some(&zone) {
+                self.zone = Some(Arc::new(zone));
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! What is said of a link, and since when.
+
+use super::*;
+use crate::links::judge;
+use crate::links::tests::{object, own, remote, remotes, root, told};
+use cluster::remote::{Reachability, Remotes};
+use std::time::Duration;
+
+fn at(seconds: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+struct World {
+    root: String,
+    statuses: Statuses,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { root: root("mesh"), statuses: Statuses::default() }
+    }
+    fn say(&mut self, accepted: bool, remotes: &Remotes, now: u64) -> ClusterLinkStatus {
+        let objects = BTreeMap::from([object("west", accepted)]);
+        let judged = judge(&own(&self.root), &objects, remotes);
+        let facts = Facts {
+            name: "west",
+            object: objects.get("west"),
+            remote: remotes.links.get("west"),
+            judged: judged.get("west"),
+            summary: None,
+        };
+        self.statuses.renew(&facts, at(now)).clone()
+    }
+    fn synced(&self) -> Remotes {
+        remotes(&[("west", Some(told("west", "u-w", &self.root)))])
+    }
+}
+
+fn words(status: &ClusterLinkStatus) -> String {
+    let word = |c: &Condition| format!("{}={}/{}", c.kind, c.status, c.reason);
+    status.conditions.iter().map(word).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn a_new_link_awaits_consent() {
+    let mut w = World::new();
+    let remotes = w.synced();
+    let status = w.say(false, &remotes, 100);
+    assert_eq!(
+        words(&status),
+        "Accepted=False/AwaitingConsent Reachable=True/Answers Synced=True/Synced TrustEstablished=True/SameRoots Ready=False/AwaitingConsent"
+    );
+    assert_eq!(
+        (status.uid.as_str(), status.network.as_str(), status.generation),
+        ("u-w", "net-west", 1)
+    );
+    assert!(status.condition("Accepted").unwrap().message.contains("Fix: "));
+}
+
+#[test]
+fn a_transition_is_dated_once() {
+    let mut w = World::new();
+    let remotes = w.synced();
+    w.say(false, &remotes, 100);
+    let status = w.say(true, &remotes, 200);
+    assert_eq!(words(&status).split(' ').next_back(), Some("Ready=True/Ready"));
+    let since = |status: &ClusterLinkStatus, kind: &str| {
+        status.condition(kind).unwrap().last_transition_time.0.as_second()
+    };
+    assert_eq!((since(&status, "Ready"), since(&status, "Synced")), (200, 100));
+    let status = w.say(true, &remotes, 300);
+    assert_eq!((since(&status, "Ready"), since(&status, "Accepted")), (200, 200));
+}
+
+#[test]
+fn an_unreachable_link_says_unknown_with_its_age_and_keeps_the_rest() {
+    let mut w = World::new();
+    let mut remotes = w.synced();
+    w.say(true, &remotes, 100);
+    let west = remotes.links.get_mut("west").unwrap();
+    let since = cluster::heard::Moment { at: west.state.reachable.since.at, wall: at(500) };
+    west.state.reachable = Reachability { is: Reachable::Unknown, since };
+    west.state.error =
+        Some(Problem::new("ConnectionRefused", "https://10.0.0.2:6443 refuses connections."));
+    let status = w.say(true, &remotes, 502);
+    assert_eq!(
+        words(&status),
+        "Accepted=True/Accepted Reachable=Unknown/ConnectionRefused Synced=True/Synced TrustEstablished=True/SameRoots Ready=Unknown/ConnectionRefused"
+    );
+    let shown = shown("west", &status, at(620));
+    let reachable = shown.conditions.iter().find(|c| c.kind == "Reachable").unwrap();
+    assert_eq!(reachable.age_seconds, 120);
+}
+
+#[test]
+fn a_restart_forgets_neither_identity_nor_trust() {
+    let mut w = World::new();
+    let remotes_before = w.synced();
+    let before = w.say(true, &remotes_before, 100);
+    let mut again = World { root: w.root.clone(), statuses: Statuses::default() };
+    again.statuses.remember("west", before.clone());
+    let status = again.say(true, &remotes(&[("west", None)]), 200);
+    assert_eq!(status.uid, "u-w");
+    assert_eq!(status.condition("TrustEstablished").unwrap().status, "True");
+    assert_eq!(status.condition("Reachable").unwrap().status, "Unknown");
+    assert_eq!(status.condition("Synced").unwrap().status, "False");
+    assert_eq!(status.generation, 1, "the same credential is no new generation");
+}
+
+#[test]
+fn another_credential_is_another_generation() {
+    let mut w = World::new();
+    let mut remotes = w.synced();
+    w.say(true, &remotes, 100);
+    remotes.links.get_mut("west").unwrap().credential = "fedcba9876543210".into();
+    assert_eq!(w.say(true, &remotes, 101).generation, 2);
+    assert_eq!(w.say(true, &remotes, 102).generation, 2);
+}
+
+#[test]
+fn what_is_wrong_with_a_secret_is_said_at_its_link() {
+    let mut w = World::new();
+    let mut refused = remotes(&[("west", None)]);
+    let west = refused.links.get_mut("west").unwrap();
+    (west.server, west.credential) = Default::default();
+    west.problem =
+        Some(Problem::new("SelfPointingServer", "self-pointing server 127.0.0.1. Fix: ..."));
+    let status = w.say(true, &refused, 100);
+    for kind in ["Reachable", "Synced", "Ready"] {
+        assert_eq!(status.condition(kind).unwrap().reason, "SelfPointingServer", "{kind}");
+    }
+    // While an older credential works, the link does, and says what waits.
+    let mut waits = w.synced();
+    waits.links.get_mut("west").unwrap().problem =
+        Some(Problem::new("ExecNotAllowed", "exec. Fix: a token"));
+    let status = w.say(true, &waits, 200);
+    assert_eq!(status.condition("Reachable").unwrap().status, "True");
+    assert_eq!(status.condition("Synced").unwrap().reason, "ExecNotAllowed");
+    let ready = status.condition("Ready").unwrap();
+    assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("True", "ExecNotAllowed"));
+}
+
+#[test]
+fn a_wrong_certificate_authority_is_named() {
+    let mut w = World::new();
+    let mut remotes = remotes(&[("west", None)]);
+    let west = remotes.links.get_mut("west").unwrap();
+    west.state.reachable.is = Reachable::False;
+    west.state.error =
+        Some(Problem::new("WrongCertificateAuthority", "not signed by the CA. Fix: ..."));
+    let status = w.say(true, &remotes, 100);
+    assert_eq!(words(&status).split(' ').nth(1), Some("Reachable=False/WrongCertificateAuthority"));
+}
+
+#[test]
+fn a_deleted_secret_shows_at_once() {
+    let mut w = World::new();
+    let mut leaving = w.synced();
+    leaving.links.get_mut("west").unwrap().leaving = true;
+    assert_eq!(w.say(true, &leaving, 100).condition("Synced").unwrap().reason, "SecretDeleted");
+    let status = w.say(true, &remotes(&[]), 103);
+    assert_eq!(status.condition("Synced").unwrap().reason, "SecretMissing");
+    assert_eq!(status.condition("Ready").unwrap().status, "False");
+}
+
+#[test]
+fn what_the_disk_says_is_unknown_while_nobody_answers() {
+    let mut w = World::new();
+    let remotes = w.synced();
+    w.say(true, &remotes, 100);
+    w.statuses.unheard("nobody answers", at(200));
+    w.statuses.unheard("nobody answers", at(260));
+    let status = &w.statuses.all()["west"];
+    assert_eq!(words(status).split(' ').next_back(), Some("Ready=Unknown/OwnApiServerUnheard"));
+    assert_eq!(shown("west", status, at(260)).conditions[1].age_seconds, 60);
+    let _ = remote(None);
+}

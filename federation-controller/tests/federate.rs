@@ -1,0 +1,314 @@
+//! Two real API servers, a controller on each: a link from its secret to its end.
+
+mod support;
+
+use federation_controller::{Config, run};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::{Duration, Instant};
+use support::{Cluster, LINK, LINK_2, Parts, condition, copies, free_port, until};
+use tokio_util::sync::CancellationToken;
+
+/// A controller at work in this process.
+struct Controller {
+    end: CancellationToken,
+    task: tokio::task::JoinHandle<anyhow::Result<()>>,
+    admin: u16,
+}
+
+impl Controller {
+    fn start(cluster: &Cluster, state: &Path) -> Self {
+        let (admin, metrics) = (free_port(), free_port());
+        let config: Config = serde_json::from_value(json!({
+            "kubeconfig": cluster.admin_kubeconfig(),
+            "admin": format!("127.0.0.1:{admin}"),
+            "metrics": format!("127.0.0.1:{metrics}"),
+            "holder": format!("{}-0", cluster.name),
+            "state": state,
+            "allowLoopback": true,
+        }))
+        .unwrap();
+        let end = CancellationToken::new();
+        let task = tokio::spawn(run(config, end.clone()));
+        Self { end, task, admin }
+    }
+
+    async fn stop(self) {
+        self.end.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+
+    async fn page(&self, path: &str) -> Option<String> {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.admin)).await.ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        Some(answer.split_once("\r\n\r\n")?.1.to_owned())
+    }
+
+    /// A condition of a link, as the admin page shows it.
+    async fn shown(&self, link: &str, kind: &str) -> Option<Value> {
+        let page: Value = serde_json::from_str(&self.page("/links").await?).ok()?;
+        let links = page["links"].as_array()?;
+        let link = links.iter().find(|shown| shown["name"] == link)?;
+        link["conditions"].as_array()?.iter().find(|condition| condition["type"] == kind).cloned()
+    }
+}
+
+const ENTRY: &str = "hello.shop.global";
+
+async fn accept(cluster: &Cluster, link: &str) {
+    let api = cluster.api("isthmus.dev/v1alpha1", "ClusterLink", "isthmus-system");
+    let patch = json!({"spec": {"accepted": true, "import": {"namespaces": ["shop"]}}});
+    api.patch(link, &Default::default(), &kube::api::Patch::Merge(&patch)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_from_its_secret_to_its_end() {
+    let Some(parts) = Parts::find() else { return };
+    runtime::telemetry::start();
+    let root = trust::root::create("mesh", "passphrase").unwrap().certificate_pem;
+    let (east, mut west) =
+        tokio::join!(Cluster::start(&parts, "east"), Cluster::start(&parts, "west"));
+    east.mesh(&root).await;
+    west.mesh(&root).await;
+    west.hello(2).await;
+    let states = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let mut controller = Controller::start(&east, states[0].path());
+    let in_west = Controller::start(&west, states[1].path());
+
+    // West says what it exports.
+    let (exported, _) = until("west exports hello", Duration::from_secs(30), async || {
+        west.read("isthmus.dev/v1alpha1", "ExportedService", "shop", "hello").await
+    })
+    .await;
+    assert_eq!(exported["spec"]["localities"][0]["ready"], 2, "{exported}");
+    assert_eq!(exported["spec"]["accounts"], json!(["hello"]));
+
+    // A secret that trusts the wrong CA: said at the link, by name.
+    east.remote_secret(&west, LINK, &support::other_authority()).await;
+    let (wrong, took) = until("the wrong CA is named", Duration::from_secs(10), async || {
+        let link = east.link("west").await?;
+        condition(&link, "Reachable")
+            .filter(|c| c["reason"] == "WrongCertificateAuthority")
+            .cloned()
+    })
+    .await;
+    println!("wrong CA -> condition: {took:?}");
+    assert_eq!(wrong["status"], "False");
+
+    // The right one: it is read, and waits for consent; nothing is imported.
+    east.remote_secret(&west, LINK, &west.authority).await;
+    let (link, took) = until("west is read", Duration::from_secs(10), async || {
+        let link = east.link("west").await?;
+        condition(&link, "Synced").filter(|c| c["status"] == "True")?;
+        Some(link)
+    })
+    .await;
+    println!("secret -> synced: {took:?}");
+    assert_eq!(condition(&link, "Accepted").unwrap()["reason"], "AwaitingConsent");
+    let uid =
+        west.read("v1", "Namespace", "", "kube-system").await.unwrap()["metadata"]["uid"].clone();
+    assert_eq!(link["status"]["uid"], uid);
+    assert_eq!(link["status"]["server"], west.url);
+    assert_eq!(east.entry("shop", ENTRY).await, None, "imported without consent");
+
+    // Accepted: the entry is there, as Istio's own CRD takes it.
+    accept(&east, "west").await;
+    let (entry, took) = until("hello is imported", Duration::from_secs(5), async || {
+        east.entry("shop", ENTRY).await
+    })
+    .await;
+    println!("accepted -> entry: {took:?}");
+    assert_eq!(entry["spec"]["hosts"], json!([ENTRY, "hello.shop.svc.clusterset.local"]));
+    assert_eq!(
+        (copies(&entry), &entry["spec"]["endpoints"][0]["network"]),
+        (2, &json!("net-west"))
+    );
+    assert_eq!(entry["spec"]["subjectAltNames"], json!(["spiffe://west.mesh/ns/shop/sa/hello"]));
+    until("the gateway stands", Duration::from_secs(5), async || {
+        let gateway = east
+            .read("gateway.networking.k8s.io/v1", "Gateway", "isthmus-system", "isthmus-west")
+            .await?;
+        (gateway["spec"]["addresses"] == json!([{"type": "IPAddress", "value": "203.0.113.7"}]))
+            .then_some(())
+    })
+    .await;
+
+    // From none to some and back, each change seen from west's API server to east's.
+    let mut times = Vec::new();
+    for round in 0..20 {
+        let ready = if round % 2 == 0 { 0 } else { 2 };
+        let start = Instant::now();
+        west.ready(ready).await;
+        until("the count follows", Duration::from_secs(5), async || {
+            (copies(&east.entry("shop", ENTRY).await?) == ready as u64).then_some(())
+        })
+        .await;
+        times.push(start.elapsed());
+        // At most five changes a second are promised.
+        tokio::time::sleep(Duration::from_millis(220)).await;
+    }
+    times.sort();
+    println!(
+        "0 <-> 2 ready in west -> entry in east: median {:?}, worst {:?}",
+        times[10], times[19]
+    );
+    assert!(times[10] < Duration::from_millis(500), "{times:?}");
+
+    // What a person edits is taken back.
+    let api = east.api("networking.istio.io/v1", "ServiceEntry", "shop");
+    let edit = json!({"spec": {"hosts": ["evil.example.com"]}});
+    api.patch(ENTRY, &Default::default(), &kube::api::Patch::Merge(&edit)).await.unwrap();
+    until("the edit is taken back", Duration::from_secs(5), async || {
+        (east.entry("shop", ENTRY).await?["spec"]["hosts"][0] == ENTRY).then_some(())
+    })
+    .await;
+
+    // Another credential takes over without a gap.
+    let before = east.link("west").await.unwrap()["status"]["credential"].clone();
+    east.remote_secret(&west, LINK_2, &west.authority).await;
+    until("the new credential is in use", Duration::from_secs(10), async || {
+        let status = east.link("west").await?["status"].clone();
+        (status["credential"] != before
+            && condition(&json!({"status": status}), "Ready")?["status"] == "True")
+            .then_some(())
+    })
+    .await;
+    assert_eq!(copies(&east.entry("shop", ENTRY).await.unwrap()), 2);
+
+    // A kubeconfig that would run a program is refused; what works goes on.
+    let hostile = json!({
+        "apiVersion": "v1", "kind": "Secret",
+        "metadata": {"name": "istio-remote-secret-west", "namespace": "isthmus-system", "labels": {"istio/multiCluster": "true"}},
+        "stringData": {"west": "apiVersion: v1\nkind: Config\ncurrent-context: w\nclusters: [{name: w, cluster: {server: 'https://10.0.0.2', certificate-authority-data: LS0t}}]\n\
+            contexts: [{name: w, context: {cluster: w, user: w}}]\nusers: [{name: w, user: {exec: {command: /bin/true}}}]\n"}
+    });
+    east.apply(hostile).await;
+    until("the hostile kubeconfig is named", Duration::from_secs(5), async || {
+        let link = east.link("west").await?;
+        let ready = condition(&link, "Ready")?;
+        (ready["status"] == "True" && ready["message"].as_str()?.contains("would start a program")
+            || ready["message"].as_str()?.contains("certificate-authority-data"))
+        .then_some(())
+    })
+    .await;
+    assert_eq!(copies(&east.entry("shop", ENTRY).await.unwrap()), 2);
+    east.remote_secret(&west, LINK_2, &west.authority).await;
+
+    // Other roots: nothing is imported, and both are named.
+    let other = trust::root::create("other", "passphrase").unwrap().certificate_pem;
+    west.mesh(&other).await;
+    until("roots differ", Duration::from_secs(10), async || {
+        let link = east.link("west").await?;
+        condition(&link, "TrustEstablished").filter(|c| c["reason"] == "RootsDiffer")?;
+        east.entry("shop", ENTRY).await.is_none().then_some(())
+    })
+    .await;
+    west.mesh(&root).await;
+    until("trust is back", Duration::from_secs(10), async || {
+        (copies(&east.entry("shop", ENTRY).await?) == 2).then_some(())
+    })
+    .await;
+
+    // West's API server dies: Unknown with an age, nothing withdrawn.
+    west.kill();
+    let (_, took) = until("west is Unknown", Duration::from_secs(15), async || {
+        let link = east.link("west").await?;
+        condition(&link, "Reachable").filter(|c| c["status"] == "Unknown").map(|_| ())
+    })
+    .await;
+    println!("killed -> Unknown: {took:?}");
+    let metrics = controller.page("/metrics").await.unwrap();
+    until("the metric says so", Duration::from_secs(3), async || {
+        let metrics = controller.page("/metrics").await?;
+        metrics
+            .contains("isthmus_link_state{cluster=\"west\",condition=\"Reachable\"} -1")
+            .then_some(())
+    })
+    .await;
+    assert!(metrics.contains("isthmus_link_heartbeat_age_seconds{cluster=\"west\"}"), "{metrics}");
+    assert_eq!(copies(&east.entry("shop", ENTRY).await.unwrap()), 2);
+
+    // The controller restarts meanwhile: it knows who west was, and keeps what stands.
+    let version = east.entry("shop", ENTRY).await.unwrap()["spec"].clone();
+    controller.stop().await;
+    controller = Controller::start(&east, states[0].path());
+    until("the restarted controller has planned, and leads", Duration::from_secs(20), async || {
+        let page: Value = serde_json::from_str(&controller.page("/links").await?).ok()?;
+        let synced = controller.shown("west", "Synced").await?;
+        let settled = page["writing"]["leading"] == true
+            && page["writing"]["pending"] == 0
+            && page["writing"]["written"].as_u64()? > 0;
+        (settled && synced["status"] == "False").then_some(())
+    })
+    .await;
+    assert_eq!(east.entry("shop", ENTRY).await.unwrap()["spec"], version, "lost by a restart");
+    assert_eq!(controller.shown("west", "TrustEstablished").await.unwrap()["status"], "True");
+
+    // It comes back, and so does its news.
+    west.serve().await;
+    west.ready(1).await;
+    let (_, took) = until("west is heard again", Duration::from_secs(30), async || {
+        (copies(&east.entry("shop", ENTRY).await?) == 1).then_some(())
+    })
+    .await;
+    println!("back -> followed: {took:?}");
+
+    // The secret goes: said at once, withdrawn soon; consent stays a person's.
+    let secrets = east.api("v1", "Secret", "isthmus-system");
+    secrets.delete("istio-remote-secret-west", &Default::default()).await.unwrap();
+    let (_, took) = until("the condition says so", Duration::from_secs(2), async || {
+        let link = east.link("west").await?;
+        condition(&link, "Synced")
+            .filter(|c| c["reason"] == "SecretDeleted" || c["reason"] == "SecretMissing")
+            .map(|_| ())
+    })
+    .await;
+    println!("secret deleted -> condition: {took:?}");
+    until("hello is withdrawn", Duration::from_secs(10), async || {
+        east.entry("shop", ENTRY).await.is_none().then_some(())
+    })
+    .await;
+    until("the gateway is withdrawn", Duration::from_secs(10), async || {
+        east.read("gateway.networking.k8s.io/v1", "Gateway", "isthmus-system", "isthmus-west")
+            .await
+            .is_none()
+            .then_some(())
+    })
+    .await;
+    assert_eq!(east.link("west").await.unwrap()["spec"]["accepted"], true);
+
+    // And deleting the link's object withdraws consent, though the secret is there.
+    east.remote_secret(&west, LINK, &west.authority).await;
+    until("hello is imported again", Duration::from_secs(10), async || {
+        east.entry("shop", ENTRY).await
+    })
+    .await;
+    let links = east.api("isthmus.dev/v1alpha1", "ClusterLink", "isthmus-system");
+    links.delete("west", &Default::default()).await.unwrap();
+    until("hello is withdrawn", Duration::from_secs(10), async || {
+        east.entry("shop", ENTRY).await.is_none().then_some(())
+    })
+    .await;
+    until("the link awaits consent anew", Duration::from_secs(10), async || {
+        let link = east.link("west").await?;
+        condition(&link, "Accepted").filter(|c| c["reason"] == "AwaitingConsent").map(|_| ())
+    })
+    .await;
+
+    // West no longer exports hello: its ExportedService goes.
+    let exports = west.api("multicluster.x-k8s.io/v1beta1", "ServiceExport", "shop");
+    exports.delete("hello", &Default::default()).await.unwrap();
+    until("hello is no longer exported", Duration::from_secs(10), async || {
+        west.read("isthmus.dev/v1alpha1", "ExportedService", "shop", "hello")
+            .await
+            .is_none()
+            .then_some(())
+    })
+    .await;
+    controller.stop().await;
+    in_west.stop().await;
+}

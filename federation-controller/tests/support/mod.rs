@@ -1,0 +1,442 @@
+//! Real API servers on loopback, and the few objects of two small clusters.
+
+use kube::Client;
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use serde_json::{Value, json};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Where the parts of real clusters are.
+pub struct Parts {
+    kube_apiserver: PathBuf,
+    etcd: PathBuf,
+    /// CRDs of Istio, the Gateway API and the MCS API, as documents.
+    crds: Vec<Value>,
+}
+
+impl Parts {
+    /// `None`, told loudly, where this machine lacks them; in CI that is a failure.
+    pub fn find() -> Option<Self> {
+        match Self::look() {
+            Ok(parts) => Some(parts),
+            Err(why) => {
+                assert!(std::env::var_os("CI").is_none(), "nothing may be missing in CI: {why}");
+                eprintln!(
+                    "\n*** NOT RUN: {why}. Set KUBEBUILDER_ASSETS to a folder with kube-apiserver and etcd.\n"
+                );
+                None
+            }
+        }
+    }
+
+    fn look() -> Result<Self, String> {
+        let assets = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
+        let cache = std::env::home_dir().map(|home| home.join(".cache/isthmus/build/k8s"));
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let find = |name: &str| {
+            let folders = assets.iter().chain(&cache).cloned().chain(std::env::split_paths(&path));
+            folders
+                .map(|folder| folder.join(name))
+                .find(|file| file.is_file())
+                .ok_or(format!("{name} was not found"))
+        };
+        let mut crds = Vec::new();
+        let istio = module("istio.io/api", "v1.31.1")?
+            .join("kubernetes/customresourcedefinitions.gen.yaml");
+        crds.extend(documents(&istio)?);
+        let gateway = module("sigs.k8s.io/gateway-api", "v1.6.1")?.join("config/crd/standard");
+        crds.extend(documents(&gateway.join("gateway.networking.k8s.io_gateways.yaml"))?);
+        let mcs = module("sigs.k8s.io/mcs-api", "v0.5.2")?.join("config/crd");
+        crds.extend(documents(&mcs.join("multicluster.x-k8s.io_serviceexports.yaml"))?);
+        for (_, text) in cluster::api::crd_yaml() {
+            crds.push(serde_saphyr::from_str(&text).map_err(|e| e.to_string())?);
+        }
+        Ok(Self { kube_apiserver: find("kube-apiserver")?, etcd: find("etcd")?, crds })
+    }
+}
+
+fn module(path: &str, version: &str) -> Result<PathBuf, String> {
+    let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let output = Command::new("go")
+        .args(["mod", "download", "-json", &format!("{path}@{version}")])
+        .current_dir(folder.path())
+        .output()
+        .map_err(|e| format!("go cannot be run: {e}"))?;
+    let told: Value = serde_json::from_slice(&output.stdout)
+        .map_err(|e| format!("go mod download {path}: {e}"))?;
+    told["Dir"]
+        .as_str()
+        .map(PathBuf::from)
+        .ok_or(format!("{path}@{version} cannot be downloaded: {}", told["Error"]))
+}
+
+fn documents(path: &Path) -> Result<Vec<Value>, String> {
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let parts = text.split("\n---").filter(|part| part.contains("kind: CustomResourceDefinition"));
+    parts
+        .map(|part| serde_saphyr::from_str(part).map_err(|e| format!("{}: {e}", path.display())))
+        .collect()
+}
+
+/// A process that ends with its owner.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// An API server with its etcd, on ports of its own.
+pub struct Cluster {
+    pub name: &'static str,
+    pub client: Client,
+    pub url: String,
+    pub authority: String,
+    kube_apiserver: PathBuf,
+    folder: tempfile::TempDir,
+    port: u16,
+    etcd_port: u16,
+    _etcd: Process,
+    server: Option<Process>,
+}
+
+pub const ADMIN: &str = "admin-token";
+pub const LINK: &str = "link-token";
+pub const LINK_2: &str = "link-token-2";
+
+impl Cluster {
+    pub async fn start(parts: &Parts, name: &'static str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (authority, certificate, key) = certificates(name);
+        let write =
+            |file: &str, text: &str| std::fs::write(folder.path().join(file), text).unwrap();
+        write("server.crt", &certificate);
+        write("server.key", &key);
+        write("sa.key", &rcgen::KeyPair::generate().unwrap().serialize_pem());
+        write(
+            "tokens.csv",
+            &format!("{ADMIN},admin,admin,system:masters\n{LINK},link,link\n{LINK_2},link,link\n"),
+        );
+        let (port, etcd_port, peer_port) = (free_port(), free_port(), free_port());
+        let etcd = Command::new(&parts.etcd)
+            .arg(format!("--data-dir={}", folder.path().join("etcd").display()))
+            .arg(format!("--listen-client-urls=http://127.0.0.1:{etcd_port}"))
+            .arg(format!("--advertise-client-urls=http://127.0.0.1:{etcd_port}"))
+            .arg(format!("--listen-peer-urls=http://127.0.0.1:{peer_port}"))
+            .arg(format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer_port}"))
+            .arg(format!("--initial-cluster=default=http://127.0.0.1:{peer_port}"))
+            .arg("--unsafe-no-fsync")
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(folder.path().join("etcd.log")).unwrap())
+            .spawn()
+            .unwrap();
+        let url = format!("https://127.0.0.1:{port}");
+        let file = folder.path().join("admin.kubeconfig");
+        std::fs::write(&file, kubeconfig(name, &url, &authority, ADMIN)).unwrap();
+        let client = cluster::client::connect(&file).await.unwrap();
+        let mut cluster = Self {
+            name,
+            client,
+            url,
+            authority,
+            kube_apiserver: parts.kube_apiserver.clone(),
+            folder,
+            port,
+            etcd_port,
+            _etcd: Process(etcd),
+            server: None,
+        };
+        cluster.serve().await;
+        cluster.furnish(parts).await;
+        cluster
+    }
+
+    pub fn admin_kubeconfig(&self) -> PathBuf {
+        self.folder.path().join("admin.kubeconfig")
+    }
+
+    /// Starts the API server, and waits until it is ready.
+    pub async fn serve(&mut self) {
+        let file = |name: &str| self.folder.path().join(name).display().to_string();
+        let log =
+            std::fs::OpenOptions::new().create(true).append(true).open(file("server.log")).unwrap();
+        let child = Command::new(&self.kube_apiserver)
+            .arg(format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port))
+            .arg(format!("--secure-port={}", self.port))
+            .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"])
+            .arg(format!("--tls-cert-file={}", file("server.crt")))
+            .arg(format!("--tls-private-key-file={}", file("server.key")))
+            .arg(format!("--token-auth-file={}", file("tokens.csv")))
+            .arg("--service-account-issuer=https://kubernetes.default.svc")
+            .arg(format!("--service-account-key-file={}", file("sa.key")))
+            .arg(format!("--service-account-signing-key-file={}", file("sa.key")))
+            .args(["--service-cluster-ip-range=10.96.0.0/16", "--authorization-mode=RBAC"])
+            .args(["--disable-admission-plugins=ServiceAccount", "--endpoint-reconciler-type=none"])
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.server = Some(Process(child));
+        until("the API server is ready", Duration::from_secs(120), async || {
+            let request = http::Request::get("/readyz").body(vec![]).unwrap();
+            let ready = self.client.request_text(request).await.is_ok_and(|text| text == "ok");
+            (ready && self.read("v1", "Namespace", "", "kube-system").await.is_some()).then_some(())
+        })
+        .await;
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.server = None;
+    }
+
+    pub fn api(&self, version: &str, kind: &str, namespace: &str) -> Api<DynamicObject> {
+        let (group, version) = version.rsplit_once('/').unwrap_or(("", version));
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+        match namespace {
+            "" => Api::all_with(self.client.clone(), &resource),
+            namespace => Api::namespaced_with(self.client.clone(), namespace, &resource),
+        }
+    }
+
+    /// Applies an object, and its status where it has one.
+    #[track_caller]
+    pub fn apply(&self, object: Value) -> impl Future<Output = ()> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let namespace = text(&object["metadata"]["namespace"]);
+        let api = self.api(&text(&object["apiVersion"]), &text(&object["kind"]), &namespace);
+        let name = text(&object["metadata"]["name"]);
+        async move {
+            let patch = PatchParams::apply("test").force();
+            let shown = object.to_string();
+            api.patch(&name, &patch, &Patch::Apply(&object))
+                .await
+                .unwrap_or_else(|e| panic!("{e}: {shown}"));
+            if object.get("status").is_some() && object["kind"] != "CustomResourceDefinition" {
+                api.patch_status(&name, &patch, &Patch::Apply(&object))
+                    .await
+                    .unwrap_or_else(|e| panic!("{e}: {shown}"));
+            }
+        }
+    }
+
+    pub async fn read(
+        &self,
+        version: &str,
+        kind: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Option<Value> {
+        let found = self.api(version, kind, namespace).get_opt(name).await.ok().flatten()?;
+        serde_json::to_value(found).ok()
+    }
+
+    pub async fn link(&self, name: &str) -> Option<Value> {
+        self.read("isthmus.dev/v1alpha1", "ClusterLink", "isthmus-system", name).await
+    }
+
+    pub async fn entry(&self, namespace: &str, name: &str) -> Option<Value> {
+        self.read("networking.istio.io/v1", "ServiceEntry", namespace, name).await
+    }
+
+    /// Namespaces, CRDs, the mesh's ConfigMap, a gateway, and what a link may read.
+    async fn furnish(&self, parts: &Parts) {
+        for crd in &parts.crds {
+            self.apply(crd.clone()).await;
+        }
+        for crd in &parts.crds {
+            let name = crd["metadata"]["name"].as_str().unwrap();
+            until(&format!("{name} is established"), Duration::from_secs(30), async || {
+                let found = self
+                    .read("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", name)
+                    .await?;
+                condition(&found, "Established").filter(|c| c["status"] == "True").map(|_| ())
+            })
+            .await;
+        }
+        for namespace in ["isthmus-system", "shop"] {
+            self.apply(
+                json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}),
+            )
+            .await;
+        }
+        self.apply(json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "isthmus-eastwestgateway", "namespace": "isthmus-system",
+                "labels": {"istio": "eastwestgateway", "topology.istio.io/network": format!("net-{}", self.name)}},
+            "spec": {"type": "LoadBalancer", "ports": [{"name": "tls", "port": 15443}]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}}
+        }))
+        .await;
+        let rule = |groups: &str, resources: &[&str], verbs: &[&str]| json!({"apiGroups": [groups], "resources": resources, "verbs": verbs});
+        // Decision 3: what a link's credential may read, and nothing else.
+        let watch = ["get", "list", "watch"];
+        self.apply(json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "link"},
+            "rules": [
+                rule("isthmus.dev", &["exportedservices", "clusterlinks"], &watch),
+                {"apiGroups": [""], "resources": ["namespaces"], "resourceNames": ["kube-system"], "verbs": ["get"]},
+            ]
+        }))
+        .await;
+        self.apply(json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+            "metadata": {"name": "link", "namespace": "isthmus-system"},
+            "rules": [
+                rule("", &["services"], &watch),
+                {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["isthmus-mesh"], "verbs": watch},
+            ]
+        }))
+        .await;
+        let subjects =
+            json!([{"kind": "User", "name": "link", "apiGroup": "rbac.authorization.k8s.io"}]);
+        self.apply(json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "link"},
+            "subjects": subjects, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "link"}
+        }))
+        .await;
+        self.apply(json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+            "metadata": {"name": "link", "namespace": "isthmus-system"},
+            "subjects": subjects, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "link"}
+        }))
+        .await;
+    }
+
+    pub async fn mesh(&self, root: &str) {
+        let name = self.name;
+        self.apply(json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "isthmus-mesh", "namespace": "isthmus-system"},
+            "data": {"cluster": name, "network": format!("net-{name}"), "trustDomain": format!("{name}.mesh"),
+                "rootCertificates": root}
+        }))
+        .await;
+    }
+
+    /// Service shop/hello, exported, with `ready` meshed pods behind it.
+    pub async fn hello(&self, ready: usize) {
+        self.apply(json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "hello", "namespace": "shop"},
+            "spec": {"selector": {"app": "hello"}, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}
+        }))
+        .await;
+        self.apply(json!({
+            "apiVersion": "multicluster.x-k8s.io/v1beta1", "kind": "ServiceExport",
+            "metadata": {"name": "hello", "namespace": "shop"}
+        }))
+        .await;
+        for n in 0..ready {
+            self.apply(json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": format!("hello-{n}"), "namespace": "shop",
+                    "labels": {"app": "hello", "security.istio.io/tlsMode": "istio"}},
+                "spec": {"serviceAccountName": "hello", "nodeName": "node-1",
+                    "containers": [{"name": "app", "image": "hello"}]},
+                "status": {"phase": "Running", "podIP": format!("10.244.0.{}", n + 10),
+                    "podIPs": [{"ip": format!("10.244.0.{}", n + 10)}]}
+            }))
+            .await;
+        }
+        self.ready(ready).await;
+    }
+
+    /// How many of hello's pods are ready.
+    pub async fn ready(&self, ready: usize) {
+        let endpoints: Vec<Value> = (0..ready)
+            .map(|n| {
+                json!({"addresses": [format!("10.244.0.{}", n + 10)], "conditions": {"ready": true},
+                "targetRef": {"kind": "Pod", "namespace": "shop", "name": format!("hello-{n}")}})
+            })
+            .collect();
+        self.apply(json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": "hello-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "hello"}},
+            "addressType": "IPv4", "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+            "endpoints": endpoints
+        }))
+        .await;
+    }
+
+    /// Istio's remote secret for `remote`, with a credential and a CA.
+    pub async fn remote_secret(&self, remote: &Self, token: &str, authority: &str) {
+        let name = remote.name;
+        self.apply(json!({
+            "apiVersion": "v1", "kind": "Secret",
+            "metadata": {"name": format!("istio-remote-secret-{name}"), "namespace": "isthmus-system",
+                "labels": {"istio/multiCluster": "true"}, "annotations": {"networking.istio.io/cluster": name}},
+            "stringData": {name: kubeconfig(name, &remote.url, authority, token)}
+        }))
+        .await;
+    }
+}
+
+pub fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
+    object["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == kind)
+}
+
+/// Ready copies behind an entry.
+pub fn copies(entry: &Value) -> u64 {
+    let endpoints = entry["spec"]["endpoints"].as_array();
+    endpoints.into_iter().flatten().filter_map(|endpoint| endpoint["weight"].as_u64()).sum()
+}
+
+/// Awaits a state; says what was awaited when it does not come.
+#[track_caller]
+pub fn until<T>(
+    what: &str,
+    limit: Duration,
+    mut look: impl AsyncFnMut() -> Option<T>,
+) -> impl Future<Output = (T, Duration)> {
+    let what = what.to_owned();
+    let place = std::panic::Location::caller();
+    async move {
+        let start = Instant::now();
+        loop {
+            if let Some(found) = look().await {
+                return (found, start.elapsed());
+            }
+            assert!(start.elapsed() < limit, "after {limit:?} still not: {what} ({place})");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// CA, certificate and key of a server on 127.0.0.1, PEM.
+fn certificates(name: &str) -> (String, String, String) {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    let mut ca = CertificateParams::new(vec![]).unwrap();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    ca.distinguished_name.push(rcgen::DnType::CommonName, format!("{name} kubernetes"));
+    let ca_key = KeyPair::generate().unwrap();
+    let ca_certificate = ca.self_signed(&ca_key).unwrap().pem();
+    let issuer = Issuer::new(ca, ca_key);
+    let key = KeyPair::generate().unwrap();
+    let leaf = CertificateParams::new(vec!["127.0.0.1".into(), "localhost".into()]).unwrap();
+    let leaf = leaf.signed_by(&key, &issuer).unwrap().pem();
+    (ca_certificate, leaf, key.serialize_pem())
+}
+
+pub fn other_authority() -> String {
+    certificates("another").0
+}
+
+/// A kubeconfig in the shape istioctl writes.
+fn kubeconfig(name: &str, url: &str, authority: &str, token: &str) -> String {
+    use base64::Engine as _;
+    let ca = base64::engine::general_purpose::STANDARD.encode(authority);
+    format!(
+        "apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: {ca}\n    server: {url}\n  name: {name}\n\
+         contexts:\n- context:\n    cluster: {name}\n    user: {name}\n  name: {name}\ncurrent-context: {name}\n\
+         kind: Config\nusers:\n- name: {name}\n  user:\n    token: {token}\n"
+    )
+}

@@ -1,0 +1,298 @@
+//! Requests of the mesh on their last step, from this sidecar to its application.
+
+use crate::body::{self, Ended, Payload, Relay, RequestBody, ResponseBody};
+use crate::headers::{self, RESET, SOURCE, UNSENT, UNSERVED};
+use crate::pool::{Connection, Pool};
+use crate::record::Record;
+use crate::serve::{Downstream, Shared, local};
+use crate::upgrade;
+use http::request::Parts;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use mesh::name::ClusterId;
+use proxy::telemetry::{Conversation, Http, Party, Reporter};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
+
+/// An application on this machine answers the handshake at once, or its queue is full.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection to an application is kept free for this long.
+const IDLE: Duration = Duration::from_secs(60);
+/// Longest body that is kept to be sent again, bytes.
+const KEEP_MAX: u64 = 65_536;
+
+/// Connections to applications, by address.
+pub(crate) type Pools = Pool<SocketAddr, ()>;
+
+/// What a connection is for.
+#[derive(Debug, Clone)]
+pub struct Application {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The host it serves, for metrics; empty where none is known.
+    pub service: String,
+}
+
+/// One connection from the mesh.
+#[derive(Debug)]
+pub(crate) struct Context {
+    shared: Arc<Shared>,
+    application: Application,
+    downstream: Downstream,
+    /// `x-forwarded-client-cert`, where mutual TLS proved a caller.
+    proof: Option<HeaderValue>,
+    /// Looked up at the first request, which says where it comes from.
+    metrics: OnceCell<Http>,
+}
+
+impl Context {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        application: Application,
+        downstream: Downstream,
+    ) -> Self {
+        let proof = downstream
+            .identity
+            .as_ref()
+            .map(|peer| headers::proof(&shared.options.svid.borrow().identity, peer));
+        Self { shared, application, downstream, proof, metrics: OnceCell::new() }
+    }
+
+    async fn metrics(&self, source: Option<&HeaderValue>) -> Http {
+        let begin = async || {
+            let me = &self.shared.options.me;
+            let mut names = self.application.service.split('.').map(str::to_owned);
+            let peer = self.downstream.identity.as_ref();
+            // Without a certificate nobody's word about itself counts.
+            let said = peer.and(source).and_then(|source| source.to_str().ok());
+            self.shared.options.telemetry.http(&Conversation {
+                reporter: Reporter::Destination,
+                source: peer.map_or_else(Party::default, |peer| {
+                    let (cluster, workload) = source_of(said);
+                    Party {
+                        workload,
+                        namespace: peer.namespace.clone(),
+                        principal: peer.to_string(),
+                        app: peer.account.clone(),
+                        cluster,
+                    }
+                }),
+                destination: me.clone(),
+                service: self.application.service.clone(),
+                service_name: names.next().unwrap_or_default(),
+                service_namespace: names.next().unwrap_or_else(|| me.namespace.clone()),
+                mutual_tls: peer.is_some(),
+            })
+        };
+        self.metrics.get_or_init(begin).await.clone()
+    }
+}
+
+/// `cluster;workload` of [`SOURCE`], each only if it can be what it says.
+fn source_of(said: Option<&str>) -> (Option<ClusterId>, String) {
+    let (cluster, workload) = said.and_then(|said| said.split_once(';')).unwrap_or_default();
+    let fine = workload.len() <= 253
+        && workload
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b));
+    (cluster.parse().ok(), if fine { workload.to_owned() } else { String::new() })
+}
+
+pub(crate) async fn answer(
+    context: &Context,
+    mut request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let wish = headers::upgrade(request.headers());
+    let client = wish.as_ref().map(|_| hyper::upgrade::on(&mut request));
+    let (mut parts, incoming) = request.into_parts();
+    let refusal = headers::refusal(&parts);
+    headers::begin_request(&mut parts);
+    let mut record = Record::begin(&parts);
+    let source = parts.headers.remove(&SOURCE);
+    record.metrics = Some(context.metrics(source.as_ref()).await);
+    record.line.upstream_host = Some(context.application.address.to_string());
+    record.line.upstream_cluster =
+        Some(format!("inbound|{}||", context.application.address.port()));
+    record.line.downstream_remote_address = Some(context.downstream.peer.to_string());
+    record.line.downstream_local_address = Some(context.downstream.local.to_string());
+    record.line.requested_server_name = context.downstream.server_name.clone();
+    record.line.downstream_peer_uri_san =
+        context.downstream.identity.as_ref().map(ToString::to_string);
+    if let Some(why) = refusal {
+        return reply(record, StatusCode::BAD_REQUEST, "DPE", why, None);
+    }
+    headers::end_hop(&mut parts.headers, wish.as_ref());
+    headers::arrive(&mut parts.headers, context.proof.as_ref());
+
+    let patient = is_idempotent(&parts.method);
+    let Ok(payload) = body::keep(incoming, KEEP_MAX, patient).await else {
+        return reply(record, StatusCode::BAD_REQUEST, "DC", "the request ended early", None);
+    };
+    let exchanged = exchange(context, &parts, payload, &record).await;
+    let (mut response, connection) = match exchanged {
+        Ok(answer) => answer,
+        Err(Failed { flags, reason, marker }) => {
+            return reply(record, StatusCode::SERVICE_UNAVAILABLE, flags, &reason, Some(marker));
+        }
+    };
+    record.code = response.status().as_u16();
+    record.flags = "";
+    let service_time = u64::try_from(record.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    record.line.upstream_service_time = Some(service_time);
+    if let (StatusCode::SWITCHING_PROTOCOLS, Some(client)) = (response.status(), client) {
+        let server = hyper::upgrade::on(&mut response);
+        upgrade::join(client, server, &context.shared.options.drain);
+        headers::end_hop(response.headers_mut(), wish.as_ref());
+        return response.map(|_| ResponseBody::Local(bytes::Bytes::new()));
+    }
+    headers::end_hop(response.headers_mut(), None);
+    // Only a sidecar may say that an application was not reached.
+    response.headers_mut().remove(&UNSERVED);
+    let (shared, address) = (context.shared.clone(), context.application.address);
+    response.map(|inner| {
+        let finish = move |ended, bytes| {
+            record.end(ended, bytes);
+            if ended == Ended::Whole {
+                shared.applications.give(address, connection, IDLE);
+            }
+        };
+        ResponseBody::Relay(Box::new(Relay::new(inner, None, finish)))
+    })
+}
+
+/// Why no response came.
+struct Failed {
+    flags: &'static str,
+    reason: String,
+    marker: HeaderValue,
+}
+
+/// Sends the request on a kept connection or a new one; a kept one that proves dead before any
+/// response byte is replaced once, where that cannot do something twice.
+async fn exchange(
+    context: &Context,
+    parts: &Parts,
+    mut payload: Payload,
+    record: &Record,
+) -> Result<(Response<Incoming>, Connection<()>), Failed> {
+    let address = context.application.address;
+    let shared = &context.shared;
+    let mut fresh = false;
+    loop {
+        let kept = if fresh {
+            None
+        } else {
+            shared.applications.take(&address, Instant::now(), |()| true)
+        };
+        let reused = kept.is_some();
+        let mut connection = match kept {
+            Some(connection) => connection,
+            None => connect(context).await.map_err(|problem| Failed {
+                flags: "UF",
+                reason: format!("the application does not take connections: {problem}"),
+                marker: UNSENT,
+            })?,
+        };
+        connection.served += 1;
+        let (body, whole) = match payload {
+            Payload::Whole(bytes) => {
+                record.requested.store(bytes.len() as u64, Ordering::Relaxed);
+                (RequestBody::Whole(bytes.clone()), Some(bytes))
+            }
+            Payload::Stream { prefix, rest } => {
+                (RequestBody::Stream { prefix, rest, sent: record.requested.clone() }, None)
+            }
+        };
+        let request = build(parts, body);
+        let mut failure = match connection.sender.try_send_request(request).await {
+            Ok(response) => return Ok((response, connection)),
+            Err(failure) => failure,
+        };
+        let unsent = failure.take_message();
+        let may = reused && (unsent.is_some() || whole.is_some() && is_idempotent(&parts.method));
+        if !may {
+            let problem = failure.error();
+            let (flags, marker) = match unsent {
+                Some(_) => ("UF", UNSENT),
+                None => ("UC", RESET),
+            };
+            let reason = format!("the application ended the connection: {problem}");
+            return Err(Failed { flags, reason, marker });
+        }
+        shared.counters.again("stale");
+        fresh = true;
+        payload = match (whole, unsent.map(Request::into_body)) {
+            (Some(bytes), _) => Payload::Whole(bytes),
+            (None, Some(RequestBody::Stream { prefix, rest, .. })) => {
+                Payload::Stream { prefix, rest }
+            }
+            (None, Some(RequestBody::Whole(bytes))) => Payload::Whole(bytes),
+            (None, None) => unreachable!("one of both was asked for above"),
+        };
+    }
+}
+
+async fn connect(context: &Context) -> io::Result<Connection<()>> {
+    let address = context.application.address;
+    let source = (context.shared.options.application_source)(address.ip());
+    let stream = timeout(CONNECT_TIMEOUT, dial(address, source)).await.map_err(|_| {
+        io::Error::new(io::ErrorKind::TimedOut, "it did not answer the handshake within 5 s")
+    })??;
+    Connection::open(stream, ()).await.map_err(io::Error::other)
+}
+
+async fn dial(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_nodelay(true)?;
+    if let Some(source) = source {
+        socket.bind((source, 0).into())?;
+    }
+    socket.connect(address).await
+}
+
+/// The request of one attempt.
+pub(crate) fn build(parts: &Parts, body: RequestBody) -> Request<RequestBody> {
+    let mut request = Request::new(body);
+    *request.method_mut() = parts.method.clone();
+    *request.uri_mut() = parts.uri.clone();
+    *request.headers_mut() = parts.headers.clone();
+    request
+}
+
+/// May be sent twice: it changes nothing, or the second time changes nothing more (RFC 9110
+/// section 9.2.2, without TRACE, which no application wants).
+pub(crate) fn is_idempotent(method: &Method) -> bool {
+    [Method::GET, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE].contains(method)
+}
+
+/// An answer of our own: told like any other.
+pub(crate) fn reply(
+    mut record: Record,
+    status: StatusCode,
+    flags: &'static str,
+    sentence: &str,
+    marker: Option<HeaderValue>,
+) -> Response<ResponseBody> {
+    record.code = status.as_u16();
+    record.flags = flags;
+    record.line.response_code_details = Some(sentence.to_owned());
+    let mut response = local(status, sentence);
+    if let Some(marker) = marker {
+        response.headers_mut().insert(UNSERVED, marker);
+    }
+    if status == StatusCode::BAD_REQUEST {
+        // What follows on this connection cannot be trusted to be a request.
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    response
+}

@@ -1,0 +1,295 @@
+//! Requests of this workload's application on their first step, into the mesh.
+
+mod exchange;
+
+use crate::body::{self, Ended, Relay, ResponseBody};
+use crate::budget::Budget;
+use crate::headers;
+use crate::inbound::{is_idempotent, reply};
+use crate::latency::Latency;
+use crate::pool::Pool;
+use crate::record::Record;
+use crate::serve::{Downstream, Shared};
+use crate::upgrade;
+use exchange::{Answer, Exchange};
+use http::{HeaderValue, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use mesh::name::{ClusterId, Identity};
+use mesh::program::{ClusterName, LbEndpoint, Resource, ResourceName, Retry, Route};
+use proxy::NotHere;
+use proxy::telemetry::{Conversation, Http, Party, Reporter};
+use proxy::upstream::Slot;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Consecutive uses of an endpoint without a response that put it under suspicion.
+const SUSPECT_AFTER: u32 = 3;
+/// Endpoints whose failures are remembered, per destination; beyond that all is forgotten once.
+const SUSPECTS_MAX: usize = 4_096;
+/// A destination that nobody used for this long is forgotten.
+const STALE_AFTER: Duration = Duration::from_secs(300);
+
+/// Which endpoint: its address, and the cluster that announced it.
+pub(crate) type Key = proxy::upstream::Key;
+
+/// What all requests to one destination share.
+#[derive(Debug)]
+pub(crate) struct Destination {
+    name: ClusterName,
+    pub(crate) pool: Arc<Pool<Key, Peer>>,
+    budget: Budget,
+    latency: Latency,
+    /// Uses without a response in a row, by endpoint.
+    suspects: Mutex<HashMap<Key, u32>>,
+    /// Requests that wait for a connection.
+    pending: AtomicUsize,
+    used: Mutex<Instant>,
+}
+
+/// Who is at the other end of a connection; the same for all its requests.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    endpoint: LbEndpoint,
+    identity: Option<Identity>,
+    metrics: Http,
+    /// Counts among the destination's connections while this one lives.
+    _slot: Slot,
+}
+
+impl Destination {
+    fn new(name: ClusterName, retry: &Retry) -> Self {
+        let now = Instant::now();
+        Self {
+            name,
+            pool: Arc::default(),
+            budget: Budget::new(retry, now),
+            latency: Latency::default(),
+            suspects: Mutex::default(),
+            pending: AtomicUsize::new(0),
+            used: Mutex::new(now),
+        }
+    }
+
+    pub(crate) fn is_stale(&self, now: Instant) -> bool {
+        let used = *self.used.lock().expect("no holder panics");
+        now.saturating_duration_since(used) > STALE_AFTER
+    }
+
+    fn suspect(&self, key: &Key) {
+        let mut suspects = self.suspects.lock().expect("no holder panics");
+        if suspects.len() >= SUSPECTS_MAX {
+            suspects.clear();
+        }
+        *suspects.entry(key.clone()).or_default() += 1;
+    }
+
+    fn trust(&self, key: &Key) {
+        self.suspects.lock().expect("no holder panics").remove(key);
+    }
+
+    fn is_suspect(&self, key: &Key) -> bool {
+        let suspects = self.suspects.lock().expect("no holder panics");
+        suspects.get(key).is_some_and(|count| *count >= SUSPECT_AFTER)
+    }
+
+    /// How long a response may take before another path is tried.
+    fn hedge_delay(&self, retry: &Retry) -> Duration {
+        let least = Duration::from_millis(retry.hedge_ms);
+        self.latency.p99().map_or(least, |p99| p99.max(least))
+    }
+
+    fn wait(&self, limit: u32) -> Option<Waiting<'_>> {
+        let before = self.pending.fetch_add(1, Ordering::AcqRel);
+        let waiting = Waiting(&self.pending);
+        (before < limit as usize).then_some(waiting)
+    }
+}
+
+/// One request that waits for a connection.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// One connection of an application.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) route: ResourceName,
+    pub(crate) downstream: Downstream,
+}
+
+impl Context {
+    /// The route as it is now: a change takes effect at the next request of a kept connection.
+    async fn route(&self) -> Result<Route, NotHere> {
+        match &*self.shared.options.engine.resource(&self.route).await? {
+            Resource::Route(route) => Ok(route.clone()),
+            Resource::Listener(_)
+            | Resource::Cluster(_)
+            | Resource::Endpoints(_)
+            | Resource::Secret(_)
+            | Resource::Zone(_) => Err(NotHere::WrongKind(self.route.clone())),
+        }
+    }
+
+    fn destination(&self, route: &Route) -> Arc<Destination> {
+        let mut destinations = self.shared.destinations.lock().expect("no holder panics");
+        let destination = destinations
+            .entry(route.cluster.clone())
+            .or_insert_with(|| Arc::new(Destination::new(route.cluster.clone(), &route.retry)));
+        *destination.used.lock().expect("no holder panics") = Instant::now();
+        destination.clone()
+    }
+
+    /// Looked up once per connection to an endpoint, and for answers of our own.
+    fn metrics(&self, name: &ClusterName, peer: Option<(&LbEndpoint, Option<&Identity>)>) -> Http {
+        let options = &self.shared.options;
+        let mut names = name.host.split('.').map(str::to_owned);
+        let service_name = names.next().unwrap_or_default();
+        let service_namespace = names.next().unwrap_or_default();
+        let destination = peer.map_or_else(Party::default, |(endpoint, identity)| Party {
+            workload: endpoint.workload.clone(),
+            namespace: identity
+                .map_or_else(|| service_namespace.clone(), |identity| identity.namespace.clone()),
+            principal: identity.map(ToString::to_string).unwrap_or_default(),
+            app: identity.map(|identity| identity.account.clone()).unwrap_or_default(),
+            cluster: Some(endpoint.cluster.clone()),
+        });
+        options.telemetry.http(&Conversation {
+            reporter: Reporter::Source,
+            source: options.me.clone(),
+            destination,
+            service: name.host.clone(),
+            service_name,
+            service_namespace,
+            mutual_tls: peer.is_some_and(|(_, identity)| identity.is_some()),
+        })
+    }
+
+    /// What we say about ourselves to the sidecar at the other end.
+    fn source(&self) -> Option<HeaderValue> {
+        let me = &self.shared.options.me;
+        let cluster = me.cluster.as_ref().map(ClusterId::as_str).unwrap_or_default();
+        HeaderValue::try_from(format!("{cluster};{}", me.workload)).ok()
+    }
+}
+
+pub(crate) async fn answer(
+    context: &Context,
+    mut request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let wish = headers::upgrade(request.headers());
+    let client = wish.as_ref().map(|_| hyper::upgrade::on(&mut request));
+    let (mut parts, incoming) = request.into_parts();
+    let refusal = headers::refusal(&parts);
+    headers::begin_request(&mut parts);
+    headers::end_hop(&mut parts.headers, wish.as_ref());
+    headers::leave(&mut parts.headers, None);
+    let mut record = Record::begin(&parts);
+    record.line.downstream_remote_address = Some(context.downstream.peer.to_string());
+    record.line.downstream_local_address = Some(context.downstream.local.to_string());
+    record.line.route_name = Some(context.route.name.clone());
+    if let Some(why) = refusal {
+        return reply(record, StatusCode::BAD_REQUEST, "DPE", why, None);
+    }
+    let route = match context.route().await {
+        Ok(route) => route,
+        Err(problem) => {
+            let sentence = format!("no route: {problem}");
+            return reply(record, StatusCode::SERVICE_UNAVAILABLE, "NR", &sentence, None);
+        }
+    };
+    record.line.upstream_cluster = Some(route.cluster.to_string());
+    record.metrics = Some(context.metrics(&route.cluster, None));
+    let upstream = match context.shared.options.engine.upstream(&route.cluster).await {
+        Ok(upstream) => upstream,
+        Err(problem) => {
+            let sentence = format!("no destination: {problem}");
+            return reply(record, StatusCode::SERVICE_UNAVAILABLE, "NC", &sentence, None);
+        }
+    };
+    let destination = context.destination(&route);
+    destination.budget.deposit(&route.retry, Instant::now());
+    let patient = wish.is_none() && is_idempotent(&parts.method);
+    let Ok(payload) = body::keep(incoming, route.retry.body_max, patient).await else {
+        return reply(record, StatusCode::BAD_REQUEST, "DC", "the request ended early", None);
+    };
+    let deadline = (route.timeout_ms > 0).then(|| {
+        tokio::time::Instant::from(record.begun) + Duration::from_millis(route.timeout_ms)
+    });
+
+    let exchange = Exchange {
+        context,
+        upstream: &upstream,
+        destination: &destination,
+        retry: &route.retry,
+        repeatable: patient,
+        parts: &parts,
+        requested: record.requested.clone(),
+    };
+    let exchanged = match deadline {
+        None => exchange.run(payload).await,
+        Some(at) => match tokio::time::timeout_at(at, exchange.run(payload)).await {
+            Ok(exchanged) => exchanged,
+            Err(_) => {
+                let sentence = format!(
+                    "{} did not answer within the route's {} ms",
+                    route.cluster.host, route.timeout_ms
+                );
+                return reply(record, StatusCode::GATEWAY_TIMEOUT, "UT", &sentence, None);
+            }
+        },
+    };
+    let Answer { mut response, connection, in_flight, attempts } = match exchanged {
+        Ok(answer) => answer,
+        Err(failure) => {
+            record.line.upstream_request_attempt_count = Some(failure.attempts);
+            if let Some(peer) = &failure.peer {
+                record.line.upstream_host = Some(peer.endpoint.address.to_string());
+                record.metrics = Some(peer.metrics.clone());
+            }
+            record.line.upstream_transport_failure_reason = Some(failure.reason.clone());
+            let sentence = format!("{}: {}", route.cluster.host, failure.reason);
+            return reply(record, failure.status, failure.flags, &sentence, None);
+        }
+    };
+    let peer = connection.about.clone();
+    record.code = response.status().as_u16();
+    record.flags = "";
+    record.metrics = Some(peer.metrics.clone());
+    let line = &mut record.line;
+    line.upstream_host = Some(peer.endpoint.address.to_string());
+    line.upstream_peer_uri_san = peer.identity.as_ref().map(ToString::to_string);
+    line.upstream_request_attempt_count = Some(attempts);
+    let service_time = u64::try_from(record.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    line.upstream_service_time = Some(service_time);
+
+    if let (StatusCode::SWITCHING_PROTOCOLS, Some(client)) = (response.status(), client) {
+        let server = hyper::upgrade::on(&mut response);
+        upgrade::join(client, server, &context.shared.options.drain);
+        headers::end_hop(response.headers_mut(), wish.as_ref());
+        return response.map(|_| ResponseBody::Local(bytes::Bytes::new()));
+    }
+    headers::end_hop(response.headers_mut(), None);
+    let pool = upstream.cluster().pool.clone();
+    let spent = pool.max_requests_per_connection > 0
+        && connection.served >= pool.max_requests_per_connection;
+    let idle = Duration::from_millis(pool.idle_timeout_ms);
+    response.map(|inner| {
+        let finish = move |ended, bytes| {
+            record.end(ended, bytes);
+            if ended == Ended::Whole && !spent {
+                let key = (peer.endpoint.address, peer.endpoint.cluster.clone());
+                destination.pool.give(key, connection, idle);
+            }
+            // The endpoint served this request until now.
+            drop(in_flight);
+        };
+        ResponseBody::Relay(Box::new(Relay::new(inner, deadline, finish)))
+    })
+}

@@ -1,0 +1,106 @@
+//! Connections between requests, by where they lead.
+
+use crate::body::RequestBody;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// Connections kept for one endpoint; more are closed when they become free.
+const KEPT_MAX: usize = 256;
+/// Headers of a response; more are an error of the server (our own limit on requests is 100).
+const HEADERS_MAX: usize = 200;
+/// Longest head of a response, bytes.
+const HEAD_MAX: usize = 256 * 1024;
+
+/// Free connections, newest first out: the oldest may go idle and be closed.
+#[derive(Debug)]
+pub(crate) struct Pool<K, A> {
+    free: Mutex<HashMap<K, Vec<Free<A>>>>,
+}
+
+#[derive(Debug)]
+struct Free<A> {
+    connection: Connection<A>,
+    until: Instant,
+}
+
+/// One HTTP connection to an endpoint.
+#[derive(Debug)]
+pub(crate) struct Connection<A> {
+    pub(crate) sender: SendRequest<RequestBody>,
+    /// Where it leads and who is there; the same for all its requests.
+    pub(crate) about: Arc<A>,
+    /// Requests so far.
+    pub(crate) served: u32,
+}
+
+impl<A> Connection<A> {
+    /// Begins to speak HTTP over a connected stream.
+    pub(crate) async fn open<T>(stream: T, about: A) -> hyper::Result<Self>
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (sender, connection) = http1::Builder::new()
+            .max_headers(HEADERS_MAX)
+            .max_header_size(HEAD_MAX)
+            .handshake(TokioIo::new(stream))
+            .await?;
+        tokio::spawn(async move {
+            if let Err(problem) = connection.with_upgrades().await {
+                tracing::debug!(error = %problem, "an upstream connection ended");
+            }
+        });
+        Ok(Self { sender, about: Arc::new(about), served: 0 })
+    }
+}
+
+impl<K, A> Default for Pool<K, A> {
+    fn default() -> Self {
+        Self { free: Mutex::default() }
+    }
+}
+
+impl<K: Eq + Hash, A> Pool<K, A> {
+    /// A free connection that is alive as far as we know and that `fits`.
+    pub(crate) fn take(
+        &self,
+        key: &K,
+        now: Instant,
+        fits: impl Fn(&A) -> bool,
+    ) -> Option<Connection<A>> {
+        let mut free = self.free.lock().expect("no holder panics");
+        let list = free.get_mut(key)?;
+        list.retain(|free| {
+            free.until > now && !free.connection.sender.is_closed() && fits(&free.connection.about)
+        });
+        // One whose last response has only just been read may not be ready yet: leave it.
+        let index = list.iter().rposition(|free| free.connection.sender.is_ready())?;
+        Some(list.remove(index).connection)
+    }
+
+    /// Keeps a connection whose response has been read to its end.
+    pub(crate) fn give(&self, key: K, connection: Connection<A>, idle: Duration) {
+        if connection.sender.is_closed() {
+            return;
+        }
+        let mut free = self.free.lock().expect("no holder panics");
+        let list = free.entry(key).or_default();
+        if list.len() < KEPT_MAX {
+            list.push(Free { connection, until: Instant::now() + idle });
+        }
+    }
+
+    /// Closes what has been idle for too long or is dead. True when none is left.
+    pub(crate) fn sweep(&self, now: Instant) -> bool {
+        let mut free = self.free.lock().expect("no holder panics");
+        free.retain(|_, list| {
+            list.retain(|free| free.until > now && !free.connection.sender.is_closed());
+            !list.is_empty()
+        });
+        free.is_empty()
+    }
+}

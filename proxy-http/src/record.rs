@@ -1,0 +1,78 @@
+//! One request as the log and the metrics will have it, told exactly once, whatever ends it.
+
+use crate::body::Ended;
+use crate::headers;
+use http::header;
+use http::request::Parts;
+use proxy::access::{self, Line};
+use proxy::telemetry;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime};
+
+/// Written when dropped: a request whose client left before the response is told too (`DC`).
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) line: Line,
+    pub(crate) begun: Instant,
+    /// Bytes of the request's body that were passed on.
+    pub(crate) requested: Arc<AtomicU64>,
+    /// Bytes of the response's body that were passed back.
+    pub(crate) responded: u64,
+    /// 0 while there was no response.
+    pub(crate) code: u16,
+    /// Envoy's response flags, empty for none.
+    pub(crate) flags: &'static str,
+    pub(crate) metrics: Option<telemetry::Http>,
+}
+
+impl Record {
+    pub(crate) fn begin(parts: &Parts) -> Self {
+        let path = parts.uri.path_and_query().map_or("*", |path| path.as_str());
+        let line = Line {
+            start_time: access::timestamp(SystemTime::now()),
+            method: Some(parts.method.to_string()),
+            path: Some(path.to_owned()),
+            protocol: Some(format!("{:?}", parts.version)),
+            x_forwarded_for: headers::text(&parts.headers, "x-forwarded-for"),
+            user_agent: headers::text(&parts.headers, header::USER_AGENT),
+            request_id: headers::id(&parts.headers),
+            authority: headers::text(&parts.headers, header::HOST),
+            ..Line::default()
+        };
+        Self {
+            line,
+            begun: Instant::now(),
+            requested: Arc::default(),
+            responded: 0,
+            code: 0,
+            flags: "DC",
+            metrics: None,
+        }
+    }
+}
+
+impl Record {
+    /// The response's body ended; takes the record whole, so that it is written now.
+    pub(crate) fn end(mut self, ended: Ended, bytes: u64) {
+        self.responded = bytes;
+        self.flags = ended.flags();
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let took = self.begun.elapsed();
+        let requested = self.requested.load(Ordering::Relaxed);
+        self.line.response_code = self.code;
+        self.line.response_flags = self.flags.to_owned();
+        self.line.bytes_received = requested;
+        self.line.bytes_sent = self.responded;
+        self.line.duration = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        self.line.write();
+        if let Some(metrics) = &self.metrics {
+            let flags = if self.flags.is_empty() { "-" } else { self.flags };
+            metrics.done(self.code, flags, took, requested, self.responded);
+        }
+    }
+}

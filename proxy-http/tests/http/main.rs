@@ -1,0 +1,5 @@
+//! The HTTP side as applications see it: real sockets, real mutual TLS, upstreams that misbehave.
+
+mod inbound;
+mod outbound;
+mod world;

@@ -1,0 +1,37 @@
+//! The sidecar as an image ships it: `isthmus-sidecar --config FILE`, `isthmus-sidecar redirect`.
+
+use clap::{Parser, Subcommand};
+use sidecar::redirect::Redirect;
+use std::path::PathBuf;
+
+#[derive(Debug, Parser)]
+#[command(name = "isthmus-sidecar", version, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    /// Configuration file, YAML.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Lead this network namespace's traffic through its sidecar (needs CAP_NET_ADMIN).
+    Redirect(Redirect),
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    if let Some(Verb::Redirect(redirect)) = arguments.verb {
+        return redirect.run();
+    }
+    let Some(file) = arguments.config else {
+        anyhow::bail!("ISM1000 no configuration. Fix: pass --config FILE");
+    };
+    runtime::telemetry::start();
+    let config = runtime::config::load(&file)?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        let end = runtime::shutdown::on_signal()?;
+        sidecar::run(config, end).await
+    })
+}

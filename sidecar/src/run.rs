@@ -1,0 +1,254 @@
+//! A sidecar's life: bound, given an identity, ready, serving, drained.
+
+use crate::config::Config;
+use crate::inbound::{Inbound, Terms};
+use crate::names::Names;
+use crate::original::Own;
+use crate::outbound::Outbound;
+use crate::redirect::inbound_source;
+use crate::refusal::Refusals;
+use proxy::Engine;
+use proxy::accept::{Caps, accept};
+use proxy::drain::{Drain, Live};
+use proxy::telemetry::{Party, Telemetry};
+use proxy_http::Http;
+use runtime::admin::{self, Listen, Pages};
+use runtime::metrics::Metrics;
+use runtime::readiness::Readiness;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+/// At the end, inbound connections are taken for so long after the last new one …
+const QUIET: Duration = Duration::from_millis(1_000);
+/// … and no longer than this: by then everybody has heard that this pod goes (decision 25).
+const WITHDRAWAL_MAX: Duration = Duration::from_secs(5);
+
+/// Serves until `end`, then drains.
+pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
+    config.check()?;
+    let agent_config = config.agent()?;
+    let readiness = Readiness::new();
+    readiness.wait_for("identity", "no certificate has been issued yet");
+    readiness.wait_for("listeners", "nothing is accepted before there is an identity");
+    let metrics = Metrics::new();
+    // Everything but listeners outlives `end`: what drains needs it.
+    let closed = CancellationToken::new();
+    let _close = closed.clone().drop_guard();
+
+    // Bound first, so that a port in use is said at once and not after an identity was fetched.
+    let outbound = bind(&config.outbound.all()).await?;
+    let inbound = bind(&config.inbound.all()).await?;
+    let names = Names::bind(&config, &metrics).await?;
+    let public = |address| Listen::Tcp { address, public: true };
+    let health = Pages::new().with_readiness(&readiness);
+    admin::serve(public(config.health), health, closed.clone()).await?;
+    let numbers = Pages::new().with_metrics(&metrics);
+    admin::serve(public(config.metrics), numbers, closed.clone()).await?;
+
+    let starting = agent::start(agent_config, &readiness, closed.clone());
+    let agent = tokio::select! {
+        agent = starting => agent?,
+        () = end.cancelled() => return Ok(()),
+    };
+    readiness.done("identity");
+    let engine = Engine::new(proxy::Options {
+        metrics: metrics.clone(),
+        svid: agent.svid.clone(),
+        bundle: agent.bundle.clone(),
+        cluster: config.cluster.clone(),
+        network: config.network(),
+        snapshot: agent.snapshot.clone(),
+        want: agent.want.clone(),
+    });
+    let pages = Pages::new().with_readiness(&readiness).with_metrics(&metrics);
+    let pages = proxy::pages::with_engine(pages, &engine, agent::to_json);
+    let admin = Listen::Tcp { address: config.admin, public: false };
+    admin::serve(admin, pages, closed.clone()).await?;
+
+    let drain = Drain::new();
+    let telemetry = Telemetry::register(&metrics);
+    let me = Party {
+        workload: workload(&config.pod).to_owned(),
+        namespace: config.namespace.clone(),
+        principal: agent.svid.borrow().identity.to_string(),
+        app: config.account.clone(),
+        cluster: Some(config.cluster.clone()),
+    };
+    let http = Http::new(proxy_http::Options {
+        engine: engine.clone(),
+        telemetry: telemetry.clone(),
+        metrics: metrics.clone(),
+        me: me.clone(),
+        svid: agent.svid.clone(),
+        drain: drain.clone(),
+        application_source: |ip| Some(inbound_source(ip)),
+    });
+    let refusals = Refusals::register(&metrics);
+    let own = || own(&config);
+    let out = Arc::new(Outbound {
+        engine: engine.clone(),
+        http: http.clone(),
+        telemetry: telemetry.clone(),
+        refusals: refusals.clone(),
+        me: me.clone(),
+        own: own(),
+        vip_ranges: config.vip_ranges.clone(),
+    });
+    let into = Arc::new(Inbound {
+        engine,
+        http,
+        telemetry,
+        refusals,
+        me,
+        own: own(),
+        terms: Terms::new(agent.svid.clone(), agent.bundle.clone()),
+    });
+    let stop = CancellationToken::new();
+    let last = Arc::new(Last::new());
+    for listener in outbound {
+        let out = out.clone();
+        let serve = move |stream, peer, live| {
+            let out = out.clone();
+            async move { out.serve(stream, peer, live).await }
+        };
+        listen(listener, config.max_connections, &stop, &drain, serve);
+    }
+    for listener in inbound {
+        let (into, last) = (into.clone(), last.clone());
+        let serve = move |stream, peer, live| {
+            last.touch();
+            let into = into.clone();
+            async move { into.serve(stream, peer, live).await }
+        };
+        listen(listener, config.max_connections, &stop, &drain, serve);
+    }
+    if let Some(names) = names {
+        tokio::spawn(names.run(agent.snapshot.clone(), closed.clone()));
+    }
+    readiness.done("listeners");
+    tracing::info!(pod = %config.pod, cluster = %config.cluster, "serving");
+
+    end.cancelled().await;
+    readiness.wait_for("end", "this pod is going");
+    last.quiet().await;
+    stop.cancel();
+    let cut = drain.drain(Duration::from_secs(config.drain_seconds)).await;
+    tracing::info!(cut, "drained");
+    Ok(())
+}
+
+async fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    for address in addresses {
+        listeners.push(admin::bind_tcp(*address).await?);
+    }
+    Ok(listeners)
+}
+
+fn listen<F, A>(
+    listener: TcpListener,
+    max: usize,
+    stop: &CancellationToken,
+    drain: &Drain,
+    serve: F,
+) where
+    F: Fn(TcpStream, SocketAddr, Live) -> A + Send + Sync + 'static,
+    A: Future<Output = ()> + Send + 'static,
+{
+    let (stop, drain) = (stop.clone(), drain.clone());
+    // Outbound comes from one address and inbound through few gateways: no cap per source.
+    let caps = Caps { all: max, per_source: max };
+    tokio::spawn(async move {
+        let shed = |peer: SocketAddr, why| tracing::warn!(%peer, ?why, "a connection was shed");
+        accept(listener, caps, stop, shed, |stream, peer, place| {
+            let serving = serve(stream, peer, drain.live());
+            tokio::spawn(async move {
+                let _place = place;
+                serving.await;
+            });
+        })
+        .await;
+    });
+}
+
+fn own(config: &Config) -> Own {
+    let listeners = config.outbound.all().into_iter().chain(config.inbound.all());
+    let dns = config.dns.iter().flat_map(|dns| dns.listen.all());
+    let pages = [config.admin, config.metrics, config.health];
+    let ports = listeners.chain(dns).chain(pages).map(|address| address.port()).collect();
+    Own { addresses: config.pod_addresses.clone(), ports }
+}
+
+/// When the last connection came.
+struct Last {
+    began: Instant,
+    at_ms: AtomicU64,
+}
+
+impl Last {
+    fn new() -> Self {
+        Self { began: Instant::now(), at_ms: AtomicU64::new(0) }
+    }
+
+    fn touch(&self) {
+        self.at_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Returns once nobody came for [`QUIET`], at the latest after [`WITHDRAWAL_MAX`].
+    async fn quiet(&self) {
+        let wait = async {
+            self.touch();
+            loop {
+                let since = self.now_ms().saturating_sub(self.at_ms.load(Ordering::Relaxed));
+                let Some(rest) = QUIET.checked_sub(Duration::from_millis(since)) else { return };
+                tokio::time::sleep(rest.max(Duration::from_millis(1))).await;
+            }
+        };
+        let _ = tokio::time::timeout(WITHDRAWAL_MAX, wait).await;
+    }
+}
+
+/// The workload a pod belongs to, by how Kubernetes names pods: `hello-7d4b9c6f5-x2x9z` and
+/// `hello-0` are `hello`.
+fn workload(pod: &str) -> &str {
+    // Kubernetes makes suffixes of these characters only (apimachinery, `SafeEncodeString`).
+    let safe = |text: &str| text.bytes().all(|b| b"bcdfghjklmnpqrstvwxz2456789".contains(&b));
+    let Some((rest, last)) = pod.rsplit_once('-') else { return pod };
+    if !last.is_empty() && last.bytes().all(|b| b.is_ascii_digit()) && last.len() < 5 {
+        return rest;
+    }
+    if last.len() != 5 || !safe(last) {
+        return pod;
+    }
+    match rest.rsplit_once('-') {
+        Some((name, hash)) if (8..=10).contains(&hash.len()) && safe(hash) => name,
+        Some(_) | None => rest,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::workload;
+
+    #[test]
+    fn pods_belong_to_workloads() {
+        for (pod, name) in [
+            ("hello-7d4b9c6f5-x2x9z", "hello"),
+            ("hello-world-7d4b9c6f5-x2x9z", "hello-world"),
+            ("db-0", "db"),
+            ("agent-x2x9z", "agent"),
+            ("hello", "hello"),
+            ("hello-west", "hello-west"),
+        ] {
+            assert_eq!(workload(pod), name, "{pod}");
+        }
+    }
+}
