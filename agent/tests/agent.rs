@@ -1,6 +1,6 @@
 //! The agent against a control plane on real sockets: identity, configuration, restarts without it.
 
-use agent::{Agent, AgentConfig, Source as From, start};
+use agent::{Agent, AgentConfig, Source as Origin, start};
 use futures::future::BoxFuture;
 use mesh::name::Identity;
 use mesh::program::*;
@@ -113,7 +113,8 @@ impl Machine {
         )
         .unwrap();
         let issuer =
-            Issuer::from_cacerts(&ca.ca_cert, &ca.cert_chain, ca.ca_key.reveal(), &ca.root_cert).unwrap();
+            Issuer::from_cacerts(&ca.ca_cert, &ca.cert_chain, ca.ca_key.reveal(), &ca.root_cert)
+                .unwrap();
         let bundle = ValidationContext {
             name: "ROOTCA".into(),
             root_certificates: root.certificate_pem.clone(),
@@ -195,7 +196,7 @@ impl Machine {
             account: "isthmus-gateway".into(),
             address: "10.244.0.7".parse().unwrap(),
             root_certificates: self.file("root.pem"),
-            source: From::ControlPlane {
+            source: Origin::ControlPlane {
                 address,
                 token: self.file("token"),
                 state: state.then(|| self.file("state")),

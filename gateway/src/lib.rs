@@ -63,7 +63,6 @@ pub async fn start(config: Config, end: CancellationToken) -> anyhow::Result<Run
     let health = Pages::new().with_readiness(&readiness);
     serve(public(config.health), health, over.clone()).await?;
     serve(public(config.metrics), Pages::new().with_metrics(&metrics), over.clone()).await?;
-    let early = CancellationToken::new();
     let pages = Pages::new().with_readiness(&readiness).with_metrics(&metrics);
     let admin = Listen::Tcp { address: config.admin, public: false };
     let starting = tokio::select! {
@@ -72,7 +71,6 @@ pub async fn start(config: Config, end: CancellationToken) -> anyhow::Result<Run
     };
     let agent = starting?;
     readiness.done("identity");
-    drop(early);
     let engine = proxy::Engine::new(proxy::Options {
         metrics: metrics.clone(),
         svid: agent.svid.clone(),

@@ -23,7 +23,7 @@ use world::*;
 const SNI: &str = "outbound_.80_._.hello.shop.global";
 
 struct Setup {
-    world: World,
+    world: &'static World,
     running: gateway::Running,
     end: CancellationToken,
     _folder: tempfile::TempDir,
@@ -35,7 +35,7 @@ fn sni(text: &str) -> Sni {
 
 /// West's gateway with one route to these pods.
 async fn setup(pods: &[LbEndpoint], more: &str) -> Setup {
-    let world = World::new(&["east", "west"]);
+    let world = World::shared();
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| folder.path().join(name);
     let cluster = ClusterName::sni(&sni(SNI));
@@ -141,7 +141,7 @@ impl Setup {
 
 /// A ClientHello as a mesh client writes it.
 fn hello(name: &str, alpn: &[&[u8]]) -> Vec<u8> {
-    let world = World::new(&["east"]);
+    let world = World::shared();
     let config = trust::tls::client_config(
         Some(world.svid("east", "shop", "client")),
         world.bundle(),

@@ -369,6 +369,7 @@ impl Numbers {
             Probed::Alive => "alive",
             Probed::Missed => "missed",
             Probed::Foreign => "foreign",
+            Probed::Blind => "no_socket",
         };
         self.probes.get_or_create(&ProbedLabels { destination_cluster, gateway, result }).inc();
     }

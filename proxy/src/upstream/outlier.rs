@@ -133,15 +133,15 @@ impl Health {
         if self.share(now) < 100 { now + 100 } else { Millis::MAX }
     }
 
-    /// True for one caller only each time a trial is due.
+    /// True for one caller only each time a trial is due; the next one is due later each time.
     pub(crate) fn claim_trial(&self, now: Millis) -> bool {
+        let mut record = self.record.lock().expect("nothing panics in it");
         let until = self.suspect_until.load(Ordering::Acquire);
-        until != 0
-            && now >= until
-            && self
-                .suspect_until
-                .compare_exchange(until, now + SUSPECT_MS, Ordering::AcqRel, Ordering::Acquire)
-                .is_ok()
+        let due = until != 0 && now >= until;
+        if due {
+            self.suspect_for(now, &mut record);
+        }
+        due
     }
 
     pub(crate) fn ejections(&self) -> u32 {
@@ -237,15 +237,18 @@ impl Health {
     }
 
     fn suspect(&self, now: Millis, record: &mut Record) -> Change {
-        let length = (SUSPECT_MS << record.doubts.min(8)).min(SUSPECT_MAX_MS);
-        let before = self.suspect_until.load(Ordering::Acquire);
-        if now < before {
+        if now < self.suspect_until.load(Ordering::Acquire) {
             // One crowd that fails together is one sign, not many.
             return Change::None;
         }
+        self.suspect_for(now, record);
+        Change::Suspected
+    }
+
+    fn suspect_for(&self, now: Millis, record: &mut Record) {
+        let length = (SUSPECT_MS << record.doubts.min(8)).min(SUSPECT_MAX_MS);
         record.doubts += 1;
         self.suspect_until.store(now + length, Ordering::Release);
-        Change::Suspected
     }
 
     fn eject(&self, now: Millis, limits: Limits, record: &mut Record) -> Change {
@@ -290,8 +293,11 @@ mod tests {
         assert_eq!(health.verdict(1_001), Verdict::TrialDue);
         assert!(health.claim_trial(1_001));
         assert!(!health.claim_trial(1_001), "a crowd must not follow the first");
-        assert_eq!(health.see(1_050, LIMITS, Seen::Success), Change::Cleared);
-        assert_eq!(health.verdict(1_050), Verdict::Healthy(100));
+        health.see(1_300, LIMITS, Seen::Doubt);
+        assert_eq!(health.verdict(3_000), Verdict::Suspect, "the next trial is later");
+        assert_eq!(health.verdict(3_001), Verdict::TrialDue);
+        assert_eq!(health.see(3_050, LIMITS, Seen::Success), Change::Cleared);
+        assert_eq!(health.verdict(3_050), Verdict::Healthy(100));
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub(crate) enum Probed {
     Missed,
     /// Something answered that is no gateway of ours: closed, or another identity.
     Foreign,
+    /// We could not look: our own want of sockets says nothing about the path.
+    Blind,
 }
 
 /// Counts misses: the part of the prober that needs no network.
@@ -76,6 +78,7 @@ impl Judge {
                 self.misses = 0;
                 Ruling { tell: None, soon: false }
             }
+            Probed::Blind => Ruling { tell: None, soon: false },
             Probed::Missed | Probed::Foreign => {
                 self.misses += 1;
                 let dead = self.misses >= MISSES;
@@ -98,7 +101,7 @@ pub(crate) fn touch(shared: &Arc<Shared>, path: &Arc<Path>) {
 }
 
 async fn run(shared: Weak<Shared>, path: Arc<Path>, end: tokio_util::sync::CancellationToken) {
-    let mut judge = Judge::default();
+    let mut judge = Judge { misses: 0, proven: path.proven.load(Ordering::Acquire) };
     let mut soon = false;
     loop {
         let wait = if soon {
@@ -150,6 +153,7 @@ async fn probe(shared: &Shared, path: &Path, confirm: bool) -> Probed {
     match tokio::join!(one(shared, path), one(shared, path)) {
         (Probed::Alive, _) | (_, Probed::Alive) => Probed::Alive,
         (Probed::Foreign, _) | (_, Probed::Foreign) => Probed::Foreign,
+        (Probed::Blind, _) | (_, Probed::Blind) => Probed::Blind,
         (Probed::Missed, Probed::Missed) => Probed::Missed,
     }
 }
@@ -181,8 +185,7 @@ async fn one(shared: &Shared, path: &Path) -> Probed {
             average(&path.probe_us, took);
             Probed::Alive
         }
-        // Our own want of sockets says nothing about the path.
-        Err(failure) if failure.ours => Probed::Foreign,
+        Err(failure) if failure.ours => Probed::Blind,
         Err(failure) if failure.phase == Phase::Handshake && !failure.timed_out => Probed::Foreign,
         Err(_) => Probed::Missed,
     }
@@ -214,10 +217,12 @@ mod tests {
         for _ in 0..10 {
             assert_eq!(rule(&mut judge, Probed::Foreign), None);
         }
+        rule(&mut judge, Probed::Blind);
         // One that was ours and now answers as somebody else is gone.
         rule(&mut judge, Probed::Alive);
         rule(&mut judge, Probed::Foreign);
         rule(&mut judge, Probed::Foreign);
+        assert_eq!(rule(&mut judge, Probed::Blind), None);
         assert_eq!(rule(&mut judge, Probed::Foreign), Some(Seen::Dead));
     }
 }

@@ -41,7 +41,7 @@ fn health(engine: &Engine, address: std::net::SocketAddr) -> &'static str {
 
 #[tokio::test]
 async fn speaks_mutual_tls_with_the_workload() {
-    let world = World::new(&["east", "west"]);
+    let world = World::shared();
     let server = world.echo("west", "hello", "west").await;
     let engine = world.engine(watched(snapshot(&[&[pod(server.address, "west")]])));
     let mut established = engine.connect(&name(), &tcp()).await.unwrap();
@@ -56,7 +56,7 @@ async fn speaks_mutual_tls_with_the_workload() {
 
 #[tokio::test]
 async fn another_identity_is_not_an_answer() {
-    let world = World::new(&["east", "west"]);
+    let world = World::shared();
     let wrong = world.echo("west", "intruder", "intruder").await;
     let stolen = world.echo("east", "hello", "of another cluster").await;
     let right = world.echo("west", "hello", "right").await;
@@ -73,7 +73,7 @@ async fn another_identity_is_not_an_answer() {
 
 #[tokio::test]
 async fn what_refuses_costs_nothing() {
-    let world = World::new(&["east", "west"]);
+    let world = World::shared();
     let server = world.echo("west", "hello", "west").await;
     let dead = pod(nobody().await, "west");
     let engine = world.engine(watched(snapshot(&[&[dead], &[pod(server.address, "west")]])));
@@ -86,7 +86,7 @@ async fn what_refuses_costs_nothing() {
 
 #[tokio::test]
 async fn silence_costs_the_first_a_quarter_second_and_the_next_nothing() {
-    let world = World::new(&["east", "west", "north"]);
+    let world = World::shared();
     let silent = silent().await;
     let server = world.echo("north", "hello", "north").await;
     let snapshot =
@@ -106,7 +106,7 @@ async fn silence_costs_the_first_a_quarter_second_and_the_next_nothing() {
 
 #[tokio::test]
 async fn a_black_hole_is_left_for_another_network_within_a_second() {
-    let world = World::new(&["east", "west", "north"]);
+    let world = World::shared();
     let holes = [black_hole(), black_hole(), black_hole()];
     let server = world.echo("north", "hello", "north").await;
     let west: Vec<LbEndpoint> = holes.iter().map(|hole| gateway(hole.address, "west")).collect();
@@ -122,7 +122,7 @@ async fn a_black_hole_is_left_for_another_network_within_a_second() {
 
 #[tokio::test]
 async fn a_dead_gateway_is_ejected_by_probes_and_comes_home() {
-    let world = World::new(&["east", "west", "north"]);
+    let world = World::shared();
     // Both accounts on one socket: our test gateway answers probes as a gateway would.
     let west = world
         .echo_at(
@@ -182,7 +182,7 @@ async fn a_dead_gateway_is_ejected_by_probes_and_comes_home() {
 
 #[tokio::test]
 async fn a_pod_that_fails_is_set_aside_tried_once_and_taken_back() {
-    let world = World::new(&["east"]);
+    let world = World::shared();
     let address = nobody().await;
     let other = world.echo("east", "hello", "other").await;
     let engine =
@@ -202,7 +202,7 @@ async fn a_pod_that_fails_is_set_aside_tried_once_and_taken_back() {
 
 #[tokio::test]
 async fn when_everything_is_set_aside_trying_goes_on_at_a_ration() {
-    let world = World::new(&["east"]);
+    let world = World::shared();
     let address = nobody().await;
     let engine = world.engine(watched(snapshot(&[&[pod(address, "east")]])));
     let mut told = false;
@@ -226,7 +226,7 @@ async fn when_everything_is_set_aside_trying_goes_on_at_a_ration() {
 
 #[tokio::test]
 async fn responses_eject_pods_and_never_gateways() {
-    let world = World::new(&["east", "west"]);
+    let world = World::shared();
     let (one, two) =
         (world.echo("east", "hello", "one").await, world.echo("west", "hello", "two").await);
     let tiers = [pod(one.address, "east"), gateway(two.address, "west")];
@@ -243,7 +243,7 @@ async fn responses_eject_pods_and_never_gateways() {
 
 #[tokio::test]
 async fn plaintext_stays_at_home_and_unannounced_clusters_are_never_dialled() {
-    let world = World::new(&["east", "west"]);
+    let world = World::shared();
     let plain = serve("127.0.0.1:0".parse().unwrap(), |mut stream| async move {
         let _ = stream.write_all(b"plain\n").await;
     })
@@ -279,7 +279,7 @@ async fn plaintext_stays_at_home_and_unannounced_clusters_are_never_dialled() {
 
 #[tokio::test]
 async fn metadata_addresses_are_never_dialled() {
-    let world = World::new(&["east"]);
+    let world = World::shared();
     let metadata = pod("169.254.169.254:80".parse().unwrap(), "east");
     let engine = world.engine(watched(snapshot(&[&[metadata]])));
     let error = engine.connect(&name(), &tcp()).await.unwrap_err();
@@ -288,7 +288,7 @@ async fn metadata_addresses_are_never_dialled() {
 
 #[tokio::test]
 async fn connections_have_a_limit() {
-    let world = World::new(&["east"]);
+    let world = World::shared();
     let server = world.echo("east", "hello", "one").await;
     let mut settings = None;
     for resource in snapshot(&[&[pod(server.address, "east")]]).program.values() {
@@ -308,7 +308,7 @@ async fn connections_have_a_limit() {
 
 #[tokio::test]
 async fn health_survives_a_new_program_and_new_endpoints_are_seen() {
-    let world = World::new(&["east"]);
+    let world = World::shared();
     let dead = nobody().await;
     let (one, two) =
         (world.echo("east", "hello", "one").await, world.echo("east", "hello", "two").await);
@@ -349,10 +349,10 @@ fn wanting(
 
 #[tokio::test(start_paused = true)]
 async fn a_first_use_waits_a_second_while_connected_and_not_at_all_else() {
-    let world = World::new(&["east"]);
+    let world = World::shared();
     let snapshots =
         watch::Sender::new(Arc::new(Snapshot { connected: true, ..Snapshot::default() }));
-    let (engine, mut wanted) = wanting(&world, snapshots.subscribe());
+    let (engine, mut wanted) = wanting(world, snapshots.subscribe());
     let listener = ResourceName::outbound("240.240.7.2".parse().unwrap(), 80);
 
     let begun = Instant::now();
@@ -379,11 +379,11 @@ async fn a_first_use_waits_a_second_while_connected_and_not_at_all_else() {
 
 #[tokio::test]
 async fn a_destination_is_asked_for_with_its_endpoints_and_used_as_it_comes() {
-    let world = World::new(&["east"]);
+    let world = World::shared();
     let server = world.echo("east", "hello", "one").await;
     let snapshots =
         watch::Sender::new(Arc::new(Snapshot { connected: true, ..Snapshot::default() }));
-    let (engine, mut wanted) = wanting(&world, snapshots.subscribe());
+    let (engine, mut wanted) = wanting(world, snapshots.subscribe());
     let asking = tokio::spawn(async move { ask(&engine).await });
     let mut kinds = vec![wanted.recv().await.unwrap().kind, wanted.recv().await.unwrap().kind];
     kinds.sort();

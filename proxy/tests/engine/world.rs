@@ -1,13 +1,15 @@
 //! A small mesh for tests: a root, clusters with trust domains, and servers of every temper.
 
+#![allow(unreachable_pub, reason = "two test crates share this file")]
+
 use mesh::name::{ClusterId, Identity};
 use mesh::program::*;
 use proxy::{Engine, Options};
 use runtime::metrics::Metrics;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,9 +22,9 @@ use trust::tls::Clients;
 
 const PASSPHRASE: &str = "a long passphrase for tests";
 
-/// Clusters `NAME` with trust domain `NAME.mesh` under one root.
+/// Clusters east, west and north with trust domain `NAME.mesh` under one root.
 pub struct World {
-    issuers: BTreeMap<String, Issuer>,
+    issuers: BTreeMap<&'static str, Issuer>,
     pub root_pem: String,
 }
 
@@ -49,22 +51,27 @@ pub fn watched<T>(value: T) -> watch::Receiver<Arc<T>> {
 }
 
 impl World {
-    pub fn new(clusters: &[&str]) -> Self {
+    /// One for all tests of a process: keeping a root's key costs a second by design.
+    pub fn shared() -> &'static Self {
+        static WORLD: LazyLock<World> = LazyLock::new(World::new);
+        &WORLD
+    }
+
+    fn new() -> Self {
         let root = trust::root::create("test", PASSPHRASE).unwrap();
         let mut issuers = BTreeMap::new();
-        for cluster in clusters {
-            let domain = format!("{cluster}.mesh").parse().unwrap();
+        for cluster in ["east", "west", "north"] {
             let ca = trust::root::issue_intermediate(
                 &root.certificate_pem,
                 &root.encrypted_key_pem,
                 PASSPHRASE,
-                &domain,
+                &format!("{cluster}.mesh").parse().unwrap(),
                 Duration::from_secs(30 * 86_400),
             )
             .unwrap();
-            let issuer =
-                Issuer::from_cacerts(&ca.ca_cert, &ca.cert_chain, ca.ca_key.reveal(), &ca.root_cert);
-            issuers.insert((*cluster).to_owned(), issuer.unwrap());
+            let key = ca.ca_key.reveal();
+            let issuer = Issuer::from_cacerts(&ca.ca_cert, &ca.cert_chain, key, &ca.root_cert);
+            issuers.insert(cluster, issuer.unwrap());
         }
         Self { issuers, root_pem: root.certificate_pem }
     }
