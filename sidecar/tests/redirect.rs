@@ -173,7 +173,8 @@ impl Pod {
 
 /// A plain HTTP request, and all that comes back until the end.
 fn request(to: &str, path: &str) -> std::io::Result<String> {
-    let text = format!("GET {path} HTTP/1.1\r\nhost: hello.shop.global\r\nconnection: close\r\n\r\n");
+    let text =
+        format!("GET {path} HTTP/1.1\r\nhost: hello.shop.global\r\nconnection: close\r\n\r\n");
     converse(to, text.as_bytes())
 }
 
@@ -231,7 +232,8 @@ fn application(netns: &Netns, listen: &'static str, http: bool) {
                     head.push(byte[0]);
                 }
                 let text = format!("from {} {}", peer.ip(), String::from_utf8_lossy(&head));
-                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len());
+                let answer =
+                    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len());
                 stream.write_all(answer.as_bytes())?;
                 std::io::Result::Ok(())
             });
@@ -284,7 +286,14 @@ fn program(destinations: &[Destination], ports: &[(u16, MtlsMode, bool)]) -> Pro
     };
     let domain: TrustDomain = "test.mesh".parse().unwrap();
     let ports = ports.iter().map(|(port, mtls, http)| {
-        (*port, InboundPort { mtls: *mtls, http: *http, service: "hello.shop.svc.cluster.local".into() })
+        (
+            *port,
+            InboundPort {
+                mtls: *mtls,
+                http: *http,
+                service: "hello.shop.svc.cluster.local".into(),
+            },
+        )
     });
     let inbound = InboundListener {
         mtls: MtlsMode::Permissive,
@@ -364,11 +373,20 @@ fn applications_see_the_mesh_and_nothing_of_it() {
         eprintln!("{why}; nothing was proved here");
         return;
     }
-    let client =
-        Pod { netns: Netns::new("a"), account: "client", v4: "10.244.0.5", v6: "fd00::5" };
-    let server =
-        Pod { netns: Netns::new("b"), account: "server", v4: "10.244.0.6", v6: "fd00::6" };
-    client.netns.ip(&["link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &server.netns.0]);
+    let client = Pod { netns: Netns::new("a"), account: "client", v4: "10.244.0.5", v6: "fd00::5" };
+    let server = Pod { netns: Netns::new("b"), account: "server", v4: "10.244.0.6", v6: "fd00::6" };
+    client.netns.ip(&[
+        "link",
+        "add",
+        "eth0",
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "eth0",
+        "netns",
+        &server.netns.0,
+    ]);
     for (pod, other) in [(&client, &server), (&server, &client)] {
         pod.netns.ip(&["addr", "add", &format!("{}/24", pod.v4), "dev", "eth0"]);
         pod.netns.ip(&["addr", "add", &format!("{}/64", pod.v6), "dev", "eth0", "nodad"]);
@@ -387,7 +405,8 @@ fn applications_see_the_mesh_and_nothing_of_it() {
     application(&server.netns, "10.244.0.6:7000", false);
     application(&client.netns, "10.244.0.5:8080", true);
     use MtlsMode::{Permissive, Strict};
-    let theirs = program(&[], &[(8080, Strict, true), (6379, Strict, false), (7000, Permissive, false)]);
+    let theirs =
+        program(&[], &[(8080, Strict, true), (6379, Strict, false), (7000, Permissive, false)]);
     let _server = server.start(folder.path(), &issuer, &theirs);
     let mine = program(
         &[
@@ -413,7 +432,9 @@ fn applications_see_the_mesh_and_nothing_of_it() {
     let app = |what: fn() -> std::io::Result<String>| client.netns.inside(what);
 
     // Names, whoever is asked, over UDP and TCP, IPv4 and IPv6.
-    for (nameserver, tcp) in [("9.9.9.9:53", false), ("9.9.9.9:53", true), ("[2001:db8::53]:53", false)] {
+    for (nameserver, tcp) in
+        [("9.9.9.9:53", false), ("9.9.9.9:53", true), ("[2001:db8::53]:53", false)]
+    {
         let ip = client.netns.inside(move || resolve(nameserver, HELLO, tcp));
         assert_eq!(ip.unwrap().to_string(), "240.240.7.2", "{nameserver} {tcp}");
     }
@@ -461,7 +482,9 @@ fn applications_see_the_mesh_and_nothing_of_it() {
     let metrics = app(|| request("127.0.0.1:15090", "/metrics")).unwrap();
     for reason in ["unknown_address", "not_redirected|loop"] {
         let counted = reason.split('|').any(|reason| {
-            metrics.contains(&format!("isthmus_sidecar_refused_total{{direction=\"outbound\",reason=\"{reason}\"}}"))
+            metrics.contains(&format!(
+                "isthmus_sidecar_refused_total{{direction=\"outbound\",reason=\"{reason}\"}}"
+            ))
         });
         assert!(counted, "{reason} in {metrics}");
     }
