@@ -4,7 +4,7 @@
 //! Needs root. Without it this says so and proves nothing; where `CI` is set that is a failure.
 
 use mesh::inventory::MtlsMode;
-use mesh::name::{Identity, TrustDomain};
+use mesh::name::{ClusterId, Hostname, Identity, TrustDomain};
 use mesh::program::{
     Cluster, ClusterName, ConnectionPool, Endpoints, InboundListener, InboundPort, LbEndpoint,
     Listener, LoadBalancing, LocalityGroup, OutboundListener, OutboundTarget, OutlierDetection,
@@ -26,6 +26,8 @@ use trust::issue::{Issuer, new_key_and_csr};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const SIDECAR: &str = env!("CARGO_BIN_EXE_isthmus-sidecar");
+/// Its copy's name in the test's folder.
+const PROGRAM: &str = "isthmus-sidecar";
 
 /// A network namespace; gone when dropped.
 struct Netns(String);
@@ -39,14 +41,15 @@ impl Netns {
     }
 
     fn ip(&self, args: &[&str]) {
-        run("ip", &[&["-n", &self.0], args].concat());
+        run("ip", &[&["-n", self.0.as_str()], args].concat());
     }
 
     /// What a program on this pod does, started as the user it runs as.
     fn command(&self, user: u32, program: &str) -> Command {
         let user = user.to_string();
+        let (netns, user) = (self.0.as_str(), user.as_str());
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.0, "setpriv", "--reuid", &user, "--regid", &user]);
+        command.args(["netns", "exec", netns, "setpriv", "--reuid", user, "--regid", user]);
         command.args(["--clear-groups", program]);
         command
     }
@@ -69,12 +72,14 @@ impl Netns {
 
     fn redirect(&self, args: &[&str]) -> String {
         let output = Command::new("ip")
-            .args([&["netns", "exec", &self.0, SIDECAR, "redirect"], args].concat())
+            .args([&["netns", "exec", self.0.as_str(), SIDECAR, "redirect"], args].concat())
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let rules = Command::new("ip").args(["netns", "exec", &self.0, "nft", "list", "ruleset"]);
-        let output = { rules }.output().unwrap();
+        let output = Command::new("ip")
+            .args(["netns", "exec", self.0.as_str(), "nft", "list", "ruleset"])
+            .output()
+            .unwrap();
         String::from_utf8(output.stdout).unwrap()
     }
 }
@@ -155,7 +160,8 @@ impl Pod {
             key = write("key.pem", key.reveal()),
         );
         let file = write("sidecar.yaml", &config);
-        let mut command = self.netns.command(1337, SIDECAR);
+        let program = folder.join(PROGRAM).display().to_string();
+        let mut command = self.netns.command(1337, &program);
         command.args(["--config", &file]).stdout(Stdio::null());
         let process = Process(command.spawn().unwrap());
         let ready = || {
@@ -173,7 +179,8 @@ impl Pod {
 
 /// A plain HTTP request, and all that comes back until the end.
 fn request(to: &str, path: &str) -> std::io::Result<String> {
-    let text = format!("GET {path} HTTP/1.1\r\nhost: hello.shop.global\r\nconnection: close\r\n\r\n");
+    let text =
+        format!("GET {path} HTTP/1.1\r\nhost: hello.shop.global\r\nconnection: close\r\n\r\n");
     converse(to, text.as_bytes())
 }
 
@@ -231,7 +238,8 @@ fn application(netns: &Netns, listen: &'static str, http: bool) {
                     head.push(byte[0]);
                 }
                 let text = format!("from {} {}", peer.ip(), String::from_utf8_lossy(&head));
-                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len());
+                let answer =
+                    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len());
                 stream.write_all(answer.as_bytes())?;
                 std::io::Result::Ok(())
             });
@@ -284,7 +292,14 @@ fn program(destinations: &[Destination], ports: &[(u16, MtlsMode, bool)]) -> Pro
     };
     let domain: TrustDomain = "test.mesh".parse().unwrap();
     let ports = ports.iter().map(|(port, mtls, http)| {
-        (*port, InboundPort { mtls: *mtls, http: *http, service: "hello.shop.svc.cluster.local".into() })
+        (
+            *port,
+            InboundPort {
+                mtls: *mtls,
+                http: *http,
+                service: "hello.shop.svc.cluster.local".into(),
+            },
+        )
     });
     let inbound = InboundListener {
         mtls: MtlsMode::Permissive,
@@ -293,9 +308,13 @@ fn program(destinations: &[Destination], ports: &[(u16, MtlsMode, bool)]) -> Pro
     };
     let listener = Resource::Listener(Listener::Inbound(inbound));
     add(ResourceKind::Listener, ResourceName::inbound().name, listener);
-    let names = [(HELLO.parse().unwrap(), vec!["240.240.7.2".parse().unwrap()])];
-    let namespaces = ["shop".to_owned()].into();
-    let zone = Zone { names: names.into(), namespaces, complete: true };
+    let hello: Hostname = HELLO.parse().unwrap();
+    let ip: IpAddr = "240.240.7.2".parse().unwrap();
+    let zone = Zone {
+        names: BTreeMap::from([(hello, vec![ip])]),
+        namespaces: ["shop".to_owned()].into(),
+        complete: true,
+    };
     add(ResourceKind::Zone, ResourceName::zone().name, Resource::Zone(zone));
     for (vip, port, http, leads, account) in destinations {
         let address: SocketAddr = (vip.parse::<IpAddr>().unwrap(), *port).into();
@@ -320,7 +339,8 @@ fn program(destinations: &[Destination], ports: &[(u16, MtlsMode, bool)]) -> Pro
             retry: Retry::default(),
         };
         add(ResourceKind::Route, text.clone(), Resource::Route(route));
-        let identities = BTreeMap::from([("east".parse().unwrap(), [identity(account)].into())]);
+        let east: ClusterId = "east".parse().unwrap();
+        let identities = BTreeMap::from([(east, [identity(account)].into())]);
         let settings = Cluster {
             name: cluster.clone(),
             sni: format!("outbound_.{port}_._.hello.shop.global"),
@@ -364,20 +384,32 @@ fn applications_see_the_mesh_and_nothing_of_it() {
         eprintln!("{why}; nothing was proved here");
         return;
     }
-    let client =
-        Pod { netns: Netns::new("a"), account: "client", v4: "10.244.0.5", v6: "fd00::5" };
-    let server =
-        Pod { netns: Netns::new("b"), account: "server", v4: "10.244.0.6", v6: "fd00::6" };
-    client.netns.ip(&["link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &server.netns.0]);
-    for (pod, other) in [(&client, &server), (&server, &client)] {
+    let client = Pod { netns: Netns::new("a"), account: "client", v4: "10.244.0.5", v6: "fd00::5" };
+    let server = Pod { netns: Netns::new("b"), account: "server", v4: "10.244.0.6", v6: "fd00::6" };
+    client.netns.ip(&[
+        "link",
+        "add",
+        "eth0",
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "eth0",
+        "netns",
+        &server.netns.0,
+    ]);
+    for pod in [&client, &server] {
+        pod.netns.ip(&["link", "set", "eth0", "up"]);
         pod.netns.ip(&["addr", "add", &format!("{}/24", pod.v4), "dev", "eth0"]);
         pod.netns.ip(&["addr", "add", &format!("{}/64", pod.v6), "dev", "eth0", "nodad"]);
-        pod.netns.ip(&["link", "set", "eth0", "up"]);
+    }
+    for (pod, other) in [(&client, &server), (&server, &client)] {
         pod.netns.ip(&["route", "add", "default", "via", other.v4]);
         pod.netns.ip(&["-6", "route", "add", "default", "via", other.v6]);
     }
     let folder = tempfile::tempdir().unwrap();
-    // User 1337 reads it.
+    // User 1337 reads it, and may not enter the folder where cargo put the program.
+    std::fs::copy(SIDECAR, folder.path().join(PROGRAM)).unwrap();
     run("chmod", &["-R", "a+rX", &folder.path().display().to_string()]);
     let issuer = issuer();
 
@@ -387,7 +419,8 @@ fn applications_see_the_mesh_and_nothing_of_it() {
     application(&server.netns, "10.244.0.6:7000", false);
     application(&client.netns, "10.244.0.5:8080", true);
     use MtlsMode::{Permissive, Strict};
-    let theirs = program(&[], &[(8080, Strict, true), (6379, Strict, false), (7000, Permissive, false)]);
+    let theirs =
+        program(&[], &[(8080, Strict, true), (6379, Strict, false), (7000, Permissive, false)]);
     let _server = server.start(folder.path(), &issuer, &theirs);
     let mine = program(
         &[
@@ -413,7 +446,9 @@ fn applications_see_the_mesh_and_nothing_of_it() {
     let app = |what: fn() -> std::io::Result<String>| client.netns.inside(what);
 
     // Names, whoever is asked, over UDP and TCP, IPv4 and IPv6.
-    for (nameserver, tcp) in [("9.9.9.9:53", false), ("9.9.9.9:53", true), ("[2001:db8::53]:53", false)] {
+    for (nameserver, tcp) in
+        [("9.9.9.9:53", false), ("9.9.9.9:53", true), ("[2001:db8::53]:53", false)]
+    {
         let ip = client.netns.inside(move || resolve(nameserver, HELLO, tcp));
         assert_eq!(ip.unwrap().to_string(), "240.240.7.2", "{nameserver} {tcp}");
     }
@@ -461,7 +496,9 @@ fn applications_see_the_mesh_and_nothing_of_it() {
     let metrics = app(|| request("127.0.0.1:15090", "/metrics")).unwrap();
     for reason in ["unknown_address", "not_redirected|loop"] {
         let counted = reason.split('|').any(|reason| {
-            metrics.contains(&format!("isthmus_sidecar_refused_total{{direction=\"outbound\",reason=\"{reason}\"}}"))
+            metrics.contains(&format!(
+                "isthmus_sidecar_refused_total{{direction=\"outbound\",reason=\"{reason}\"}}"
+            ))
         });
         assert!(counted, "{reason} in {metrics}");
     }
