@@ -471,7 +471,10 @@ impl Cluster {
             selector: BTreeMap::from([("app".into(), "hello".into())]),
             ports: vec![("http".into(), 80, 8080), ("tcp-lines".into(), 9000, 9000)],
         };
+        // The same pods under a name that nobody exports: no gateway may open it.
+        let secret = Service { name: "secret".into(), ..service.clone() };
         self.launcher.serve(service).await?;
+        self.launcher.serve(secret).await?;
         let export = json!({
             "apiVersion": "multicluster.x-k8s.io/v1beta1", "kind": "ServiceExport",
             "metadata": {"name": "hello", "namespace": "shop"},
@@ -666,6 +669,8 @@ impl Cluster {
                 process.revive()?;
             }
         }
+        // What was told before the fault may be stale: an API server that was down heard nothing.
+        self.launcher.pause(false).await;
         self.launcher.round().await?;
         for pod in self.pods.iter().filter(|pod| pod.proxy.get().is_some()) {
             self.launcher.ready(pod, Duration::from_secs(60)).await?;
