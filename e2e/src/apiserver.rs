@@ -6,7 +6,7 @@ use crate::parts::Parts;
 use crate::process::{Job, Process};
 use anyhow::{Context, Result, bail};
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 /// Where the API server listens, in the node's namespace and on the WAN.
@@ -20,8 +20,6 @@ pub struct ApiServer {
     /// Of its serving certificate, PEM.
     pub authority: String,
     pub url: String,
-    /// The administrator's kubeconfig, at its WAN address.
-    pub kubeconfig: PathBuf,
     admin_token: String,
 }
 
@@ -90,11 +88,8 @@ impl ApiServer {
             .start()?;
         let url = format!("https://{wan}:{PORT}");
         let client = client(&url, &authority.certificate, &admin_token)?;
-        let config = dir.join("admin.kubeconfig");
-        let text = kubeconfig(name, &url, &authority.certificate, &admin_token);
-        std::fs::write(&config, text)?;
         let authority = authority.certificate;
-        Ok(Self { etcd, server, client, authority, url, kubeconfig: config, admin_token })
+        Ok(Self { etcd, server, client, authority, url, admin_token })
     }
 
     /// Waits until `/readyz` is ok and the system namespaces exist.
@@ -126,10 +121,6 @@ impl ApiServer {
     pub fn kubeconfig_for(&self, name: &str, server: &str, token: &str) -> String {
         kubeconfig(name, server, &self.authority, token)
     }
-
-    pub fn admin_token(&self) -> &str {
-        &self.admin_token
-    }
 }
 
 /// A client with a bearer token.
@@ -151,26 +142,53 @@ fn pem_to_der(pem: &str) -> Result<Vec<u8>> {
 
 /// A kubeconfig as kubectl and Istio write them.
 pub fn kubeconfig(name: &str, server: &str, authority: &str, token: &str) -> String {
+    contexts(&[(name, server, authority, token)])
+}
+
+/// An operator's kubeconfig with a context for each cluster.
+pub fn operator_kubeconfig(clusters: &[(&str, &ApiServer)]) -> String {
+    let all: Vec<_> = clusters
+        .iter()
+        .map(|(name, api)| (*name, &*api.url, &*api.authority, &*api.admin_token))
+        .collect();
+    contexts(&all)
+}
+
+/// Of each: name, server, authority (PEM) and token.
+fn contexts(all: &[(&str, &str, &str, &str)]) -> String {
     use base64::Engine;
-    let authority = base64::engine::general_purpose::STANDARD.encode(authority);
+    let (mut clusters, mut contexts, mut users) = (String::new(), String::new(), String::new());
+    for (name, server, authority, token) in all {
+        let authority = base64::engine::general_purpose::STANDARD.encode(authority);
+        clusters += &format!(
+            "- cluster:
+    certificate-authority-data: {authority}
+    server: {server}
+  name: {name}
+"
+        );
+        contexts += &format!(
+            "- context:
+    cluster: {name}
+    user: {name}
+  name: {name}
+"
+        );
+        users += &format!(
+            "- name: {name}
+  user:
+    token: {token}
+"
+        );
+    }
+    let current = all.first().map_or("", |first| first.0);
     format!(
         "apiVersion: v1
 kind: Config
 clusters:
-- cluster:
-    certificate-authority-data: {authority}
-    server: {server}
-  name: {name}
-contexts:
-- context:
-    cluster: {name}
-    user: {name}
-  name: {name}
-current-context: {name}
+{clusters}contexts:
+{contexts}current-context: {current}
 users:
-- name: {name}
-  user:
-    token: {token}
-"
+{users}"
     )
 }

@@ -39,20 +39,6 @@ impl Authority {
         Ok(Self { issuer, certificate: certificate.to_owned() })
     }
 
-    /// An authority under this one for a trust domain, as `isthmus trust issue` makes it.
-    pub fn intermediate(&self, trust_domain: &str) -> Result<Pair> {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, format!("{trust_domain} intermediate"));
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.use_authority_key_identifier_extension = true;
-        let identity = format!("spiffe://{trust_domain}");
-        params.subject_alt_names.push(SanType::URI(identity.as_str().try_into()?));
-        let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &self.issuer)?.pem();
-        Ok(Pair { certificate, key: key.serialize_pem() })
-    }
-
     /// A serving certificate for `names` and `addresses`.
     pub fn serving(&self, names: &[&str], addresses: &[IpAddr]) -> Result<Pair> {
         let mut params =

@@ -141,7 +141,7 @@ impl Place {
         }
         std::fs::create_dir_all(&logs)?;
         // Pods' users must be able to run them, wherever the build folder is.
-        for program in parts.isthmus.iter_mut().chain([&mut parts.own]) {
+        for program in [&mut parts.isthmus, &mut parts.own] {
             let name = program.file_name().context("a program has a name")?;
             let copy = programs.join(name);
             std::fs::copy(&program, &copy)?;
@@ -156,9 +156,9 @@ impl Place {
 }
 
 impl Place {
-    /// The program under test.
-    pub fn isthmus(&self) -> Result<&Path> {
-        self.parts.isthmus.as_deref().context("this fleet was brought up without isthmus")
+    /// The operator's kubeconfig: one context for each cluster, named as it is.
+    pub fn operator(&self) -> PathBuf {
+        self.run.join("operator.kubeconfig")
     }
 }
 
@@ -225,6 +225,8 @@ impl Fleet {
         }
         let all = clusters.values_mut().map(|cluster| cluster.populate(&place, &trust));
         futures::future::try_join_all(all).await?;
+        let all: Vec<_> = clusters.values().map(|c: &Cluster| (c.plan.name, &c.api)).collect();
+        std::fs::write(place.operator(), crate::apiserver::operator_kubeconfig(&all))?;
         println!(
             "{} clusters with objects after {:.1} s",
             CLUSTERS.len(),
@@ -469,7 +471,10 @@ impl Cluster {
             selector: BTreeMap::from([("app".into(), "hello".into())]),
             ports: vec![("http".into(), 80, 8080), ("tcp-lines".into(), 9000, 9000)],
         };
+        // The same pods under a name that nobody exports: no gateway may open it.
+        let secret = Service { name: "secret".into(), ..service.clone() };
         self.launcher.serve(service).await?;
+        self.launcher.serve(secret).await?;
         let export = json!({
             "apiVersion": "multicluster.x-k8s.io/v1beta1", "kind": "ServiceExport",
             "metadata": {"name": "hello", "namespace": "shop"},
@@ -517,7 +522,7 @@ impl Cluster {
         let file = self.dir.join(format!("{verb}.yaml"));
         std::fs::write(&file, serde_saphyr::to_string(config)?)?;
         let name = format!("{}/{verb}", self.plan.name);
-        let job = Job::new(name, &self.node, place.isthmus()?, &place.logs);
+        let job = Job::new(name, &self.node, &place.parts.isthmus, &place.logs);
         Ok(job.args([verb, "--config", &file.display().to_string()]).env("RUST_LOG", "info"))
     }
 
@@ -573,7 +578,7 @@ impl Cluster {
         if verb == "sidecar" {
             let out = pod
                 .netns
-                .command(&place.isthmus()?.display().to_string())
+                .command(&place.parts.isthmus.display().to_string())
                 .args(["sidecar-redirect", "--uid", &PROXY_USER.to_string()])
                 .output()?;
             if !out.status.success() {
@@ -582,7 +587,7 @@ impl Cluster {
             }
         }
         let mut job = pod
-            .job(verb, place.isthmus()?, &place.logs)
+            .job(verb, &place.parts.isthmus, &place.logs)
             .user(PROXY_USER)
             .args([verb, "--config", &file.display().to_string()])
             .env("RUST_LOG", "info");
@@ -664,6 +669,8 @@ impl Cluster {
                 process.revive()?;
             }
         }
+        // What was told before the fault may be stale: an API server that was down heard nothing.
+        self.launcher.pause(false).await;
         self.launcher.round().await?;
         for pod in self.pods.iter().filter(|pod| pod.proxy.get().is_some()) {
             self.launcher.ready(pod, Duration::from_secs(60)).await?;

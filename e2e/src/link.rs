@@ -15,11 +15,11 @@ pub fn secret_name(remote: &str) -> String {
 
 /// `isthmus create-remote-secret --name REMOTE`: the manifest for another cluster.
 pub fn remote_secret(place: &Place, remote: &Cluster) -> Result<String> {
-    let mut command = Command::new(place.isthmus()?);
+    let mut command = Command::new(&place.parts.isthmus);
     command
-        .args(["create-remote-secret", "--name", remote.name(), "--server", &remote.api.url])
-        .arg("--kubeconfig")
-        .arg(&remote.api.kubeconfig);
+        .args(["create-remote-secret", "--name", remote.name(), "--context", remote.name()])
+        .args(["--server", &remote.api.url, "--kubeconfig"])
+        .arg(place.operator());
     output(&mut command)
 }
 
@@ -78,12 +78,6 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: isthmus-link-re
 subjects: [{kind: ServiceAccount, name: isthmus-reader, namespace: isthmus-system}]
 ";
 
-/// Applies the secret of `remote` in `here`: the link then waits for consent.
-pub async fn apply_secret(here: &Cluster, remote: &Cluster) -> Result<()> {
-    let secret = remote_secret_by_hand(remote).await?;
-    apply(here.client(), &secret).await.map(|_| ())
-}
-
 /// Consent: `spec.accepted` and the namespaces it may announce.
 pub async fn accept(here: &Cluster, remote: &str, namespaces: &[&str]) -> Result<()> {
     let link = json!({
@@ -98,13 +92,11 @@ pub async fn accept(here: &Cluster, remote: &str, namespaces: &[&str]) -> Result
 }
 
 /// Links two clusters both ways: `isthmus link A B`.
-pub fn both_ways(place: &Place, a: &Cluster, b: &Cluster) -> Result<String> {
-    let mut command = Command::new(place.isthmus()?);
-    command.args(["link", a.name(), b.name()]);
-    for (flag, cluster) in [("--kubeconfig", a), ("--peer-kubeconfig", b)] {
-        command.arg(flag).arg(&cluster.api.kubeconfig);
-    }
-    output(&mut command)
+pub async fn both_ways(place: &Place, a: &Cluster, b: &Cluster) -> Result<String> {
+    let mut command = Command::new(&place.parts.isthmus);
+    command.args(["link", a.name(), b.name(), "--import", "shop", "--kubeconfig"]);
+    command.arg(place.operator());
+    tokio::task::spawn_blocking(move || output(&mut command)).await?
 }
 
 /// What the federation controller of `here` says of its link to `remote` on its admin page, which

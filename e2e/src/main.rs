@@ -1,6 +1,6 @@
 //! `isthmus-e2e`: the harness, and the programs it runs inside its pods.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::{Args, Parser};
 use e2e::verdict::{Pillar, Verdict};
 use e2e::{fleet, forger, hello, load, parts, scenario};
@@ -16,7 +16,7 @@ enum Command {
     Up {
         #[arg(long, default_value = "isth")]
         prefix: String,
-        /// The program `isthmus`; without it: API servers and objects only.
+        /// The program `isthmus`; else the one beside this program.
         #[arg(long)]
         isthmus: Option<PathBuf>,
     },
@@ -70,7 +70,7 @@ struct Run {
     /// First word of the fleet's namespaces.
     #[arg(long, default_value = "isth")]
     prefix: String,
-    /// The program `isthmus`.
+    /// The program `isthmus`; else the one beside this program.
     #[arg(long)]
     isthmus: Option<PathBuf>,
 }
@@ -128,12 +128,9 @@ fn up(prefix: String, isthmus: Option<PathBuf>) -> Result<()> {
     let options = fleet::Options { prefix, sabotage: None };
     let (place, wan) = fleet::Place::claim(&options, parts)?;
     runtime()?.block_on(async {
-        let whole = place.parts.isthmus.is_some();
         let work = async {
             let fleet = fleet::Fleet::up(place, wan).await?;
-            if whole {
-                fleet.start_programs().await?;
-            }
+            fleet.start_programs().await?;
             println!("up; Ctrl-C takes it down. Logs: {}", fleet.place.logs.display());
             interrupted().await
         };
@@ -167,7 +164,7 @@ fn play(options: Run) -> Result<()> {
         }
         ensure!(chosen.len() > before, "there is no scenario `{name}`; --list names them");
     }
-    let parts = parts::Parts::ready(Some(options.isthmus.context("--isthmus PATH is needed")?))?;
+    let parts = parts::Parts::ready(options.isthmus)?;
     let place = fleet::Options { prefix: options.prefix, sabotage: options.sabotage };
     let (place, wan) = fleet::Place::claim(&place, parts)?;
     let verdicts = runtime()?.block_on(async {

@@ -18,8 +18,8 @@ pub struct Parts {
     pub etcd: PathBuf,
     /// Custom resource definitions of Istio, the Gateway API and the MCS API, as YAML documents.
     pub crds: Vec<String>,
-    /// The program `isthmus`; without it a fleet has API servers and objects only.
-    pub isthmus: Option<PathBuf>,
+    /// The program under test.
+    pub isthmus: PathBuf,
     /// This program.
     pub own: PathBuf,
 }
@@ -37,21 +37,14 @@ impl Parts {
             program_or_install(program, package)?;
         }
         let own = std::env::current_exe().context("the path of this program")?;
-        if let Some(isthmus) = &isthmus {
-            let path = isthmus.display();
-            ensure!(
-                isthmus.is_file(),
-                "no program at {path}. Build it: cargo build -p isthmus-cli"
-            );
-        }
+        // Cargo puts both programs into one folder.
+        let isthmus = isthmus.unwrap_or_else(|| own.with_file_name("isthmus"));
+        let path = isthmus.display();
+        ensure!(isthmus.is_file(), "no program at {path}. Build it: cargo build -p isthmus-cli");
         Ok(Self {
             kube_apiserver: kube_apiserver()?,
             etcd: asset("etcd").unwrap_or(program_or_install("etcd", "etcd-server")?),
-            crds: if isthmus.is_some() {
-                [foreign_crds()?, own_crds()?].concat()
-            } else {
-                foreign_crds()?
-            },
+            crds: [foreign_crds()?, own_crds()?].concat(),
             isthmus,
             own,
         })

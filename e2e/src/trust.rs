@@ -12,8 +12,6 @@ pub struct Trust {
     passphrase: PathBuf,
     /// PEM.
     pub root_certificate: String,
-    /// Where there is no program `isthmus`: the root itself.
-    stand_in: Option<Authority>,
 }
 
 impl Trust {
@@ -22,38 +20,18 @@ impl Trust {
         let dir = place.run.join("trust");
         std::fs::create_dir_all(&dir)?;
         let passphrase = place.run.join("passphrase");
-        if place.parts.isthmus.is_none() {
-            let root = Authority::new("e2e root")?;
-            let root_certificate = root.certificate.clone();
-            return Ok(Self { dir, passphrase, root_certificate, stand_in: Some(root) });
-        }
         std::fs::write(&passphrase, "correct horse battery staple\n")?;
-        let mut command = Command::new(place.isthmus()?);
+        let mut command = Command::new(&place.parts.isthmus);
         command.args(["trust", "init", "e2e", "--dir"]).arg(&dir);
         command.arg("--passphrase-file").arg(&passphrase);
         output(&mut command)?;
         let root_certificate = first_pem(&dir, "CERTIFICATE")?;
-        Ok(Self { dir, passphrase, root_certificate, stand_in: None })
+        Ok(Self { dir, passphrase, root_certificate })
     }
 
     /// `isthmus trust issue CLUSTER`: the manifest of Secret `cacerts`.
     pub fn cacerts(&self, place: &Place, cluster: &str) -> Result<String> {
-        if let Some(root) = &self.stand_in {
-            let pair = root.intermediate(&trust_domain(cluster))?;
-            let manifest = serde_json::json!({
-                "apiVersion": "v1", "kind": "Secret",
-                "metadata": {"name": "cacerts", "namespace": crate::fleet::SYSTEM},
-                "stringData": {
-                    "ca-cert.pem": pair.certificate, "ca-key.pem": pair.key,
-                    "root-cert.pem": root.certificate,
-                    "cert-chain.pem": format!("{}{}", pair.certificate, root.certificate),
-                },
-            });
-            let manifest = serde_saphyr::to_string(&manifest)?;
-            std::fs::write(self.dir.join(format!("{cluster}.cacerts.yaml")), &manifest)?;
-            return Ok(manifest);
-        }
-        let mut command = Command::new(place.isthmus()?);
+        let mut command = Command::new(&place.parts.isthmus);
         command.args([
             "trust",
             "issue",

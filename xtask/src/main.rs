@@ -256,10 +256,5 @@ fn envoy() -> Result<String> {
 
 fn e2e(rest: &[String]) -> Result<()> {
     run_cargo(&["build", "--locked", "-p", "isthmus-cli", "-p", "isthmus-e2e"])?;
-    let mut command = Command::new(built("isthmus-e2e")?);
-    command.arg("run").args(rest);
-    if !rest.iter().any(|arg| arg == "--list" || arg == "--help") {
-        command.arg("--isthmus").arg(built("isthmus")?);
-    }
-    run(&mut command)
+    run(Command::new(built("isthmus-e2e")?).arg("run").args(rest))
 }

@@ -2,7 +2,7 @@
 
 use super::{HOST, Load, Rates, Stage, call_until};
 use crate::fleet::{Cluster, Fleet, SYSTEM};
-use crate::link::{self, accept, apply_secret, condition, secret_name, until, until_condition};
+use crate::link::{self, accept, condition, secret_name, until, until_condition};
 use crate::objects::{api, apply, delete};
 use crate::verdict::{Kind, figures};
 use anyhow::{Context, Result};
@@ -12,19 +12,16 @@ use std::time::Duration;
 /// The links every other scenario needs: east reads west and north, and both read east.
 pub(super) async fn linked(fleet: &Fleet) -> Result<()> {
     let east = fleet.cluster("east");
-    let peers = ["west", "north"].map(|name| fleet.cluster(name));
-    let pairs = peers.into_iter().flat_map(|peer| [(east, peer), (peer, east)]);
-    let work = pairs.map(|(here, remote)| async move {
-        if link::read(here, remote.name()).await?.is_none() {
-            apply_secret(here, remote).await?;
-            let limit = Duration::from_secs(20);
-            until(here, remote.name(), "there", limit, |link| link.is_some()).await?;
-            accept(here, remote.name(), &["shop"]).await?;
+    for peer in ["west", "north"] {
+        let peer = fleet.cluster(peer);
+        if link::read(east, peer.name()).await?.is_none() {
+            println!("{}", link::both_ways(&fleet.place, east, peer).await?.trim_end());
         }
-        until_condition(here, remote.name(), "Ready", "True", Duration::from_secs(40)).await?;
-        anyhow::Ok(())
-    });
-    futures::future::try_join_all(work).await?;
+        for (here, remote) in [(east, peer), (peer, east)] {
+            let limit = Duration::from_secs(40);
+            until_condition(here, remote.name(), "Ready", "True", limit).await?;
+        }
+    }
     Ok(())
 }
 
