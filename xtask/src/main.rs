@@ -176,7 +176,7 @@ fn test(no_e2e: bool) -> Result<()> {
     tests.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
     match envoy() {
         Ok(path) => {
-            tests.env("ISTHMUS_ENVOY", path);
+            tests.env("ENVOY", path);
         }
         Err(error) => closing.leave_out("golden xDS in a real Envoy", &format!("{error:#}")),
     }
