@@ -9,6 +9,7 @@ mod outbound;
 pub mod redirect;
 mod refusal;
 mod run;
+mod sabotage;
 mod sniff;
 
 pub use config::{Config, DnsConfig, Many, SvidFiles};

@@ -61,7 +61,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
         bundle: agent.bundle.clone(),
         cluster: config.cluster.clone(),
         network: config.network(),
-        snapshot: agent.snapshot.clone(),
+        snapshot: crate::sabotage::maybe(agent.snapshot.clone())?,
         want: agent.want.clone(),
     });
     let pages = Pages::new().with_readiness(&readiness).with_metrics(&metrics);

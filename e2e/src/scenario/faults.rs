@@ -66,7 +66,9 @@ async fn none_failed(
         &format!("{what}: 0 GETs fail whose response had not begun"),
         &gets.to_string(),
         gets.failed == 0,
-        &[Pillar::Retries],
+        // It rests on retries too, but one or two requests are on the broken path when it breaks:
+        // without retries it is red in most runs, not in all, so it proves nothing under sabotage.
+        &[],
     );
     let gap = figures(&records, Kind::Get, fault_us, u64::MAX).longest_gap_ms;
     stage.note(&format!("longest gap after the fault {gap} ms"));
@@ -82,6 +84,12 @@ async fn elsewhere(
 ) -> Result<()> {
     let (records, fault_us) = under_load(stage, hurt).await?;
     for (kind, word) in [(Kind::Get, "GETs"), (Kind::Tcp, "TCP connections")] {
+        // Connections are raced, not retried.
+        let rests_on: Vec<Pillar> = rests_on
+            .iter()
+            .copied()
+            .filter(|pillar| kind != Kind::Tcp || *pillar != Pillar::Retries)
+            .collect();
         let slowest = slowest_new_ms(&records, kind, fault_us, u64::MAX);
         let after = figures(&records, kind, fault_us, u64::MAX);
         let figure = match slowest {
@@ -92,7 +100,7 @@ async fn elsewhere(
             &format!("{what}: every new one of the {word} is answered within 1 s"),
             &figure,
             slowest.is_some_and(|ms| ms <= 1000),
-            rests_on,
+            &rests_on,
         );
     }
     Ok(())
