@@ -85,7 +85,9 @@ impl Heard {
     /// The state as of `now`.
     pub fn health(&self, now: Instant) -> KindHealth {
         let record = self.lock();
-        let quiet = record.heard.filter(|heard| now.saturating_duration_since(heard.at) > SILENCE);
+        // A kind that is not installed is asked for rarely: its silence says nothing.
+        let watched = record.heard.filter(|_| record.note.is_none());
+        let quiet = watched.filter(|heard| now.saturating_duration_since(heard.at) > SILENCE);
         let silence = quiet.map(|heard| {
             let age = now.saturating_duration_since(heard.at).as_secs();
             format!("no answer for {age} s")
@@ -187,5 +189,21 @@ mod tests {
         assert_eq!(health.error.as_deref(), Some("pods is forbidden"));
         heard.synced(4);
         assert_eq!(heard.health(Instant::now()).error, None);
+    }
+
+    #[test]
+    fn a_kind_that_is_not_installed_may_be_quiet() {
+        let heard = Heard::default();
+        heard.answered(false);
+        heard.not_installed();
+        let health = heard.health(Instant::now() + SILENCE * 2);
+        assert!(health.synced && !health.silent && health.error.is_none(), "{health:?}");
+        assert_eq!(health.note.as_deref(), Some("not installed"));
+        heard.unanswered("connection refused");
+        assert!(heard.health(Instant::now()).silent, "a broken connection is told all the same");
+        heard.answered(true);
+        heard.synced(1);
+        let health = heard.health(Instant::now() + SILENCE * 2);
+        assert!(health.silent && health.note.is_none(), "installed, it is watched: {health:?}");
     }
 }

@@ -58,9 +58,11 @@ pub struct WatchHealth {
 }
 
 impl WatchHealth {
-    /// At least one watch is being answered.
+    /// At least one watch is being answered. Kinds that are not installed do not count: they are
+    /// asked for so rarely that they would hide an outage.
     pub fn reachable(&self) -> bool {
-        self.kinds.values().any(|kind| !kind.silent && kind.heard.is_some())
+        let watched = |kind: &&KindHealth| kind.note.is_none() && kind.heard.is_some();
+        self.kinds.values().filter(watched).any(|kind| !kind.silent)
     }
 
     /// Time since the API server was last heard at all; `None` if never.
@@ -177,3 +179,27 @@ fn waiting(kinds: &BTreeMap<&'static str, KindHealth>, state: &State) -> Vec<Str
 
 // A silence is told before the next request after it would have failed.
 const _: () = assert!(SILENCE.as_secs() > crate::follow::WATCH_SECONDS as u64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::heard::Moment;
+
+    #[test]
+    fn a_rarely_asked_kind_does_not_hide_an_outage() {
+        let silent = KindHealth {
+            synced: true,
+            heard: Some(Moment::now()),
+            silent: true,
+            ..KindHealth::default()
+        };
+        let resting = KindHealth { silent: false, note: Some("not installed".into()), ..silent.clone() };
+        let mut health = WatchHealth::default();
+        assert!(!health.reachable() && !health.fresh(), "nothing was heard yet");
+        health.kinds = BTreeMap::from([("Pod", silent.clone()), ("ServiceEntry", resting)]);
+        assert!(!health.reachable() && !health.fresh());
+        health.kinds.insert("Pod", KindHealth { silent: false, ..silent });
+        assert!(health.reachable() && health.fresh());
+        assert!(health.age(Instant::now()).unwrap() < Duration::from_secs(5));
+    }
+}

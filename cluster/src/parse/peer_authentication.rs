@@ -100,16 +100,14 @@ mod tests {
 
     #[track_caller]
     fn check(spec: &str, expected: Expect) {
-        let policy = format!(
-            "{{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {{namespace: shop, \
-             name: default}}, spec: {spec}}}"
-        );
-        expected.assert_eq(&show(&parse(&object(&policy))));
+        expected.assert_eq(&show(&read(spec)));
     }
 
     #[test]
-    fn a_mode_for_a_namespace_and_for_ports() {
-        check("{mtls: {mode: STRICT}}", expect![[r#"
+    fn a_mode_for_a_namespace() {
+        check(
+            "{mtls: {mode: STRICT}}",
+            expect![[r#"
             object:
               kind: PeerAuthentication
               namespace: shop
@@ -117,20 +115,55 @@ mod tests {
             selector: {}
             mode: STRICT
             ports: {}
-        "#]]);
-        check(
-            "{selector: {matchLabels: {app: hello}}, mtls: {mode: UNSET}, portLevelMtls: {'8080': {mode: \
-             PERMISSIVE}, '9090': {mode: DISABLE}}}",
-            expect![[""]],
+        "#]],
         );
     }
 
-    #[test]
-    fn mistakes() {
-        check(
-            "{mtls: {mode: strict}, portLevelMtls: {http: {mode: STRICT}, '80': {mode: STRICT}}, colour: red}",
-            expect![[""]],
+    fn read(spec: &str) -> Parsed<PeerAuthentication> {
+        let policy = format!(
+            "{{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {{namespace: shop, \
+             name: default}}, spec: {spec}}}"
         );
-        check("{mtls: 7}", expect![[""]]);
+        parse(&object(&policy))
+    }
+
+    /// Codes and fields of the findings, in their order.
+    fn found(parsed: &Parsed<PeerAuthentication>) -> Vec<(u16, &str)> {
+        parsed.findings.iter().map(|finding| (finding.code, finding.field.as_str())).collect()
+    }
+
+    #[test]
+    fn modes_of_single_ports_stand_with_a_selector() {
+        let parsed = read(
+            "{selector: {matchLabels: {app: hello}}, mtls: {mode: UNSET}, portLevelMtls: {'8080': {mode: \
+             PERMISSIVE}, '9090': {mode: DISABLE}}}",
+        );
+        assert_eq!(found(&parsed), [(3073, "spec.portLevelMtls.9090.mode")]);
+        let policy = parsed.value.unwrap();
+        assert_eq!(policy.mode, None);
+        assert_eq!(policy.selector["app"], "hello");
+        let ports = BTreeMap::from([(8080, MtlsMode::Permissive), (9090, MtlsMode::Disable)]);
+        assert_eq!(policy.ports, ports);
+    }
+
+    #[test]
+    fn mistakes_cost_themselves_only_and_never_loosen() {
+        let parsed = read(
+            "{mtls: {mode: strict}, portLevelMtls: {http: {mode: STRICT}, '80': {mode: STRICT}}, colour: red}",
+        );
+        let expected = [
+            (3002, "spec.colour"),
+            (3070, "spec.mtls.mode"),
+            (3072, "spec.portLevelMtls.80"),
+            (3071, "spec.portLevelMtls.http"),
+        ];
+        assert_eq!(found(&parsed), expected);
+        let policy = parsed.value.unwrap();
+        assert_eq!(policy.mode, Some(MtlsMode::Strict));
+        assert!(policy.ports.is_empty());
+
+        let parsed = read("{mtls: 7}");
+        assert_eq!(found(&parsed), [(3001, "spec")]);
+        assert!(parsed.value.is_none());
     }
 }

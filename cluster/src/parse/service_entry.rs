@@ -239,7 +239,10 @@ fn endpoints(endpoints: &[Endpoint], place: Place<'_>, notes: &mut Notes) -> Vec
         let label = endpoint.labels.get(key::CLUSTER).map(String::as_str).unwrap_or_default();
         let cluster =
             part(label, place.cluster, &format!("{field}.labels.{}", key::CLUSTER), notes);
-        let (Some(network), Some(cluster)) = (network, cluster) else { continue };
+        let served = served(endpoint, &field, notes);
+        let (Some(network), Some(cluster), Some(served)) = (network, cluster, served) else {
+            continue;
+        };
         if !endpoint.ports.is_empty() {
             notes.warn(
                 3312,
@@ -255,7 +258,7 @@ fn endpoints(endpoints: &[Endpoint], place: Place<'_>, notes: &mut Notes) -> Vec
             weight: endpoint.weight.unwrap_or(1),
             account: endpoint.service_account.clone(),
             labels: endpoint.labels.clone(),
-            ports: served(endpoint, &field, notes),
+            ports: served,
             address,
         });
     }
@@ -287,22 +290,19 @@ fn part<T: Clone + std::str::FromStr<Err = mesh::name::NotAName>>(
     }
 }
 
-/// Label `isthmus.dev/ports`: `80-443`; empty for all.
-fn served(endpoint: &Endpoint, field: &str, notes: &mut Notes) -> BTreeSet<u16> {
-    let Some(text) = endpoint.labels.get(key::PORTS) else { return BTreeSet::new() };
-    let mut ports = BTreeSet::new();
-    for number in text.split('-') {
-        match number.parse::<u16>() {
-            Ok(port) if port != 0 => {
-                ports.insert(port);
-            }
-            Ok(_) | Err(_) => notes.refuse(
-                3313,
-                &format!("{field}.labels.{}", key::PORTS),
-                format!("{number:?} is no port number; it is left out."),
-                "write port numbers joined by '-'.",
-            ),
-        }
+/// Label `isthmus.dev/ports`: `80-443`; empty for all. `None` where the label cannot be read: such an
+/// endpoint must not count for all ports.
+fn served(endpoint: &Endpoint, field: &str, notes: &mut Notes) -> Option<BTreeSet<u16>> {
+    let Some(text) = endpoint.labels.get(key::PORTS) else { return Some(BTreeSet::new()) };
+    let number = |text: &str| text.parse::<u16>().ok().filter(|port| *port != 0);
+    let ports: Option<BTreeSet<u16>> = text.split('-').map(number).collect();
+    if ports.is_none() {
+        notes.refuse(
+            3313,
+            &format!("{field}.labels.{}", key::PORTS),
+            format!("{text:?} is no list of ports; this endpoint is left out."),
+            "write port numbers joined by '-'.",
+        );
     }
     ports
 }

@@ -1,0 +1,190 @@
+//! A real kube-apiserver with its etcd, on loopback ports, for one test.
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, Client};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Where both programs are; `None`, said aloud, where this machine has none. On CI that is a failure.
+pub(crate) fn programs() -> Option<PathBuf> {
+    let dir = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
+    let missing = match &dir {
+        None => "KUBEBUILDER_ASSETS is not set".to_owned(),
+        Some(dir) => {
+            match ["kube-apiserver", "etcd"].iter().find(|name| !dir.join(name).exists()) {
+                None => return Some(dir.clone()),
+                Some(name) => format!("{} has no {name}", dir.display()),
+            }
+        }
+    };
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "real API servers must not be missing in CI: {missing}"
+    );
+    eprintln!("\n*** skipped: the own cluster on a real API server; {missing} ***\n");
+    None
+}
+
+/// etcd and kube-apiserver; dead with it.
+pub(crate) struct Server {
+    programs: PathBuf,
+    dir: tempfile::TempDir,
+    etcd_port: u16,
+    port: u16,
+    etcd: Child,
+    apiserver: Child,
+}
+
+impl Server {
+    /// Starts both and waits until the server is ready.
+    pub(crate) async fn start(programs: &Path) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = rcgen::KeyPair::generate().unwrap();
+        std::fs::write(dir.path().join("sa.key"), keys.serialize_pem()).unwrap();
+        std::fs::write(dir.path().join("sa.pub"), keys.public_key_pem()).unwrap();
+        std::fs::write(dir.path().join("tokens"), "secret,admin,admin,system:masters\n").unwrap();
+        let (etcd_port, port) = (free_port(), free_port());
+        let url = format!("http://127.0.0.1:{etcd_port}");
+        let peer = format!("http://127.0.0.1:{}", free_port());
+        let etcd = start(
+            programs,
+            dir.path(),
+            "etcd",
+            &[
+                format!("--data-dir={}", dir.path().join("etcd").display()),
+                format!("--listen-client-urls={url}"),
+                format!("--advertise-client-urls={url}"),
+                format!("--listen-peer-urls={peer}"),
+                format!("--initial-advertise-peer-urls={peer}"),
+                format!("--initial-cluster=default={peer}"),
+                "--unsafe-no-fsync".into(),
+            ],
+        );
+        let apiserver = apiserver(programs, dir.path(), etcd_port, port);
+        let server = Self { programs: programs.into(), dir, etcd_port, port, etcd, apiserver };
+        server.ready().await;
+        server
+    }
+
+    /// A kubeconfig file as an administrator has it.
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        let path = self.dir.path().join("kubeconfig");
+        let ca = self.dir.path().join("certs/apiserver.crt");
+        let text = format!(
+            "{{apiVersion: v1, kind: Config, current-context: t, clusters: [{{name: t, cluster: \
+             {{server: 'https://127.0.0.1:{}', certificate-authority: {}}}}}], contexts: [{{name: t, \
+             context: {{cluster: t, user: t}}}}], users: [{{name: t, user: {{token: secret}}}}]}}",
+            self.port,
+            ca.display()
+        );
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        cluster::client::connect(&self.kubeconfig()).await.unwrap()
+    }
+
+    /// Hangs it: it keeps its connections, accepts new ones, and says nothing.
+    pub(crate) fn stop(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    pub(crate) fn resume(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.apiserver.kill().unwrap();
+        self.apiserver.wait().unwrap();
+    }
+
+    /// After [`Self::kill`], at the same address.
+    pub(crate) async fn restart(&mut self) {
+        self.apiserver = apiserver(&self.programs, self.dir.path(), self.etcd_port, self.port);
+        self.ready().await;
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.apiserver.id()).unwrap();
+        kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
+    async fn ready(&self) {
+        let deadline = Instant::now() + Duration::from_secs(120);
+        let mut every = tokio::time::interval(Duration::from_millis(100));
+        loop {
+            every.tick().await;
+            let log =
+                || std::fs::read_to_string(self.dir.path().join("kube-apiserver.log")).unwrap();
+            assert!(Instant::now() < deadline, "kube-apiserver is not ready:\n{}", log());
+            if !self.dir.path().join("certs/apiserver.crt").exists() {
+                continue; // Its first start makes it.
+            }
+            let client = self.client().await;
+            let readyz = http::Request::get("/readyz").body(vec![]).unwrap();
+            let ready = client.request_text(readyz).await.is_ok_and(|text| text == "ok");
+            let namespaces: Api<Namespace> = Api::all(client);
+            if ready && namespaces.get("kube-system").await.is_ok() {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for child in [&mut self.apiserver, &mut self.etcd] {
+            let _ = child.kill(); // It may have ended by itself.
+            let _ = child.wait();
+        }
+    }
+}
+
+fn apiserver(programs: &Path, dir: &Path, etcd_port: u16, port: u16) -> Child {
+    let file = |name: &str| dir.join(name).display().to_string();
+    start(
+        programs,
+        dir,
+        "kube-apiserver",
+        &[
+            format!("--etcd-servers=http://127.0.0.1:{etcd_port}"),
+            format!("--secure-port={port}"),
+            "--bind-address=127.0.0.1".into(),
+            "--advertise-address=127.0.0.1".into(),
+            format!("--cert-dir={}", file("certs")),
+            format!("--token-auth-file={}", file("tokens")),
+            "--service-account-issuer=https://kubernetes.default.svc".into(),
+            format!("--service-account-key-file={}", file("sa.pub")),
+            format!("--service-account-signing-key-file={}", file("sa.key")),
+            "--service-cluster-ip-range=10.96.0.0/16".into(),
+            "--authorization-mode=RBAC".into(),
+            "--endpoint-reconciler-type=none".into(),
+            "--profiling=false".into(),
+        ],
+    )
+}
+
+/// Dies with the test's thread, however that ends.
+fn start(programs: &Path, dir: &Path, name: &str, args: &[String]) -> Child {
+    let log =
+        File::options().create(true).append(true).open(dir.join(format!("{name}.log"))).unwrap();
+    Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "--"])
+        .arg(programs.join(name))
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
