@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Where the parts of real clusters are.
-pub struct Parts {
+pub(crate) struct Parts {
     kube_apiserver: PathBuf,
     etcd: PathBuf,
     /// CRDs of Istio, the Gateway API and the MCS API, as documents.
@@ -19,7 +19,7 @@ pub struct Parts {
 
 impl Parts {
     /// `None`, told loudly, where this machine lacks them; in CI that is a failure.
-    pub fn find() -> Option<Self> {
+    pub(crate) fn find() -> Option<Self> {
         match Self::look() {
             Ok(parts) => Some(parts),
             Err(why) => {
@@ -92,7 +92,7 @@ impl Drop for Process {
 }
 
 /// An API server with its etcd, on ports of its own.
-pub struct Cluster {
+pub(crate) struct Cluster {
     pub name: &'static str,
     pub client: Client,
     pub url: String,
@@ -105,19 +105,21 @@ pub struct Cluster {
     server: Option<Process>,
 }
 
-pub const ADMIN: &str = "admin-token";
-pub const LINK: &str = "link-token";
-pub const LINK_2: &str = "link-token-2";
+pub(crate) const ADMIN: &str = "admin-token";
+pub(crate) const LINK: &str = "link-token";
+pub(crate) const LINK_2: &str = "link-token-2";
 
 impl Cluster {
-    pub async fn start(parts: &Parts, name: &'static str) -> Self {
+    pub(crate) async fn start(parts: &Parts, name: &'static str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (authority, certificate, key) = certificates(name);
         let write =
             |file: &str, text: &str| std::fs::write(folder.path().join(file), text).unwrap();
         write("server.crt", &certificate);
         write("server.key", &key);
-        write("sa.key", &rcgen::KeyPair::generate().unwrap().serialize_pem());
+        let account_key = rcgen::KeyPair::generate().unwrap();
+        write("sa.key", &account_key.serialize_pem());
+        write("sa.pub", &account_key.public_key_pem());
         write(
             "tokens.csv",
             &format!("{ADMIN},admin,admin,system:masters\n{LINK},link,link\n{LINK_2},link,link\n"),
@@ -156,12 +158,12 @@ impl Cluster {
         cluster
     }
 
-    pub fn admin_kubeconfig(&self) -> PathBuf {
+    pub(crate) fn admin_kubeconfig(&self) -> PathBuf {
         self.folder.path().join("admin.kubeconfig")
     }
 
     /// Starts the API server, and waits until it is ready.
-    pub async fn serve(&mut self) {
+    pub(crate) async fn serve(&mut self) {
         let file = |name: &str| self.folder.path().join(name).display().to_string();
         let log =
             std::fs::OpenOptions::new().create(true).append(true).open(file("server.log")).unwrap();
@@ -173,7 +175,7 @@ impl Cluster {
             .arg(format!("--tls-private-key-file={}", file("server.key")))
             .arg(format!("--token-auth-file={}", file("tokens.csv")))
             .arg("--service-account-issuer=https://kubernetes.default.svc")
-            .arg(format!("--service-account-key-file={}", file("sa.key")))
+            .arg(format!("--service-account-key-file={}", file("sa.pub")))
             .arg(format!("--service-account-signing-key-file={}", file("sa.key")))
             .args(["--service-cluster-ip-range=10.96.0.0/16", "--authorization-mode=RBAC"])
             .args(["--disable-admission-plugins=ServiceAccount", "--endpoint-reconciler-type=none"])
@@ -182,20 +184,28 @@ impl Cluster {
             .spawn()
             .unwrap();
         self.server = Some(Process(child));
+        let (log, server) = (file("server.log"), self.server.as_mut().expect("it was just started"));
+        let client = self.client.clone();
         until("the API server is ready", Duration::from_secs(120), async || {
+            if let Some(status) = server.0.try_wait().unwrap() {
+                let log = std::fs::read_to_string(&log).unwrap_or_default();
+                let last: Vec<&str> = log.lines().rev().take(5).collect();
+                panic!("kube-apiserver ended with {status}: {last:#?}");
+            }
             let request = http::Request::get("/readyz").body(vec![]).unwrap();
-            let ready = self.client.request_text(request).await.is_ok_and(|text| text == "ok");
-            (ready && self.read("v1", "Namespace", "", "kube-system").await.is_some()).then_some(())
+            let ready = client.request_text(request).await.is_ok_and(|text| text == "ok");
+            let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(client.clone());
+            (ready && namespaces.get_opt("kube-system").await.is_ok_and(|found| found.is_some())).then_some(())
         })
         .await;
     }
 
     /// SIGKILL.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.server = None;
     }
 
-    pub fn api(&self, version: &str, kind: &str, namespace: &str) -> Api<DynamicObject> {
+    pub(crate) fn api(&self, version: &str, kind: &str, namespace: &str) -> Api<DynamicObject> {
         let (group, version) = version.rsplit_once('/').unwrap_or(("", version));
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
         match namespace {
@@ -206,7 +216,7 @@ impl Cluster {
 
     /// Applies an object, and its status where it has one.
     #[track_caller]
-    pub fn apply(&self, object: Value) -> impl Future<Output = ()> {
+    pub(crate) fn apply(&self, object: Value) -> impl Future<Output = ()> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let namespace = text(&object["metadata"]["namespace"]);
         let api = self.api(&text(&object["apiVersion"]), &text(&object["kind"]), &namespace);
@@ -225,7 +235,7 @@ impl Cluster {
         }
     }
 
-    pub async fn read(
+    pub(crate) async fn read(
         &self,
         version: &str,
         kind: &str,
@@ -236,11 +246,11 @@ impl Cluster {
         serde_json::to_value(found).ok()
     }
 
-    pub async fn link(&self, name: &str) -> Option<Value> {
+    pub(crate) async fn link(&self, name: &str) -> Option<Value> {
         self.read("isthmus.dev/v1alpha1", "ClusterLink", "isthmus-system", name).await
     }
 
-    pub async fn entry(&self, namespace: &str, name: &str) -> Option<Value> {
+    pub(crate) async fn entry(&self, namespace: &str, name: &str) -> Option<Value> {
         self.read("networking.istio.io/v1", "ServiceEntry", namespace, name).await
     }
 
@@ -308,7 +318,7 @@ impl Cluster {
         .await;
     }
 
-    pub async fn mesh(&self, root: &str) {
+    pub(crate) async fn mesh(&self, root: &str) {
         let name = self.name;
         self.apply(json!({
             "apiVersion": "v1", "kind": "ConfigMap",
@@ -320,7 +330,7 @@ impl Cluster {
     }
 
     /// Service shop/hello, exported, with `ready` meshed pods behind it.
-    pub async fn hello(&self, ready: usize) {
+    pub(crate) async fn hello(&self, ready: usize) {
         self.apply(json!({
             "apiVersion": "v1", "kind": "Service", "metadata": {"name": "hello", "namespace": "shop"},
             "spec": {"selector": {"app": "hello"}, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}
@@ -347,7 +357,7 @@ impl Cluster {
     }
 
     /// How many of hello's pods are ready.
-    pub async fn ready(&self, ready: usize) {
+    pub(crate) async fn ready(&self, ready: usize) {
         let endpoints: Vec<Value> = (0..ready)
             .map(|n| {
                 json!({"addresses": [format!("10.244.0.{}", n + 10)], "conditions": {"ready": true},
@@ -364,7 +374,7 @@ impl Cluster {
     }
 
     /// Istio's remote secret for `remote`, with a credential and a CA.
-    pub async fn remote_secret(&self, remote: &Self, token: &str, authority: &str) {
+    pub(crate) async fn remote_secret(&self, remote: &Self, token: &str, authority: &str) {
         let name = remote.name;
         self.apply(json!({
             "apiVersion": "v1", "kind": "Secret",
@@ -376,19 +386,19 @@ impl Cluster {
     }
 }
 
-pub fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
+pub(crate) fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
     object["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == kind)
 }
 
 /// Ready copies behind an entry.
-pub fn copies(entry: &Value) -> u64 {
+pub(crate) fn copies(entry: &Value) -> u64 {
     let endpoints = entry["spec"]["endpoints"].as_array();
     endpoints.into_iter().flatten().filter_map(|endpoint| endpoint["weight"].as_u64()).sum()
 }
 
 /// Awaits a state; says what was awaited when it does not come.
 #[track_caller]
-pub fn until<T>(
+pub(crate) fn until<T>(
     what: &str,
     limit: Duration,
     mut look: impl AsyncFnMut() -> Option<T>,
@@ -407,7 +417,7 @@ pub fn until<T>(
     }
 }
 
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
@@ -426,7 +436,7 @@ fn certificates(name: &str) -> (String, String, String) {
     (ca_certificate, leaf, key.serialize_pem())
 }
 
-pub fn other_authority() -> String {
+pub(crate) fn other_authority() -> String {
     certificates("another").0
 }
 
