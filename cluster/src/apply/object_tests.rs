@@ -39,44 +39,44 @@ fn an_entry() {
     check(
         &body.json(&entry().object, Some("41"), 7),
         expect![[r#"
-        apiVersion: networking.istio.io/v1
-        kind: ServiceEntry
-        metadata:
-          annotations:
-            isthmus.dev/term: "7"
-          labels:
-            app.kubernetes.io/managed-by: isthmus-federation
-            istio.io/rev: isthmus
-            isthmus.dev/service: hello
-            isthmus.dev/service-namespace: shop
-          name: hello.shop.global
-          namespace: shop
-          resourceVersion: "41"
-        spec:
-          addresses:
-            - 240.240.1.2
-            - 2001:2::102
-          endpoints:
-            - labels:
-                isthmus.dev/ports: 80-443
-                security.istio.io/tlsMode: istio
-                topology.istio.io/cluster: west
-              locality: eu/eu-1
-              network: net-west
-              serviceAccount: hello
-              weight: 3
-          hosts:
-            - hello.shop.global
-            - hello.shop.svc.clusterset.local
-          location: MESH_INTERNAL
-          ports:
-            - name: http
-              number: 80
-              protocol: HTTP
-          resolution: STATIC
-          subjectAltNames:
-            - "spiffe://west.mesh/ns/shop/sa/hello"
-    "#]],
+            apiVersion: networking.istio.io/v1
+            kind: ServiceEntry
+            metadata:
+              annotations:
+                isthmus.dev/term: "7"
+              labels:
+                app.kubernetes.io/managed-by: isthmus-federation
+                isthmus.dev/service: hello
+                isthmus.dev/service-namespace: shop
+                istio.io/rev: isthmus
+              name: hello.shop.global
+              namespace: shop
+              resourceVersion: "41"
+            spec:
+              addresses:
+              - "240.240.1.2"
+              - 2001:2::102
+              endpoints:
+              - labels:
+                  isthmus.dev/ports: 80-443
+                  security.istio.io/tlsMode: istio
+                  topology.istio.io/cluster: west
+                locality: eu/eu-1
+                network: net-west
+                serviceAccount: hello
+                weight: 3
+              hosts:
+              - hello.shop.global
+              - hello.shop.svc.clusterset.local
+              location: MESH_INTERNAL
+              ports:
+              - name: http
+                number: 80
+                protocol: HTTP
+              resolution: STATIC
+              subjectAltNames:
+              - spiffe://west.mesh/ns/shop/sa/hello
+        "#]],
     );
 }
 
@@ -109,32 +109,32 @@ fn a_gateway() {
     check(
         &body.json(&gateway().object, None, 1),
         expect![[r#"
-        apiVersion: gateway.networking.k8s.io/v1
-        kind: Gateway
-        metadata:
-          annotations:
-            isthmus.dev/term: "1"
-            isthmus.dev/trust-domain: west.mesh
-          labels:
-            app.kubernetes.io/managed-by: isthmus-federation
-            topology.istio.io/cluster: west
-            topology.istio.io/network: net-west
-          name: isthmus-west
-          namespace: isthmus-system
-        spec:
-          addresses:
-            - type: IPAddress
-              value: 203.0.113.7
-            - type: Hostname
-              value: gw.example.com
-          gatewayClassName: istio-remote
-          listeners:
-            - name: tls
-              port: 15443
-              protocol: TLS
-              tls:
-                mode: Passthrough
-    "#]],
+            apiVersion: gateway.networking.k8s.io/v1
+            kind: Gateway
+            metadata:
+              annotations:
+                isthmus.dev/term: "1"
+                isthmus.dev/trust-domain: west.mesh
+              labels:
+                app.kubernetes.io/managed-by: isthmus-federation
+                topology.istio.io/cluster: west
+                topology.istio.io/network: net-west
+              name: isthmus-west
+              namespace: isthmus-system
+            spec:
+              addresses:
+              - type: IPAddress
+                value: "203.0.113.7"
+              - type: Hostname
+                value: gw.example.com
+              gatewayClassName: istio-remote
+              listeners:
+              - name: tls
+                port: 15443
+                protocol: TLS
+                tls:
+                  mode: Passthrough
+        "#]],
     );
 }
 

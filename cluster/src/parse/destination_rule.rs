@@ -368,10 +368,7 @@ mod tests {
              ISTIO_MUTUAL}}, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: \
              v2}, trafficPolicy: {loadBalancer: {simple: RANDOM}}}]}",
             expect![[r#"
-                object:
-                  kind: DestinationRule
-                  namespace: shop
-                  name: hello
+                object: DestinationRule shop/hello
                 host: hello.shop.svc.cluster.local
                 policy:
                   load_balancing: ROUND_ROBIN
@@ -432,10 +429,7 @@ mod tests {
              5s}}, outlierDetection: {minHealthPercent: 50}, tls: {mode: SIMPLE, sni: a}}, subsets: \
              [{name: Big_One}, {name: v1}, {name: v1}]}",
             expect![[r#"
-                object:
-                  kind: DestinationRule
-                  namespace: shop
-                  name: hello
+                object: DestinationRule shop/hello
                 host: hello.shop.global
                 policy:
                   load_balancing: null

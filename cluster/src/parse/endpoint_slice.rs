@@ -135,9 +135,7 @@ mod tests {
              false}}, {addresses: [10.0.0.3], conditions: {ready: true, terminating: true}}, \
              {addresses: [10.0.0.4]}]",
             expect![[r#"
-                service:
-                  namespace: shop
-                  name: hello
+                service: shop/hello
                 ports:
                 - name: http
                   number: 8080
@@ -160,9 +158,7 @@ mod tests {
             "kubernetes.io/service-name: hello",
             "addressType: IPv6, ports: [{name: ''}], endpoints: [{addresses: ['fd00::1']}]",
             expect![[r#"
-                service:
-                  namespace: shop
-                  name: hello
+                service: shop/hello
                 ports:
                 - name: ""
                   number: null
@@ -180,9 +176,7 @@ mod tests {
             "kubernetes.io/service-name: hello",
             "addressType: IPv4, endpoints: [{addresses: [nonsense]}, {addresses: [10.0.0.9]}]",
             expect![[r#"
-                service:
-                  namespace: shop
-                  name: hello
+                service: shop/hello
                 ports: []
                 endpoints:
                 - address: "10.0.0.9"

@@ -174,10 +174,7 @@ mod tests {
              IPAddress, value: 203.0.113.7}, {type: Hostname, value: lb.example.com}], listeners: \
              [{name: tls, port: 15444, protocol: TLS}]",
             expect![[r#"
-                object:
-                  kind: Gateway
-                  namespace: isthmus-system
-                  name: isthmus-west
+                object: Gateway isthmus-system/isthmus-west
                 network: net-west
                 cluster: west
                 addresses:
@@ -200,10 +197,7 @@ mod tests {
             "labels: {topology.istio.io/network: net-x, topology.istio.io/cluster: No_Name}",
             "gatewayClassName: istio-remote, addresses: [{value: 'not a host'}]",
             expect![[r#"
-                object:
-                  kind: Gateway
-                  namespace: istio-system
-                  name: isthmus-west
+                object: Gateway istio-system/isthmus-west
                 network: net-x
                 cluster: null
                 addresses: []

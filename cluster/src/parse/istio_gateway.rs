@@ -113,10 +113,7 @@ mod tests {
             "{selector: {istio: eastwestgateway}, servers: [{port: {number: 15443, name: tls, protocol: \
              TLS}, tls: {mode: AUTO_PASSTHROUGH}, hosts: ['*.local', '*.global']}]}",
             expect![[r#"
-                - object:
-                    kind: Gateway.networking.istio.io
-                    namespace: istio-system
-                    name: cross-network
+                - object: Gateway.networking.istio.io istio-system/cross-network
                   port: 15443
                   hosts:
                   - "*.local"
@@ -134,10 +131,7 @@ mod tests {
              {number: 15443}, tls: {mode: AUTO_PASSTHROUGH}}, {port: {number: 15443}, tls: {mode: \
              AUTO_PASSTHROUGH}, hosts: ['*.global']}]}",
             expect![[r#"
-                - object:
-                    kind: Gateway.networking.istio.io
-                    namespace: isthmus-system
-                    name: cross-network
+                - object: Gateway.networking.istio.io isthmus-system/cross-network
                   port: 15443
                   hosts:
                   - "*.global"

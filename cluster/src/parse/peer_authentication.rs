@@ -108,14 +108,11 @@ mod tests {
         check(
             "{mtls: {mode: STRICT}}",
             expect![[r#"
-            object:
-              kind: PeerAuthentication
-              namespace: shop
-              name: default
-            selector: {}
-            mode: STRICT
-            ports: {}
-        "#]],
+                object: PeerAuthentication shop/default
+                selector: {}
+                mode: STRICT
+                ports: {}
+            "#]],
         );
     }
 

@@ -77,9 +77,7 @@ mod tests {
              podIP: 10.244.1.5, podIPs: [{ip: 10.244.1.5}, {ip: 'fd00::5'}]}}",
             expect![[r#"
                 workload:
-                  name:
-                    namespace: shop
-                    name: hello-1
+                  name: shop/hello-1
                   addresses:
                   - "10.244.1.5"
                   - fd00::5

@@ -132,9 +132,7 @@ mod tests {
              appProtocol: http}, {name: grpc-api, port: 81}, {name: dns, port: 53, protocol: UDP}, \
              {port: 9000}], trafficDistribution: PreferClose, sessionAffinity: ClientIP",
             expect![[r#"
-                name:
-                  namespace: shop
-                  name: hello
+                name: shop/hello
                 kind: clusterip
                 addresses:
                 - "10.96.0.7"
@@ -165,9 +163,7 @@ mod tests {
             "name: db",
             "clusterIP: None, clusterIPs: [None], ports: [{port: 5432}]",
             expect![[r#"
-                name:
-                  namespace: shop
-                  name: db
+                name: shop/db
                 kind: headless
                 addresses: []
                 ports:
@@ -180,9 +176,7 @@ mod tests {
             "#]],
         );
         check("name: out", "type: ExternalName, externalName: example.com", expect![[r#"
-            name:
-              namespace: shop
-              name: out
+            name: shop/out
             kind: externalname
             addresses: []
             ports: []
@@ -199,9 +193,7 @@ mod tests {
             "clusterIP: 10.96.0.8, ports: [{name: s, port: 7, protocol: SCTP}, {name: http, port: 80}], \
              trafficDistribution: PreferMoon",
             expect![[r#"
-                name:
-                  namespace: shop
-                  name: odd
+                name: shop/odd
                 kind: clusterip
                 addresses:
                 - "10.96.0.8"
@@ -224,9 +216,7 @@ mod tests {
             "name: near, annotations: {networking.istio.io/traffic-distribution: PreferSameZone}",
             "clusterIP: 10.96.0.9, trafficDistribution: PreferClose",
             expect![[r#"
-                name:
-                  namespace: shop
-                  name: near
+                name: shop/near
                 kind: clusterip
                 addresses:
                 - "10.96.0.9"

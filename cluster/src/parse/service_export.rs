@@ -39,8 +39,7 @@ mod tests {
     #[test]
     fn its_name_is_the_services() {
         check("hello", expect![[r#"
-            namespace: shop
-            name: hello
+            shop/hello
         "#]]);
     }
 
