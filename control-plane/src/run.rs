@@ -70,6 +70,8 @@ const WAITING: usize = 64;
 /// Runs until `end`: then unready, no new connections, streams end, and the watches last.
 pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     let Config { kubeconfig, listen, admin, metrics: metrics_at, root_namespace } = config;
+    // Ending by ourselves is not the caller's end.
+    let end = end.child_token();
     // What shows our state outlives what has one.
     let last = CancellationToken::new();
     let _last = last.clone().drop_guard();

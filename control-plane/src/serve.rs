@@ -18,13 +18,22 @@ use xds::serve::{Changed, Source};
 const GAP_MIN: Duration = Duration::from_millis(1);
 /// … and at most this: an own endpoint's change has 100 ms to reach every proxy.
 const GAP_MAX: Duration = Duration::from_millis(10);
+/// How often all that was computed is forgotten: it is computed again when asked for.
+const FORGET: Duration = Duration::from_secs(600);
 
 /// The newest world and what was computed from it.
 #[derive(Debug)]
 pub(crate) struct Served {
     /// `None` until the first inventory.
-    cache: Mutex<Option<Cache>>,
+    cache: Mutex<Option<Kept>>,
     generation: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    cache: Cache,
+    /// When all that was computed was last forgotten.
+    forgotten: Instant,
 }
 
 impl Served {
@@ -40,11 +49,19 @@ impl Served {
         {
             let mut cache = self.lock();
             match &mut *cache {
-                None => *cache = Some(Cache::new(world)),
-                Some(cache) => {
+                None => {
+                    *cache = Some(Kept { cache: Cache::new(world), forgotten: Instant::now() });
+                }
+                Some(Kept { cache, forgotten }) => {
                     // A pod that moved changes who a client is, not what a resource says.
                     let moved = cache.world().own.workloads != world.own.workloads;
-                    if cache.update(world).is_empty() && !moved {
+                    let affected = cache.update(world);
+                    // Pods and localities that are gone leave their own keys behind.
+                    if forgotten.elapsed() > FORGET {
+                        cache.retain(|_| false);
+                        *forgotten = Instant::now();
+                    }
+                    if affected.is_empty() && !moved {
                         return false;
                     }
                 }
@@ -55,7 +72,7 @@ impl Served {
     }
 
     pub(crate) fn world(&self) -> Option<World> {
-        self.lock().as_ref().map(|cache| cache.world().clone())
+        self.lock().as_ref().map(|kept| kept.cache.world().clone())
     }
 
     pub(crate) fn generation(&self) -> u64 {
@@ -64,10 +81,10 @@ impl Served {
 
     /// How many resources were computed, ever.
     pub(crate) fn computed(&self) -> u64 {
-        self.lock().as_ref().map_or(0, Cache::computed)
+        self.lock().as_ref().map_or(0, |kept| kept.cache.computed())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Cache>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Kept>> {
         self.cache.lock().expect("computing does not panic")
     }
 }
@@ -83,7 +100,7 @@ impl Source for Served {
     }
 
     fn resource(&self, view: &View, name: &ResourceName) -> Option<Arc<Resource>> {
-        self.lock().as_mut()?.resource(view, name)
+        self.lock().as_mut()?.cache.resource(view, name)
     }
 
     fn names(&self, view: &View, kind: ResourceKind) -> Vec<ResourceName> {

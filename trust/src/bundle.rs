@@ -19,7 +19,7 @@ pub struct Bundle {
 /// Why a text is no bundle.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "ISM3001 the root certificates cannot be used: {0}. Fix: give the PEM of the mesh's root \
+    "ISM5401 the root certificates cannot be used: {0}. Fix: give the PEM of the mesh's root \
      certificate, root-cert.pem of `isthmus trust init`"
 )]
 pub struct NotABundle(String);

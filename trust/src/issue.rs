@@ -63,27 +63,27 @@ pub struct Issuer {
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
     #[error(
-        "ISM3101 Secret cacerts, key {key}: {problem}. Fix: write it anew with `isthmus trust issue CLUSTER`"
+        "ISM5101 Secret cacerts, key {key}: {problem}. Fix: write it anew with `isthmus trust issue CLUSTER`"
     )]
     Cacerts { key: &'static str, problem: String },
     #[error(
-        "ISM3102 what this cluster's authority signs would be refused: {0}. Fix: write Secret cacerts anew with `isthmus trust issue CLUSTER`"
+        "ISM5102 what this cluster's authority signs would be refused: {0}. Fix: write Secret cacerts anew with `isthmus trust issue CLUSTER`"
     )]
     Refused(#[from] Refused),
     #[error(
-        "ISM3103 the certificate request cannot be used: {0}. Fix: send a PKCS#10 request in PEM, signed by its own P-256 key"
+        "ISM5103 the certificate request cannot be used: {0}. Fix: send a PKCS#10 request in PEM, signed by its own P-256 key"
     )]
     Request(String),
     #[error(
-        "ISM3104 {identity} is of another trust domain; this cluster's authority issues for {domain} only. Fix: ask the control plane of that cluster"
+        "ISM5104 {identity} is of another trust domain; this cluster's authority issues for {domain} only. Fix: ask the control plane of that cluster"
     )]
     Domain { identity: Identity, domain: TrustDomain },
     #[error(
-        "ISM3105 this cluster's authority has expired. Fix: write Secret cacerts anew with `isthmus trust issue CLUSTER`"
+        "ISM5105 this cluster's authority has expired. Fix: write Secret cacerts anew with `isthmus trust issue CLUSTER`"
     )]
     Expired,
     #[error(
-        "ISM3106 signing failed: {0}. Fix: this is a defect of Isthmus, report it with this line"
+        "ISM5106 signing failed: {0}. Fix: this is a defect of Isthmus, report it with this line"
     )]
     Signing(String),
 }
@@ -350,7 +350,7 @@ mod tests {
         };
         let (_, csr) = new_key_and_csr(&hello());
         let foreign = "spiffe://east.mesh/ns/shop/sa/hello".parse().unwrap();
-        assert!(sign(&csr, &foreign).contains("ISM3104"));
+        assert!(sign(&csr, &foreign).contains("ISM5104"));
         assert!(sign("", &hello()).contains("not PEM"));
         assert!(sign(&"x".repeat(CSR_MAX + 1), &hello()).contains("too long"));
         let other = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
@@ -383,10 +383,17 @@ mod tests {
         assert!(why(&c).contains("not the key of ca-cert.pem"), "{}", why(&c));
         let mut c = good.clone();
         c.root_cert = other.root_cert.clone();
+<<<<<<< HEAD
         assert!(why(&c).contains("ISM3102") && why(&c).contains("ISM3504"), "{}", why(&c));
         let mut c = good.clone();
         c.ca_cert = c.root_cert.clone();
         assert!(why(&c).contains("ISM3520"), "{}", why(&c));
+=======
+        assert!(why(&c).contains("ISM5102") && why(&c).contains("ISM5204"), "{}", why(&c));
+        let mut c = good.clone();
+        c.ca_cert = c.root_cert.clone();
+        assert!(why(&c).contains("ISM5220"), "{}", why(&c));
+>>>>>>> trust
         let mut c = good;
         c.ca_key = KeyPem::new("nothing".into());
         assert!(why(&c).contains("ca-key.pem"), "{}", why(&c));

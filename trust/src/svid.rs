@@ -25,7 +25,7 @@ pub struct Svid {
 /// Why certificate and key are no SVID.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "ISM3002 the workload certificate cannot be used: {0}. Fix: ask the control plane for a new \
+    "ISM5402 the workload certificate cannot be used: {0}. Fix: ask the control plane for a new \
      one; a chain file holds the leaf first, then the intermediate, and the key file the leaf's key"
 )]
 pub struct NotAnSvid(String);

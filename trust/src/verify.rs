@@ -25,6 +25,7 @@ pub enum Usage {
 /// Why a peer's certificates were refused: one variant a rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
+<<<<<<< HEAD
     #[error("ISM3501 the peer sent no certificate")]
     NoCertificate,
     #[error("ISM3502 the peer sent {0} certificates, at most {CHAIN_MAX} are read")]
@@ -98,6 +99,81 @@ pub enum Refused {
     #[error("ISM3526 the peer is {found}, expected was {expected}")]
     NotExpected { found: Identity, expected: String },
     #[error("ISM3527 the peer's chain breaks another rule of X.509: {0}")]
+=======
+    #[error("ISM5201 the peer sent no certificate")]
+    NoCertificate,
+    #[error("ISM5202 the peer sent {0} certificates, at most {CHAIN_MAX} are read")]
+    TooManyCertificates(usize),
+    #[error("ISM5203 the peer's certificate is not readable: {0}")]
+    Unreadable(String),
+    #[error("ISM5204 no root certificate of ours leads to the peer's certificate")]
+    UnknownRoot,
+    #[error("ISM5205 the peer's certificate is signed by itself, not by a cluster's authority")]
+    SelfSigned,
+    #[error(
+        "ISM5206 a certificate of the peer has expired at {not_after} (seconds since the epoch), it is {now} now"
+    )]
+    Expired { not_after: u64, now: u64 },
+    #[error(
+        "ISM5207 a certificate of the peer is valid from {not_before} on (seconds since the epoch), it is {now} now; compare the clocks"
+    )]
+    NotYetValid { not_before: u64, now: u64 },
+    #[error("ISM5208 the peer's certificate is not for the use as {0:?} (extended key usage)")]
+    WrongUsage(Usage),
+    #[error("ISM5209 the peer's certificate is an authority's (CA:true), not a workload's")]
+    LeafIsAuthority,
+    #[error(
+        "ISM5210 the peer's certificate may sign certificates or revocation lists (key usage), a workload's may not"
+    )]
+    LeafMaySign,
+    #[error(
+        "ISM5211 the peer's certificate was issued by a root directly, not by a cluster's intermediate"
+    )]
+    IssuedByRoot,
+    #[error(
+        "ISM5212 the path from the peer's certificate to the root is longer than leaf, intermediate, root"
+    )]
+    PathTooLong,
+    #[error("ISM5213 the peer's certificate was issued by one that is not an authority's")]
+    IssuerIsNoAuthority,
+    #[error("ISM5214 a signature in the peer's chain is not by who is named as its issuer")]
+    FalseSignature,
+    #[error("ISM5215 the peer's certificate has no alternative name at all")]
+    LeafWithoutNames,
+    #[error("ISM5216 the peer's certificate has no URI name, only {0}")]
+    LeafWithoutUri(String),
+    #[error("ISM5217 the peer's certificate has {0} URI names, it must have exactly one")]
+    LeafWithManyUris(usize),
+    #[error(
+        "ISM5218 a URI name in the peer's chain has a character that is not printable ASCII: {0:?}"
+    )]
+    NameWithControl(String),
+    #[error("ISM5219 the peer's URI name is no identity: {0}")]
+    NotAnIdentity(mesh::name::NotAnIdentity),
+    #[error(
+        "ISM5220 the authority that issued the peer's certificate has no URI name: it says no trust domain"
+    )]
+    IssuerWithoutUri,
+    #[error(
+        "ISM5221 the authority that issued the peer's certificate has {0} URI names, it must have exactly one"
+    )]
+    IssuerWithManyUris(usize),
+    #[error(
+        "ISM5222 the authority that issued the peer's certificate is named {0:?}, it must be spiffe://DOMAIN without a path"
+    )]
+    NotATrustDomain(String),
+    #[error(
+        "ISM5223 the peer claims {identity}, issued by the authority of {issuer}, which may issue for {issuer} only"
+    )]
+    ForeignIssuer { identity: Identity, issuer: TrustDomain },
+    #[error("ISM5224 the alternative names in the peer's chain are not readable: {0}")]
+    UnreadableNames(String),
+    #[error("ISM5225 the peer is {0}, and its trust domain is not one of those accepted here")]
+    DomainNotAccepted(Identity),
+    #[error("ISM5226 the peer is {found}, expected was {expected}")]
+    NotExpected { found: Identity, expected: String },
+    #[error("ISM5227 the peer's chain breaks another rule of X.509: {0}")]
+>>>>>>> trust
     Invalid(String),
 }
 

@@ -94,7 +94,7 @@ fn shake(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Result<Ends, r
 }
 
 fn refusal(result: Result<Ends, rustls::Error>) -> Refused {
-    let error = result.err().expect("the handshake is refused");
+    let error = result.err().unwrap();
     tls::refused(&error).unwrap_or_else(|| panic!("not by the verifier: {error}")).clone()
 }
 
