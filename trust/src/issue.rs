@@ -383,17 +383,10 @@ mod tests {
         assert!(why(&c).contains("not the key of ca-cert.pem"), "{}", why(&c));
         let mut c = good.clone();
         c.root_cert = other.root_cert.clone();
-<<<<<<< HEAD
-        assert!(why(&c).contains("ISM3102") && why(&c).contains("ISM3504"), "{}", why(&c));
-        let mut c = good.clone();
-        c.ca_cert = c.root_cert.clone();
-        assert!(why(&c).contains("ISM3520"), "{}", why(&c));
-=======
         assert!(why(&c).contains("ISM5102") && why(&c).contains("ISM5204"), "{}", why(&c));
         let mut c = good.clone();
         c.ca_cert = c.root_cert.clone();
         assert!(why(&c).contains("ISM5220"), "{}", why(&c));
->>>>>>> trust
         let mut c = good;
         c.ca_key = KeyPem::new("nothing".into());
         assert!(why(&c).contains("ca-key.pem"), "{}", why(&c));

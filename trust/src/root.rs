@@ -54,33 +54,6 @@ pub struct Cacerts {
 #[derive(Debug, thiserror::Error)]
 pub enum RootError {
     #[error(
-<<<<<<< HEAD
-        "ISM3401 the passphrase has {0} characters, a root's key needs at least {PASSPHRASE_MIN}. Fix: choose a longer one"
-    )]
-    Passphrase(usize),
-    #[error(
-        "ISM3402 the root's key cannot be decrypted. Fix: type the passphrase of this root, and check that {KEY_FILE} is the file `isthmus trust init` wrote"
-    )]
-    Locked,
-    #[error(
-        "ISM3403 the root certificate cannot be used: {0}. Fix: give {CERTIFICATE_FILE} and {KEY_FILE} of the same `isthmus trust init`"
-    )]
-    Certificate(String),
-    #[error(
-        "ISM3404 {folder} lies in the git work tree {tree}: a root's key must never be committed. Fix: choose a folder outside of it"
-    )]
-    GitWorkTree { folder: PathBuf, tree: PathBuf },
-    #[error(
-        "ISM3405 {0} exists: a root is never overwritten, all clusters trust it. Fix: choose another folder, or move that file away"
-    )]
-    Exists(PathBuf),
-    #[error("ISM3406 {path} may be read by others (mode {mode:04o}). Fix: chmod 600 {path}")]
-    Mode { path: PathBuf, mode: u32 },
-    #[error("ISM3407 {path}: {source}. Fix: choose a folder this user may write")]
-    File { path: PathBuf, source: io::Error },
-    #[error(
-        "ISM3408 the name of the mesh {0:?} cannot stand in a certificate. Fix: use 1 to 64 printable ASCII characters"
-=======
         "ISM5301 the passphrase has {0} characters, a root's key needs at least {PASSPHRASE_MIN}. Fix: choose a longer one"
     )]
     Passphrase(usize),
@@ -106,7 +79,6 @@ pub enum RootError {
     File { path: PathBuf, source: io::Error },
     #[error(
         "ISM5308 the name of the mesh {0:?} cannot stand in a certificate. Fix: use 1 to 64 printable ASCII characters"
->>>>>>> trust
     )]
     Name(String),
 }

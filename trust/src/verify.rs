@@ -25,81 +25,6 @@ pub enum Usage {
 /// Why a peer's certificates were refused: one variant a rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-<<<<<<< HEAD
-    #[error("ISM3501 the peer sent no certificate")]
-    NoCertificate,
-    #[error("ISM3502 the peer sent {0} certificates, at most {CHAIN_MAX} are read")]
-    TooManyCertificates(usize),
-    #[error("ISM3503 the peer's certificate is not readable: {0}")]
-    Unreadable(String),
-    #[error("ISM3504 no root certificate of ours leads to the peer's certificate")]
-    UnknownRoot,
-    #[error("ISM3505 the peer's certificate is signed by itself, not by a cluster's authority")]
-    SelfSigned,
-    #[error(
-        "ISM3506 a certificate of the peer has expired at {not_after} (seconds since the epoch), it is {now} now"
-    )]
-    Expired { not_after: u64, now: u64 },
-    #[error(
-        "ISM3507 a certificate of the peer is valid from {not_before} on (seconds since the epoch), it is {now} now; compare the clocks"
-    )]
-    NotYetValid { not_before: u64, now: u64 },
-    #[error("ISM3508 the peer's certificate is not for the use as {0:?} (extended key usage)")]
-    WrongUsage(Usage),
-    #[error("ISM3509 the peer's certificate is an authority's (CA:true), not a workload's")]
-    LeafIsAuthority,
-    #[error(
-        "ISM3510 the peer's certificate may sign certificates or revocation lists (key usage), a workload's may not"
-    )]
-    LeafMaySign,
-    #[error(
-        "ISM3511 the peer's certificate was issued by a root directly, not by a cluster's intermediate"
-    )]
-    IssuedByRoot,
-    #[error(
-        "ISM3512 the path from the peer's certificate to the root is longer than leaf, intermediate, root"
-    )]
-    PathTooLong,
-    #[error("ISM3513 the peer's certificate was issued by one that is not an authority's")]
-    IssuerIsNoAuthority,
-    #[error("ISM3514 a signature in the peer's chain is not by who is named as its issuer")]
-    FalseSignature,
-    #[error("ISM3515 the peer's certificate has no alternative name at all")]
-    LeafWithoutNames,
-    #[error("ISM3516 the peer's certificate has no URI name, only {0}")]
-    LeafWithoutUri(String),
-    #[error("ISM3517 the peer's certificate has {0} URI names, it must have exactly one")]
-    LeafWithManyUris(usize),
-    #[error(
-        "ISM3518 a URI name in the peer's chain has a character that is not printable ASCII: {0:?}"
-    )]
-    NameWithControl(String),
-    #[error("ISM3519 the peer's URI name is no identity: {0}")]
-    NotAnIdentity(mesh::name::NotAnIdentity),
-    #[error(
-        "ISM3520 the authority that issued the peer's certificate has no URI name: it says no trust domain"
-    )]
-    IssuerWithoutUri,
-    #[error(
-        "ISM3521 the authority that issued the peer's certificate has {0} URI names, it must have exactly one"
-    )]
-    IssuerWithManyUris(usize),
-    #[error(
-        "ISM3522 the authority that issued the peer's certificate is named {0:?}, it must be spiffe://DOMAIN without a path"
-    )]
-    NotATrustDomain(String),
-    #[error(
-        "ISM3523 the peer claims {identity}, issued by the authority of {issuer}, which may issue for {issuer} only"
-    )]
-    ForeignIssuer { identity: Identity, issuer: TrustDomain },
-    #[error("ISM3524 the alternative names in the peer's chain are not readable: {0}")]
-    UnreadableNames(String),
-    #[error("ISM3525 the peer is {0}, and its trust domain is not one of those accepted here")]
-    DomainNotAccepted(Identity),
-    #[error("ISM3526 the peer is {found}, expected was {expected}")]
-    NotExpected { found: Identity, expected: String },
-    #[error("ISM3527 the peer's chain breaks another rule of X.509: {0}")]
-=======
     #[error("ISM5201 the peer sent no certificate")]
     NoCertificate,
     #[error("ISM5202 the peer sent {0} certificates, at most {CHAIN_MAX} are read")]
@@ -173,7 +98,6 @@ pub enum Refused {
     #[error("ISM5226 the peer is {found}, expected was {expected}")]
     NotExpected { found: Identity, expected: String },
     #[error("ISM5227 the peer's chain breaks another rule of X.509: {0}")]
->>>>>>> trust
     Invalid(String),
 }
 
