@@ -318,7 +318,7 @@ fn program(destinations: &[Destination], ports: &[(u16, MtlsMode, bool)]) -> Pro
     add(ResourceKind::Zone, ResourceName::zone().name, Resource::Zone(zone));
     for (vip, port, http, leads, account) in destinations {
         let address: SocketAddr = (vip.parse::<IpAddr>().unwrap(), *port).into();
-        let host = format!("p{}.shop.global", leads.replace(['.', ':', '[', ']'], "-"));
+        let host = format!("p{}.shop.global", vip.replace(['.', ':'], "-"));
         let host = host.parse().unwrap();
         let cluster = ClusterName::outbound(*port, "", &host);
         let text = cluster.to_string();

@@ -228,12 +228,15 @@ fn whatever_the_pipe_does_the_client_ends_up_with_what_the_server_has() {
             let name = format!("n{}", chance.random_range(0..6));
             let make: fn(&str, u64) -> _ = if chance.random() { secret } else { route };
             let (key, value) = make(&name, step % 4);
-            let wildcard = ResourceName::new(key.kind, "*");
+            // A kind is subscribed by name or as a whole, as Envoy and our own client do. A mix of
+            // both that changes its mind on one stream is served, and not promised.
+            let wildcard = ResourceName::new(ResourceKind::Route, "*");
+            let by_name = key.kind == ResourceKind::Secret;
             match chance.random_range(0..22) {
                 0 | 1 => pair.set((key, value)),
                 2 => pair.delete(&key),
-                3 | 4 => pair.want(&key),
-                5 => pair.unwant(&key),
+                3 | 4 if by_name => pair.want(&key),
+                5 if by_name => pair.unwant(&key),
                 6 => pair.want(&wildcard),
                 7 => pair.unwant(&wildcard),
                 8 if chance.random_ratio(1, 3) => pair.reconnect(),

@@ -460,17 +460,17 @@ fn a_gateway_opens_exports_alone() {
         gateway,
         open(hello),
         expect![[r#"
-        0 eu/a x2: east 10.244.0.1:8080 x1 plain east 10.244.0.4:8080 x1 plain
-        1 eu/b x1: east 10.244.0.2:8080 x1 plain
-    "#]],
+            0 eu/a x2: east 10.244.0.1:8080 x1 east 10.244.0.4:8080 x1
+            1 eu/b x1: east 10.244.0.2:8080 x1
+        "#]],
     );
     check(
         &text,
         gateway,
         open("outbound_.80_.v1_.hello.shop.svc.cluster.local"),
         expect![[r#"
-        0 eu/a x1: east 10.244.0.4:8080 x1 plain
-    "#]],
+            0 eu/a x1: east 10.244.0.4:8080 x1
+        "#]],
     );
     check(&closed, gateway, open(hello), expect!["absent"]);
     check(&text, ZONE_A, open(hello), expect!["absent"]);
