@@ -103,8 +103,12 @@ pub(crate) fn run(rival: &Rival, work: &Work) -> Result<f64> {
                         let mut buffer = vec![0; CHUNK];
                         let mut got = 0;
                         while got < each {
-                            let n = stream.read(&mut buffer).context("reading through the proxy")?;
-                            ensure!(n > 0, "the proxy ended the stream after {got} of {each} bytes");
+                            let n =
+                                stream.read(&mut buffer).context("reading through the proxy")?;
+                            ensure!(
+                                n > 0,
+                                "the proxy ended the stream after {got} of {each} bytes"
+                            );
                             got += n as u64;
                         }
                         Ok(got)

@@ -58,18 +58,31 @@ fn main() -> Result<ExitCode> {
     block::pin_generator()?;
     let rows = [
         ("bulk, 1 connection", "CPU s/GiB", Work::Bulk { bytes: call.mebibytes << 20, streams: 1 }),
-        ("bulk, 16 connections", "CPU s/GiB", Work::Bulk { bytes: call.mebibytes << 20, streams: 16 }),
+        (
+            "bulk, 16 connections",
+            "CPU s/GiB",
+            Work::Bulk { bytes: call.mebibytes << 20, streams: 16 },
+        ),
         ("new connections", "CPU us/connection", Work::Connections { count: call.connections }),
     ];
     let mut over = false;
     let mut results = Vec::new();
     for (name, unit, work) in rows {
         let measured = stats::compare(call.pairs, &ours, &theirs, &work)?;
-        ensure!(!measured.ratios.is_empty(), "{name}: the machine drifted in every pair; run again");
+        ensure!(
+            !measured.ratios.is_empty(),
+            "{name}: the machine drifted in every pair; run again"
+        );
         println!(
             "{name:<22} {unit:<18} ours {:.3}  HAProxy {:.3}  ratio {:.2}  95% {:.2}..{:.2}  pairs {} of {}  drift {:.0} %",
-            measured.ours, measured.theirs, measured.median, measured.low, measured.high,
-            measured.ratios.len(), call.pairs, measured.drift * 100.0
+            measured.ours,
+            measured.theirs,
+            measured.median,
+            measured.low,
+            measured.high,
+            measured.ratios.len(),
+            call.pairs,
+            measured.drift * 100.0
         );
         over |= call.limit.is_some_and(|limit| measured.median > limit);
         results.push(serde_json::json!({

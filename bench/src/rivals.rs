@@ -34,7 +34,9 @@ impl Drop for Rival {
 }
 
 fn route(number: u32) -> Sni {
-    format!("outbound_.80_._.service-{number}.bench.svc.cluster.local").parse().expect("a fixed form")
+    format!("outbound_.80_._.service-{number}.bench.svc.cluster.local")
+        .parse()
+        .expect("a fixed form")
 }
 
 /// A free port: bound and released; the proxy binds it next.
@@ -55,10 +57,19 @@ fn pinned(program: &str) -> Command {
 
 impl Rival {
     /// Our gateway from a file of xDS resources.
-    pub(crate) fn gateway(program_path: &Path, folder: &Path, backend: SocketAddr, routes: u32) -> Result<Self> {
+    pub(crate) fn gateway(
+        program_path: &Path,
+        folder: &Path,
+        backend: SocketAddr,
+        routes: u32,
+    ) -> Result<Self> {
         let file = folder.join("resources.json");
-        std::fs::write(&file, serde_json::to_vec(&xds::codec::to_json(&program(backend, routes)))?)?;
-        let (listen, admin, metrics, health) = (free_port()?, free_port()?, free_port()?, free_port()?);
+        std::fs::write(
+            &file,
+            serde_json::to_vec(&xds::codec::to_json(&program(backend, routes)))?,
+        )?;
+        let (listen, admin, metrics, health) =
+            (free_port()?, free_port()?, free_port()?, free_port()?);
         let (chain, key) = certificate(folder)?;
         let config = folder.join("gateway.yaml");
         let text = serde_json::json!({
@@ -70,17 +81,30 @@ impl Rival {
         });
         std::fs::write(&config, serde_json::to_vec(&text)?)?;
         let path = program_path.to_str().context("the gateway's path is not UTF-8")?;
-        let version = Command::new(path).arg("--version").output().context("running the gateway")?;
+        let version =
+            Command::new(path).arg("--version").output().context("running the gateway")?;
         let mut command = pinned(path);
         command.arg("--config").arg(&config);
-        Self::start(command, listen, routes, String::from_utf8_lossy(&version.stdout).trim().to_owned(), folder)
+        Self::start(
+            command,
+            listen,
+            routes,
+            String::from_utf8_lossy(&version.stdout).trim().to_owned(),
+            folder,
+        )
     }
 
-    pub(crate) fn haproxy(haproxy: &str, folder: &Path, backend: SocketAddr, routes: u32) -> Result<Self> {
+    pub(crate) fn haproxy(
+        haproxy: &str,
+        folder: &Path,
+        backend: SocketAddr,
+        routes: u32,
+    ) -> Result<Self> {
         let version = Command::new(haproxy).arg("-v").output().context(
             "haproxy does not start. Fix: install it (`apt-get install haproxy`) or pass --haproxy PATH",
         )?;
-        let version = String::from_utf8_lossy(&version.stdout).lines().next().unwrap_or_default().to_owned();
+        let version =
+            String::from_utf8_lossy(&version.stdout).lines().next().unwrap_or_default().to_owned();
         let map = folder.join("sni.map");
         let lines: String = (0..routes).map(|n| format!("{} pods\n", route(n))).collect();
         std::fs::write(&map, lines)?;
@@ -105,7 +129,13 @@ impl Rival {
         Self::start(command, listen, routes, version, folder)
     }
 
-    fn start(mut command: Command, port: u16, routes: u32, version: String, folder: &Path) -> Result<Self> {
+    fn start(
+        mut command: Command,
+        port: u16,
+        routes: u32,
+        version: String,
+        folder: &Path,
+    ) -> Result<Self> {
         ensure!(routes > 0, "--routes 0: there is nothing to route to");
         let log = folder.join(format!("{port}.log"));
         let out = std::fs::File::create(&log)?;
@@ -122,12 +152,19 @@ impl Rival {
         while TcpStream::connect(address).is_err() {
             let ended = rival.process.try_wait()?;
             if ended.is_some() || Instant::now() > deadline {
-                bail!("it does not listen on {address}: {}", std::fs::read_to_string(&log).unwrap_or_default());
+                bail!(
+                    "it does not listen on {address}: {}",
+                    std::fs::read_to_string(&log).unwrap_or_default()
+                );
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        block::run(&rival, &block::Work::Connections { count: 1 })
-            .with_context(|| format!("nothing came through; its log: {}", std::fs::read_to_string(&log).unwrap_or_default()))?;
+        block::run(&rival, &block::Work::Connections { count: 1 }).with_context(|| {
+            format!(
+                "nothing came through; its log: {}",
+                std::fs::read_to_string(&log).unwrap_or_default()
+            )
+        })?;
         Ok(rival)
     }
 
@@ -190,11 +227,18 @@ fn program(backend: SocketAddr, routes: u32) -> Program {
         };
         let endpoints = Endpoints { cluster: name.clone(), groups: vec![group] };
         let text = name.to_string();
-        program.insert(ResourceName::new(ResourceKind::Cluster, &text), Arc::new(Resource::Cluster(cluster)));
-        program.insert(ResourceName::new(ResourceKind::Endpoints, &text), Arc::new(Resource::Endpoints(endpoints)));
+        program.insert(
+            ResourceName::new(ResourceKind::Cluster, &text),
+            Arc::new(Resource::Cluster(cluster)),
+        );
+        program.insert(
+            ResourceName::new(ResourceKind::Endpoints, &text),
+            Arc::new(Resource::Endpoints(endpoints)),
+        );
         table.insert(sni, name);
     }
     let listener = GatewayListener { routes: table, probe: sni::probe_host(&own) };
-    program.insert(ResourceName::gateway(), Arc::new(Resource::Listener(Listener::Gateway(listener))));
+    program
+        .insert(ResourceName::gateway(), Arc::new(Resource::Listener(Listener::Gateway(listener))));
     program
 }

@@ -28,10 +28,13 @@ impl Call {
     fn name(&self) -> Result<ServiceName> {
         let name = match self.service.split_once('/') {
             Some(("svc" | "service" | "services", name)) => name,
-            Some((kind, _)) => bail!("ISM2020 only services are exported, not {kind:?}. Fix: svc/NAME"),
+            Some((kind, _)) => {
+                bail!("ISM2020 only services are exported, not {kind:?}. Fix: svc/NAME")
+            }
             None => &self.service,
         };
-        ServiceName::new(&self.namespace, name).context("ISM2020 no such service. Fix: svc/NAME -n NAMESPACE")
+        ServiceName::new(&self.namespace, name)
+            .context("ISM2020 no such service. Fix: svc/NAME -n NAMESPACE")
     }
 
     async fn clusters(&self) -> Result<Vec<Operator>> {
@@ -54,7 +57,8 @@ impl Call {
                     cluster.context
                 )
             })?;
-            let kind = service.spec.as_ref().and_then(|spec| spec.type_.clone()).unwrap_or_default();
+            let kind =
+                service.spec.as_ref().and_then(|spec| spec.type_.clone()).unwrap_or_default();
             if kind == "ExternalName" {
                 bail!(
                     "ISM2022 Service {name} in {} is of type ExternalName, which has no endpoints of its \
@@ -77,7 +81,9 @@ impl Call {
                 .and_then(|spec| spec.ports)
                 .into_iter()
                 .flatten()
-                .map(|port| format!("{}/{}", port.port, port.protocol.unwrap_or_else(|| "TCP".into())))
+                .map(|port| {
+                    format!("{}/{}", port.port, port.protocol.unwrap_or_else(|| "TCP".into()))
+                })
                 .collect();
             println!("  {:<12}exported {name}, ports {}", cluster.context, ports.join(" "));
         }
@@ -97,7 +103,11 @@ impl Call {
                 println!("  {:<12}would delete ServiceExport {name}", cluster.context);
                 continue;
             }
-            let done = if cluster.delete(&[object]).await?.is_empty() { "was not exported" } else { "no longer exported" };
+            let done = if cluster.delete(&[object]).await?.is_empty() {
+                "was not exported"
+            } else {
+                "no longer exported"
+            };
             println!("  {:<12}{name} {done}", cluster.context);
         }
         Ok(ExitCode::SUCCESS)

@@ -68,7 +68,9 @@ pub(crate) struct Unlink {
 
 fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        Some((context, url)) if !context.is_empty() && !url.is_empty() => Ok((context.into(), url.into())),
+        Some((context, url)) if !context.is_empty() && !url.is_empty() => {
+            Ok((context.into(), url.into()))
+        }
         _ => Err(format!("{text:?} is not CONTEXT=https://ADDRESS:PORT")),
     }
 }
@@ -90,7 +92,11 @@ struct End {
 
 impl Link {
     pub(crate) async fn run(self) -> Result<ExitCode> {
-        ensure!(self.a != self.b, "ISM2012 {:?} cannot be linked to itself. Fix: name two contexts", self.a);
+        ensure!(
+            self.a != self.b,
+            "ISM2012 {:?} cannot be linked to itself. Fix: name two contexts",
+            self.a
+        );
         for (context, _) in &self.server {
             ensure!(
                 context == &self.a || context == &self.b,
@@ -146,11 +152,18 @@ impl Link {
         if self.dry_run {
             println!("# in {} ({read_id}): who may read, and what", read.operator.context);
             print_objects(&credential::reader_objects(&self.root_namespace, &account))?;
-            println!("# in {} ({reader_id}): Secret {secret_name} with a token, and", reader.operator.context);
+            println!(
+                "# in {} ({reader_id}): Secret {secret_name} with a token, and",
+                reader.operator.context
+            );
             print_objects(&[link])?;
             return Ok(());
         }
-        let ready = self.conditions(reader, read_id).await?.get("Ready").is_some_and(|c| c.status == "True");
+        let ready = self
+            .conditions(reader, read_id)
+            .await?
+            .get("Ready")
+            .is_some_and(|c| c.status == "True");
         let secrets = reader.operator.remote_secrets(&self.root_namespace).await?;
         let kept = ready
             && !self.renew
@@ -160,7 +173,8 @@ impl Link {
             fact("credential", &format!("{reader_id} reads {read_id}: kept, it works"));
         } else {
             let lifetime = Duration::from_secs(u64::from(self.hours) * 3600);
-            let minted = read.operator.mint(&self.root_namespace, &account, false, lifetime).await?;
+            let minted =
+                read.operator.mint(&self.root_namespace, &account, false, lifetime).await?;
             let secret = read.operator.remote_secret(
                 read_id,
                 &secret_name,
@@ -170,7 +184,10 @@ impl Link {
                 &minted,
             );
             reader.operator.apply(&[secret.object()]).await?;
-            fact("credential", &format!("{reader_id} reads {read_id} at {server} until {}", minted.expires));
+            fact(
+                "credential",
+                &format!("{reader_id} reads {read_id} at {server} until {}", minted.expires),
+            );
         }
         for right in credential::MAY_READ {
             fact("", &format!("may {right}"));
@@ -194,10 +211,14 @@ impl Link {
             let conditions = self.conditions(reader, to).await?;
             if conditions.get("Ready").is_some_and(|condition| condition.status == "True") {
                 let took = started.elapsed().as_millis();
-                fact("from inside", &format!("{from} controller -> {to}: reached, synced, trusted ({took} ms)"));
+                fact(
+                    "from inside",
+                    &format!("{from} controller -> {to}: reached, synced, trusted ({took} ms)"),
+                );
                 return Ok(());
             }
-            if let Some(differ) = conditions.get("TrustEstablished").filter(|c| c.status == "False") {
+            if let Some(differ) = conditions.get("TrustEstablished").filter(|c| c.status == "False")
+            {
                 bail!("ISM2013 {from} -> {to}: {} {}", differ.reason, differ.message);
             }
             if Instant::now() >= deadline {
@@ -240,7 +261,13 @@ fn check_pair(a: &End, b: &End) -> Result<()> {
     );
     fact(
         "identity",
-        &format!("{} {}  {} {}  different clusters", da.cluster, short(&da.uid), db.cluster, short(&db.uid)),
+        &format!(
+            "{} {}  {} {}  different clusters",
+            da.cluster,
+            short(&da.uid),
+            db.cluster,
+            short(&db.uid)
+        ),
     );
     let fingerprint = |end: &End| -> Result<String> {
         let bundle = Bundle::from_pem(&end.described.root_certificates).with_context(|| {
@@ -259,7 +286,13 @@ fn check_pair(a: &End, b: &End) -> Result<()> {
         db.cluster
     );
     if da.trust_domain == db.trust_domain {
-        fact("trust", &format!("one trust domain {}: either may sign for the other's workloads", da.trust_domain));
+        fact(
+            "trust",
+            &format!(
+                "one trust domain {}: either may sign for the other's workloads",
+                da.trust_domain
+            ),
+        );
     } else {
         fact("trust", &format!("{} and {}, one root", da.trust_domain, db.trust_domain));
     }
@@ -319,8 +352,10 @@ impl Unlink {
         };
         self.forget(&a, &b_id).await?;
         let revoke = |id: &str| {
-            let account =
-                Account { namespace: self.root_namespace.clone(), name: format!("isthmus-reader-{id}") };
+            let account = Account {
+                namespace: self.root_namespace.clone(),
+                name: format!("isthmus-reader-{id}"),
+            };
             let mut objects = credential::reader_objects(&self.root_namespace, &account);
             objects.reverse();
             objects
@@ -334,7 +369,10 @@ impl Unlink {
             Err(e) => {
                 println!("  {b_id} did not answer, so what it holds stays there:");
                 println!("    {e}");
-                println!("    its credential for {a_id} is revoked; when it is back: isthmus unlink {} {a_id}", self.b);
+                println!(
+                    "    its credential for {a_id} is revoked; when it is back: isthmus unlink {} {a_id}",
+                    self.b
+                );
             }
         }
         println!("{}", if self.dry_run { "nothing was changed." } else { "unlinked." });
@@ -378,7 +416,14 @@ impl Unlink {
         if self.dry_run {
             for object in objects {
                 let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-                fact(name, &format!("would delete {} {}", text(&object["kind"]), text(&object["metadata"]["name"])));
+                fact(
+                    name,
+                    &format!(
+                        "would delete {} {}",
+                        text(&object["kind"]),
+                        text(&object["metadata"]["name"])
+                    ),
+                );
             }
             return Ok(());
         }

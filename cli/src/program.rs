@@ -15,7 +15,10 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    pub(crate) async fn run<T, F>(self, program: impl FnOnce(T, CancellationToken) -> F) -> Result<ExitCode>
+    pub(crate) async fn run<T, F>(
+        self,
+        program: impl FnOnce(T, CancellationToken) -> F,
+    ) -> Result<ExitCode>
     where
         T: DeserializeOwned,
         F: Future<Output = Result<()>>,

@@ -20,7 +20,8 @@ pub(crate) struct StatusCall {
 impl StatusCall {
     pub(crate) async fn run(self) -> Result<ExitCode> {
         let text = page::read(&self.admin, "/sessions").await?;
-        let sessions: Value = serde_json::from_str(&text).context("the page /sessions is not JSON")?;
+        let sessions: Value =
+            serde_json::from_str(&text).context("the page /sessions is not JSON")?;
         if self.output != Format::Table {
             output::value(self.output, &sessions)?;
             return Ok(ExitCode::SUCCESS);
@@ -111,7 +112,9 @@ impl ConfigCall {
             .unwrap_or_default()
             .into_iter()
             .filter(|resource| self.kind.covers(resource["@type"].as_str().unwrap_or_default()))
-            .filter(|resource| self.name.as_ref().is_none_or(|name| name_of(resource).contains(name)))
+            .filter(|resource| {
+                self.name.as_ref().is_none_or(|name| name_of(resource).contains(name))
+            })
             .collect();
         if self.output != Format::Table {
             output::value(self.output, &chosen)?;

@@ -100,7 +100,8 @@ impl Call {
                 Err(_) => operator.uid().await?,
             },
         };
-        name.parse::<mesh::name::ClusterId>().context("ISM2010 --name. Fix: choose another name")?;
+        name.parse::<mesh::name::ClusterId>()
+            .context("ISM2010 --name. Fix: choose another name")?;
         let server = reachable_server(
             self.server.as_deref().unwrap_or(&operator.server),
             &operator.context,
@@ -131,13 +132,20 @@ mod tests {
 
     #[test]
     fn an_address_of_this_laptop_is_refused() {
-        for server in
-            ["https://127.0.0.1:41233", "https://localhost:6443", "https://[::1]:6443", "https://0.0.0.0", "http://10.0.0.1"]
-        {
-            let error = reachable_server(server, "kind-west", "pass --server").unwrap_err().to_string();
+        for server in [
+            "https://127.0.0.1:41233",
+            "https://localhost:6443",
+            "https://[::1]:6443",
+            "https://0.0.0.0",
+            "http://10.0.0.1",
+        ] {
+            let error =
+                reachable_server(server, "kind-west", "pass --server").unwrap_err().to_string();
             assert!(error.contains("ISM2004") && error.contains("kind-west"), "{server}: {error}");
         }
-        for server in ["https://10.0.0.2:6443", "https://api.example.com", "https://[2001:db8::1]:6443/x"] {
+        for server in
+            ["https://10.0.0.2:6443", "https://api.example.com", "https://[2001:db8::1]:6443/x"]
+        {
             assert_eq!(reachable_server(server, "west", "").unwrap(), server);
         }
     }

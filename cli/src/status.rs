@@ -41,7 +41,8 @@ struct Line {
 impl Line {
     fn of(from: &str, link: &Value) -> Self {
         let conditions = conditions(link);
-        let ready = conditions.get("Ready").map_or_else(|| "Unknown".to_owned(), |c| c.status.clone());
+        let ready =
+            conditions.get("Ready").map_or_else(|| "Unknown".to_owned(), |c| c.status.clone());
         let status = &link["status"];
         Self {
             from: from.to_owned(),
@@ -61,10 +62,12 @@ impl Line {
     /// The condition that explains a link which is not ready: the first that does not hold in the
     /// order in which one rests on the other.
     fn culprit(&self) -> Option<(&'static str, &Condition)> {
-        ["Accepted", "Reachable", "TrustEstablished", "Synced", "Ready"].into_iter().find_map(|name| {
-            let condition = self.conditions.get(name)?;
-            (condition.status != "True").then_some((name, condition))
-        })
+        ["Accepted", "Reachable", "TrustEstablished", "Synced", "Ready"].into_iter().find_map(
+            |name| {
+                let condition = self.conditions.get(name)?;
+                (condition.status != "True").then_some((name, condition))
+            },
+        )
     }
 
     fn row(&self) -> Vec<String> {
@@ -150,7 +153,9 @@ impl Call {
         if self.output == Format::Table {
             for (context, error) in &silent {
                 println!("no answer from {context}: {error:#}");
-                println!("  its proxies go on with what they have; ask its controller: isthmus status --admin HOST:PORT");
+                println!(
+                    "  its proxies go on with what they have; ask its controller: isthmus status --admin HOST:PORT"
+                );
             }
             let rows: Vec<Vec<String>> = lines.iter().map(Line::row).collect();
             output::table(
@@ -183,8 +188,9 @@ impl Call {
     async fn ask(&self, context: Option<&str>) -> Result<Vec<Line>> {
         let operator = Operator::load(self.kubeconfig.as_deref(), context).await?;
         let own = operator.describe(&self.root_namespace).await?.cluster;
-        let links =
-            operator.list("isthmus.dev/v1alpha1", "ClusterLink", Some(&self.root_namespace)).await?;
+        let links = operator
+            .list("isthmus.dev/v1alpha1", "ClusterLink", Some(&self.root_namespace))
+            .await?;
         Ok(links.iter().map(|link| Line::of(&own, link)).collect())
     }
 }

@@ -47,7 +47,10 @@ impl Call {
             .rsplit_once(':')
             .and_then(|(host, port)| Some((host.to_ascii_lowercase(), port.parse::<u16>().ok()?)))
             .with_context(|| {
-                format!("ISM2030 {:?} is not HOST:PORT. Fix: add the service port", self.destination)
+                format!(
+                    "ISM2030 {:?} is not HOST:PORT. Fix: add the service port",
+                    self.destination
+                )
             })?;
         let operator = self.target.load().await?;
         let end = CancellationToken::new();
@@ -57,7 +60,10 @@ impl Call {
         let own = tokio::time::timeout(LOOK_MAX, watched.inventory.wait_for(Option::is_some))
             .await
             .with_context(|| {
-                format!("ISM2031 {} did not show itself whole within {LOOK_MAX:?}", operator.context)
+                format!(
+                    "ISM2031 {} did not show itself whole within {LOOK_MAX:?}",
+                    operator.context
+                )
             })?
             .context("ISM2031 the watch ended")?
             .clone()
@@ -70,7 +76,11 @@ impl Call {
         } else {
             output::value(self.output, &explanation)?;
         }
-        Ok(if explanation.verdict != explain::Verdict::Unreachable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if explanation.verdict != explain::Verdict::Unreachable {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
     }
 
     fn view(&self, own: &Inventory, pod: &str) -> Result<View> {

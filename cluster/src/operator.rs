@@ -30,7 +30,10 @@ pub struct Operator {
 
 impl std::fmt::Debug for Operator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Operator").field("context", &self.context).field("server", &self.server).finish()
+        f.debug_struct("Operator")
+            .field("context", &self.context)
+            .field("server", &self.server)
+            .finish()
     }
 }
 
@@ -56,7 +59,9 @@ impl Operator {
             Some(path) => Kubeconfig::read_from(path),
             None => Kubeconfig::read(),
         }
-        .context("ISM2001 cannot read the kubeconfig. Fix: pass --kubeconfig FILE or set KUBECONFIG")?;
+        .context(
+            "ISM2001 cannot read the kubeconfig. Fix: pass --kubeconfig FILE or set KUBECONFIG",
+        )?;
         let name = match context {
             Some(name) => name.to_owned(),
             None => file.current_context.clone().context(
@@ -104,7 +109,8 @@ impl Operator {
             Api::<Namespace>::all(self.client.clone()).get("kube-system").await,
         )?;
         let maps = Api::<ConfigMap>::namespaced(self.client.clone(), root_namespace);
-        let map = self.asked("reading ConfigMap isthmus-mesh", maps.get_opt("isthmus-mesh").await)?;
+        let map =
+            self.asked("reading ConfigMap isthmus-mesh", maps.get_opt("isthmus-mesh").await)?;
         let map = map.with_context(|| {
             format!(
                 "ISM2006 {} has no ConfigMap {root_namespace}/isthmus-mesh: Isthmus is not installed \
@@ -197,8 +203,15 @@ impl Operator {
     }
 
     /// Reads one object of ours or a standard one; `None` where it is absent.
-    pub async fn read(&self, api_version: &str, kind: &str, namespace: Option<&str>, name: &str) -> Result<Option<Value>> {
-        let mut object = json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": name}});
+    pub async fn read(
+        &self,
+        api_version: &str,
+        kind: &str,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<Option<Value>> {
+        let mut object =
+            json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": name}});
         if let Some(namespace) = namespace {
             object["metadata"]["namespace"] = json!(namespace);
         }
@@ -208,14 +221,20 @@ impl Operator {
     }
 
     /// Lists objects of a kind, in all namespaces or one.
-    pub async fn list(&self, api_version: &str, kind: &str, namespace: Option<&str>) -> Result<Vec<Value>> {
+    pub async fn list(
+        &self,
+        api_version: &str,
+        kind: &str,
+        namespace: Option<&str>,
+    ) -> Result<Vec<Value>> {
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
         let api: Api<DynamicObject> = match namespace {
             Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
             None => Api::all_with(self.client.clone(), &resource),
         };
-        let list = self.asked(&format!("listing {kind}"), api.list(&ListParams::default()).await)?;
+        let list =
+            self.asked(&format!("listing {kind}"), api.list(&ListParams::default()).await)?;
         list.items
             .into_iter()
             .map(|item| serde_json::to_value(item).context("an object read is JSON"))

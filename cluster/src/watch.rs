@@ -193,7 +193,8 @@ mod tests {
             silent: true,
             ..KindHealth::default()
         };
-        let resting = KindHealth { silent: false, note: Some("not installed".into()), ..silent.clone() };
+        let resting =
+            KindHealth { silent: false, note: Some("not installed".into()), ..silent.clone() };
         let mut health = WatchHealth::default();
         assert!(!health.reachable() && !health.fresh(), "nothing was heard yet");
         health.kinds = BTreeMap::from([("Pod", silent.clone()), ("ServiceEntry", resting)]);

@@ -81,7 +81,8 @@ impl Pages {
                 if awaited.is_empty() {
                     return Body::Text("ok\n".into());
                 }
-                let lines = awaited.iter().map(|(what, why)| format!("waiting for {what}: {why}\n"));
+                let lines =
+                    awaited.iter().map(|(what, why)| format!("waiting for {what}: {why}\n"));
                 Body::Unavailable(lines.collect())
             }
         };
@@ -130,7 +131,10 @@ impl Pages {
 #[derive(Debug, Clone)]
 pub enum Listen {
     /// Admin pages must be on loopback; [`serve`] refuses another address unless `public`.
-    Tcp { address: SocketAddr, public: bool },
+    Tcp {
+        address: SocketAddr,
+        public: bool,
+    },
     Unix(PathBuf),
 }
 
@@ -156,7 +160,10 @@ pub async fn serve(
             // A socket file left by a process that was killed would make bind fail for ever.
             let _ = std::fs::remove_file(&path);
             let listener = UnixListener::bind(&path).with_context(|| {
-                format!("ISM1005 cannot listen on {}. Fix: choose a writable folder", path.display())
+                format!(
+                    "ISM1005 cannot listen on {}. Fix: choose a writable folder",
+                    path.display()
+                )
             })?;
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
                 .with_context(|| format!("cannot protect {}", path.display()))?;

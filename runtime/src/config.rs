@@ -8,11 +8,17 @@ pub const FILE_MAX: u64 = 16 * 1024 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("ISM1001 cannot read the configuration {path}: {source}. Fix: pass --config FILE with a file this user may read")]
+    #[error(
+        "ISM1001 cannot read the configuration {path}: {source}. Fix: pass --config FILE with a file this user may read"
+    )]
     Unreadable { path: PathBuf, source: std::io::Error },
-    #[error("ISM1002 the configuration {path} has {size} bytes; at most {FILE_MAX} are read. Fix: split it, or point at the right file")]
+    #[error(
+        "ISM1002 the configuration {path} has {size} bytes; at most {FILE_MAX} are read. Fix: split it, or point at the right file"
+    )]
     TooLarge { path: PathBuf, size: u64 },
-    #[error("ISM1003 the configuration {path} is not what was expected: {problem}. Fix: correct that line; unknown fields are refused so that a typo cannot be ignored")]
+    #[error(
+        "ISM1003 the configuration {path} is not what was expected: {problem}. Fix: correct that line; unknown fields are refused so that a typo cannot be ignored"
+    )]
     Invalid { path: PathBuf, problem: String },
 }
 

@@ -27,7 +27,10 @@ pub(crate) fn maybe(
         Ok("failover") => Pillar::Failover,
         Ok(other) => bail!("ISM1036 {VARIABLE}={other:?} is no pillar. Fix: unset it"),
     };
-    tracing::warn!(?pillar, "SABOTAGE: this sidecar runs without it on purpose ({VARIABLE} is set)");
+    tracing::warn!(
+        ?pillar,
+        "SABOTAGE: this sidecar runs without it on purpose ({VARIABLE} is set)"
+    );
     Ok(follow(snapshot, pillar))
 }
 

@@ -478,18 +478,27 @@ mod tests {
 
     #[test]
     fn hosts_that_are_none() {
-        check("{host: '*.local'}", expect![[r#"
+        check(
+            "{host: '*.local'}",
+            expect![[r#"
             nothing
             Refused ISM3080 DestinationRule shop/hello spec.host: it names no host, and the rule is not used: a host is lower-case DNS labels joined by '.'; "*.local" is not: a label has another character. Fix: write one host in full; wildcards are not supported.
-        "#]]);
-        check("{subsets: []}", expect![[r#"
+        "#]],
+        );
+        check(
+            "{subsets: []}",
+            expect![[r#"
             nothing
             Refused ISM3080 DestinationRule shop/hello spec.host: it names no host, and the rule is not used: a host is lower-case DNS labels joined by '.'; "" is not: its length is not 1 to 253. Fix: write one host in full; wildcards are not supported.
-        "#]]);
-        check("{host: [a]}", expect![[r#"
+        "#]],
+        );
+        check(
+            "{host: [a]}",
+            expect![[r#"
             nothing
             Refused ISM3001 DestinationRule shop/hello spec: it cannot be read and is not used: invalid type: sequence, expected a string. Fix: write it as its CRD says; kubectl explain shows the fields.
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]

@@ -208,10 +208,15 @@ mod tests {
                 Warning ISM3064 Gateway istio-system/isthmus-west spec.addresses: it has no address, so its network cannot be reached through it. Fix: add the addresses of that network's gateway.
             "#]],
         );
-        check("istio-system", "labels: {}", "gatewayClassName: istio-remote", expect![[r#"
+        check(
+            "istio-system",
+            "labels: {}",
+            "gatewayClassName: istio-remote",
+            expect![[r#"
             nothing
             Refused ISM3061 Gateway istio-system/isthmus-west metadata.labels.topology.istio.io/network: it does not say which network it leads to, and is not used: the label is missing. Fix: label it with the network's name.
-        "#]]);
+        "#]],
+        );
         check(
             "istio-system",
             "labels: {topology.istio.io/network: net-x}",
@@ -225,12 +230,22 @@ mod tests {
 
     #[test]
     fn strangers_and_other_classes() {
-        check("shop", OURS, "gatewayClassName: istio-remote", expect![[r#"
+        check(
+            "shop",
+            OURS,
+            "gatewayClassName: istio-remote",
+            expect![[r#"
             nothing
             Refused ISM3060 Gateway shop/isthmus-west metadata.namespace: only Gateways in isthmus-system and istio-system say how another network is reached. Fix: ask the mesh's operator to write it there.
-        "#]]);
-        check("shop", OURS, "gatewayClassName: nginx", expect![[r#"
+        "#]],
+        );
+        check(
+            "shop",
+            OURS,
+            "gatewayClassName: nginx",
+            expect![[r#"
             nothing
-        "#]]);
+        "#]],
+        );
     }
 }

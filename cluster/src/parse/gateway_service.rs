@@ -153,19 +153,34 @@ mod tests {
 
     #[test]
     fn no_port_no_address_and_a_stranger() {
-        check("isthmus-system", "", "spec: {ports: [{name: web, port: 80}]}", expect![[r#"
+        check(
+            "isthmus-system",
+            "",
+            "spec: {ports: [{name: web, port: 80}]}",
+            expect![[r#"
             nothing
             Refused ISM3033 Service isthmus-system/gw spec.ports: no port is named tls, is 15443, or is the one of label networking.istio.io/gatewayPort; this gateway is not announced. Fix: add port 15443 named tls.
-        "#]]);
-        check("isthmus-system", "", "spec: {ports: [{port: 15443}]}", expect![[r#"
+        "#]],
+        );
+        check(
+            "isthmus-system",
+            "",
+            "spec: {ports: [{port: 15443}]}",
+            expect![[r#"
             network: null
             addresses: []
             Warning ISM3032 Service isthmus-system/gw status.loadBalancer.ingress: it has no address, so other clusters cannot reach this one. Fix: wait for the load balancer, see why it gives none, or set spec.externalIPs.
-        "#]]);
-        check("shop", "", "spec: {ports: [{port: 15443}]}", expect![[r#"
+        "#]],
+        );
+        check(
+            "shop",
+            "",
+            "spec: {ports: [{port: 15443}]}",
+            expect![[r#"
             nothing
             Refused ISM3030 Service shop/gw metadata.labels.istio: only Services in isthmus-system and istio-system are announced as this cluster's gateway. Fix: remove the label, or move the gateway there.
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]

@@ -144,16 +144,28 @@ mod tests {
 
     #[test]
     fn strangers_and_nonsense() {
-        check("shop", "{selector: {istio: eastwestgateway}, servers: []}", expect![[r#"
+        check(
+            "shop",
+            "{selector: {istio: eastwestgateway}, servers: []}",
+            expect![[r#"
             nothing
             Refused ISM3050 Gateway.networking.istio.io shop/cross-network metadata.namespace: only Gateways in isthmus-system and istio-system open the east-west gateway. Fix: ask the mesh's operator to write it there.
-        "#]]);
-        check("shop", "{selector: {istio: ingressgateway}, servers: []}", expect![[r#"
+        "#]],
+        );
+        check(
+            "shop",
+            "{selector: {istio: ingressgateway}, servers: []}",
+            expect![[r#"
             nothing
-        "#]]);
-        check("isthmus-system", "{servers: seven}", expect![[r#"
+        "#]],
+        );
+        check(
+            "isthmus-system",
+            "{servers: seven}",
+            expect![[r#"
             nothing
             Refused ISM3001 Gateway.networking.istio.io isthmus-system/cross-network spec: it cannot be read and is not used: invalid type: string "seven", expected a sequence. Fix: write it as its CRD says; kubectl explain shows the fields.
-        "#]]);
+        "#]],
+        );
     }
 }

@@ -175,7 +175,10 @@ mod tests {
                 created: 1767323045
             "#]],
         );
-        check("name: out", "type: ExternalName, externalName: example.com", expect![[r#"
+        check(
+            "name: out",
+            "type: ExternalName, externalName: example.com",
+            expect![[r#"
             name: shop/out
             kind: externalname
             addresses: []
@@ -183,7 +186,8 @@ mod tests {
             client_ip_affinity: false
             traffic_distribution: null
             created: 1767323045
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]

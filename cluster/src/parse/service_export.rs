@@ -38,16 +38,22 @@ mod tests {
 
     #[test]
     fn its_name_is_the_services() {
-        check("hello", expect![[r#"
+        check(
+            "hello",
+            expect![[r#"
             shop/hello
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_name_no_service_can_have_is_refused() {
-        check("hello.world", expect![[r#"
+        check(
+            "hello.world",
+            expect![[r#"
             nothing
             Refused ISM3090 ServiceExport shop/hello.world metadata.name: no Service can have this name, so nothing is exported: a service name is an RFC 1123 label; "hello.world" is not: only a-z, 0-9 and '-' are allowed. Fix: give it the name of the Service to export.
-        "#]]);
+        "#]],
+        );
     }
 }

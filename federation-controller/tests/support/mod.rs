@@ -184,7 +184,8 @@ impl Cluster {
             .spawn()
             .unwrap();
         self.server = Some(Process(child));
-        let (log, server) = (file("server.log"), self.server.as_mut().expect("it was just started"));
+        let (log, server) =
+            (file("server.log"), self.server.as_mut().expect("it was just started"));
         let client = self.client.clone();
         until("the API server is ready", Duration::from_secs(120), async || {
             if let Some(status) = server.0.try_wait().unwrap() {
@@ -195,7 +196,8 @@ impl Cluster {
             let request = http::Request::get("/readyz").body(vec![]).unwrap();
             let ready = client.request_text(request).await.is_ok_and(|text| text == "ok");
             let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(client.clone());
-            (ready && namespaces.get_opt("kube-system").await.is_ok_and(|found| found.is_some())).then_some(())
+            (ready && namespaces.get_opt("kube-system").await.is_ok_and(|found| found.is_some()))
+                .then_some(())
         })
         .await;
     }
