@@ -102,6 +102,6 @@ mod tests {
     fn an_interval_holds_its_median_and_stays_in_range() {
         let values = [0.8, 0.9, 1.0, 1.1, 1.2, 0.95, 1.05];
         let (low, high) = interval(&values);
-        assert!(0.8 <= low && low <= 1.0 && 1.0 <= high && high <= 1.2, "{low} {high}");
+        assert!((0.8..=1.0).contains(&low) && (1.0..=1.2).contains(&high), "{low} {high}");
     }
 }

@@ -112,14 +112,10 @@ async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Verb::ControlPlane(config) => {
-            config.run(|config, end| control_plane::run(config, end)).await
-        }
-        Verb::FederationController(config) => {
-            config.run(|config, end| federation_controller::run(config, end)).await
-        }
-        Verb::Gateway(config) => config.run(|config, end| gateway::run(config, end)).await,
-        Verb::Sidecar(config) => config.run(|config, end| sidecar::run(config, end)).await,
+        Verb::ControlPlane(config) => config.run(control_plane::run).await,
+        Verb::FederationController(config) => config.run(federation_controller::run).await,
+        Verb::Gateway(config) => config.run(gateway::run).await,
+        Verb::Sidecar(config) => config.run(sidecar::run).await,
         Verb::SidecarRedirect(redirect) => redirect.run().map(|()| ExitCode::SUCCESS),
     }
 }

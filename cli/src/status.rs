@@ -71,8 +71,9 @@ impl Line {
     }
 
     fn row(&self) -> Vec<String> {
-        let state = |name: &str| self.conditions.get(name).map_or("-".into(), |c| c.status.clone());
-        let since = self.conditions.get("Ready").map_or("-".into(), |c| since(&c.since));
+        let state =
+            |name: &str| self.conditions.get(name).map_or_else(|| "-".into(), |c| c.status.clone());
+        let since = self.conditions.get("Ready").map_or_else(|| "-".into(), |c| since(&c.since));
         vec![
             format!("{}->{}", self.from, self.to),
             self.ready.clone(),

@@ -46,10 +46,7 @@ struct Parts {
 
 #[track_caller]
 fn check(what: &str, text: &str, reason: &str) {
-    let refused = match parse(text.as_bytes(), Rules::default()) {
-        Ok(_) => panic!("{what}: accepted"),
-        Err(refused) => refused,
-    };
+    let Err(refused) = parse(text.as_bytes(), Rules::default()) else { panic!("{what}: accepted") };
     let sentence = refused.to_string();
     assert_eq!(refused.reason(), reason, "{what}: {sentence}");
     assert!(sentence.contains("Fix: "), "{what} has no fix: {sentence}");

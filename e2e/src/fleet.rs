@@ -603,7 +603,7 @@ impl Cluster {
                 .job("hello", &place.parts.own, &place.logs)
                 .user(APP_USER)
                 .own_etc()
-                .args(["hello", "--cluster", &self.plan.name, "--pod", &pod.name]);
+                .args(["hello", "--cluster", self.plan.name, "--pod", &pod.name]);
             pod.app.set(job.start()?).ok();
         }
         Ok(())

@@ -146,7 +146,7 @@ pub async fn until(
             return Ok(start.elapsed());
         }
         if start.elapsed() > limit {
-            let link = link.map_or("no object".into(), |link| link["status"].to_string());
+            let link = link.map_or_else(|| "no object".into(), |link| link["status"].to_string());
             bail!("link {remote} in {}: not {what} after {limit:?}: {link}", here.name());
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -268,11 +268,11 @@ impl Controller {
         if let (Some(own), Some(objects)) = (&own, &objects) {
             self.publisher.renew(own, objects, &remotes);
             send(&self.desired, self.publisher.desired.clone());
-            if let Some(zone) = self.publisher.zone.clone() {
-                if !Arc::ptr_eq(&self.zone.borrow(), &zone) {
-                    self.zone_store.save(&*zone);
-                    self.zone.send_replace(zone);
-                }
+            if let Some(zone) = self.publisher.zone.clone()
+                && !Arc::ptr_eq(&self.zone.borrow(), &zone)
+            {
+                self.zone_store.save(&*zone);
+                self.zone.send_replace(zone);
             }
             self.readiness.done("inventory");
         } else {

@@ -98,7 +98,7 @@ fn a_restart_forgets_neither_identity_nor_trust() {
     let remotes_before = w.synced();
     let before = w.say(true, &remotes_before, 100);
     let mut again = World { root: w.root.clone(), statuses: Statuses::default() };
-    again.statuses.remember("west", before.clone());
+    again.statuses.remember("west", before);
     let status = again.say(true, &remotes(&[("west", None)]), 200);
     assert_eq!(status.uid, "u-w");
     assert_eq!(status.condition("TrustEstablished").unwrap().status, "True");

@@ -112,7 +112,7 @@ pub async fn start(config: Config, end: CancellationToken) -> anyhow::Result<Run
     let caps = Caps { all: config.max_connections, per_source: config.max_connections_per_source };
     let accepting = CancellationToken::new();
     let loop_end = accepting.clone();
-    let shed = numbers.clone();
+    let shed = numbers;
     let served = gateway.clone();
     let accept_loop = async move {
         accept(

@@ -183,7 +183,7 @@ impl<'a> Bytes<'a> {
     }
 
     /// A vector whose length is in front of it in `width` bytes.
-    fn vector(&mut self, width: usize) -> Result<Bytes<'a>, Refusal> {
+    fn vector(&mut self, width: usize) -> Result<Self, Refusal> {
         let length = self.take(width)?.iter().fold(0, |length, b| length << 8 | usize::from(*b));
         Ok(Bytes(self.take(length)?))
     }

@@ -382,7 +382,7 @@ mod tests {
         c.ca_key = other.ca_key.clone();
         assert!(why(&c).contains("not the key of ca-cert.pem"), "{}", why(&c));
         let mut c = good.clone();
-        c.root_cert = other.root_cert.clone();
+        c.root_cert = other.root_cert;
         assert!(why(&c).contains("ISM5102") && why(&c).contains("ISM5204"), "{}", why(&c));
         let mut c = good.clone();
         c.ca_cert = c.root_cert.clone();

@@ -109,7 +109,7 @@ fn both_sides_know_each_other_and_nothing_is_resumed() {
         tls::server_config(fixed(mesh.svid(HELLO)), mesh.bundle.clone(), any, &[b"istio", b"h2"]);
     let client = tls::client_config(
         Some(fixed(mesh.svid(CLIENT))),
-        mesh.bundle.clone(),
+        mesh.bundle,
         any_of(&[HELLO]),
         &[b"istio"],
     );
@@ -189,8 +189,7 @@ fn a_new_certificate_and_a_new_root_serve_the_next_handshake() {
 #[test]
 fn tls_1_2_is_not_spoken() {
     let mesh = Mesh::new();
-    let server =
-        tls::server_config(fixed(mesh.svid(HELLO)), mesh.bundle.clone(), Clients::None, &[]);
+    let server = tls::server_config(fixed(mesh.svid(HELLO)), mesh.bundle, Clients::None, &[]);
     let old = ClientConfig::builder_with_provider(Arc::new(
         rustls::crypto::aws_lc_rs::default_provider(),
     ))

@@ -121,9 +121,11 @@ fn node() -> Node {
     }
 }
 
+type Accepted = (DuplexStream, Option<Identity>);
+
 /// A control plane that can be replaced and cut off, and a way to dial it.
 struct Plane {
-    door: Arc<Mutex<Option<mpsc::UnboundedSender<(DuplexStream, Option<Identity>)>>>>,
+    door: Arc<Mutex<Option<mpsc::UnboundedSender<Accepted>>>>,
     end: CancellationToken,
     sessions: Sessions,
 }
@@ -241,7 +243,8 @@ async fn a_change_reaches_the_proxy_and_nothing_else_is_looked_up() {
     let world = World::new(support::program());
     let plane = Plane::start(&world);
     let proxy = subscribe::start(node(), plane.connector(Some(hello())), CancellationToken::new());
-    for name in world.program.lock().unwrap().keys().cloned().collect::<Vec<_>>() {
+    let names: Vec<_> = world.program.lock().unwrap().keys().cloned().collect();
+    for name in names {
         want(&proxy, &name).await;
     }
     let whole = support::program();

@@ -1,5 +1,7 @@
 //! `ClusterLink`: another cluster that this one is linked with, what it may announce, how it is.
 
+#![allow(clippy::duplicated_attributes, reason = "kube repeats keys in each printcolumn")]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::CustomResource;
 use mesh::export::ImportPolicy;

@@ -1,5 +1,7 @@
 //! `ExportedService`: what a cluster tells the others about one of its services.
 
+#![allow(clippy::duplicated_attributes, reason = "kube repeats keys in each printcolumn")]
+
 use crate::api::label;
 use kube::CustomResource;
 use mesh::export as value;

@@ -64,7 +64,10 @@ mod tests {
     fn check(yaml: &str, expected: Expect) {
         let facts = parse(&object(yaml));
         expected.assert_eq(
-            &facts.map_or("nothing\n".into(), |facts| serde_saphyr::to_string(&facts).unwrap()),
+            &facts.map_or_else(
+                || "nothing\n".into(),
+                |facts| serde_saphyr::to_string(&facts).unwrap(),
+            ),
         );
     }
 

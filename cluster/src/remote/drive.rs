@@ -277,10 +277,13 @@ fn gateway(service: Service, most: usize) -> (String, Vec<GatewayAddress>) {
     (service.metadata.name.unwrap_or_default(), addresses)
 }
 
+/// One ExportedService, or what is wrong with it.
+type Read = Result<ExportedService, Box<Finding>>;
+
 /// All that was heard so far.
 #[derive(Default)]
 struct Known {
-    services: Option<BTreeMap<(String, String), Result<ExportedService, Box<Finding>>>>,
+    services: Option<BTreeMap<(String, String), Read>>,
     /// More than the limit: the last good list stays in use.
     too_many: Option<usize>,
     gateways: Option<BTreeMap<String, Vec<GatewayAddress>>>,

@@ -41,7 +41,7 @@ impl Parts {
             folders
                 .map(|folder| folder.join(name))
                 .find(|file| file.is_file())
-                .ok_or(format!("{name} was not found"))
+                .ok_or_else(|| format!("{name} was not found"))
         };
         let mut crds = Vec::new();
         let istio = module("istio.io/api", "v1.31.1")?
@@ -70,7 +70,7 @@ fn module(path: &str, version: &str) -> Result<PathBuf, String> {
     told["Dir"]
         .as_str()
         .map(PathBuf::from)
-        .ok_or(format!("{path}@{version} cannot be downloaded: {}", told["Error"]))
+        .ok_or_else(|| format!("{path}@{version} cannot be downloaded: {}", told["Error"]))
 }
 
 fn documents(path: &Path) -> Result<Vec<Value>, String> {

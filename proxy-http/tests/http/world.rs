@@ -83,14 +83,16 @@ pub(crate) enum Does {
     Echo,
 }
 
+/// A head and a body, as received.
+type Heard = (String, Vec<u8>);
+
 /// One copy of the service, as its sidecar: mutual TLS in front of raw HTTP/1.1.
 #[derive(Debug, Clone)]
 pub(crate) struct Copy {
     pub(crate) name: &'static str,
     pub(crate) address: SocketAddr,
     pub(crate) connections: Arc<AtomicUsize>,
-    /// Heads and bodies received.
-    pub(crate) requests: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    pub(crate) requests: Arc<Mutex<Vec<Heard>>>,
     does: Arc<Mutex<Does>>,
 }
 

@@ -51,6 +51,9 @@ pub(crate) struct Dated {
     epoch: u64,
 }
 
+/// Whom one speaks to and how: the announcing cluster and the ALPN.
+type Speech = (ClusterId, Vec<u8>);
+
 /// What comes from the Cluster resource alone: it survives changes of endpoints.
 pub(crate) struct Settings {
     resource: Option<Arc<Resource>>,
@@ -58,7 +61,7 @@ pub(crate) struct Settings {
     sni: Result<ServerName<'static>, String>,
     identities: HashMap<ClusterId, Arc<BTreeSet<Identity>>>,
     /// By announcing cluster and ALPN.
-    tls: Mutex<HashMap<(ClusterId, Vec<u8>), Arc<rustls::ClientConfig>>>,
+    tls: Mutex<HashMap<Speech, Arc<rustls::ClientConfig>>>,
 }
 
 impl std::fmt::Debug for Settings {

@@ -245,7 +245,7 @@ pub fn snapshot(tiers: &[&[LbEndpoint]]) -> Snapshot {
         .map(|c| (c.clone(), BTreeSet::from([identity(c.as_str(), "shop", "hello")])))
         .collect();
     let cluster = Cluster {
-        name: name.clone(),
+        name,
         sni: "outbound_.80_._.hello.shop.global".into(),
         http: false,
         load_balancing: LoadBalancing::RoundRobin,

@@ -161,6 +161,7 @@ impl ClientSession {
     }
 
     /// The next request to send, if any.
+    #[expect(clippy::should_implement_trait, reason = "more may come after None")]
     pub fn next(&mut self) -> Option<DeltaDiscoveryRequest> {
         let of = SEND_ORDER.into_iter().find(|of| self.kinds.get(of).is_some_and(Kind::speaks))?;
         let kind = self.kinds.get_mut(&of).expect("found a moment ago");
