@@ -22,6 +22,8 @@ enum Command {
     },
     /// Path of a real Envoy; fetches it the first time.
     Envoy,
+    /// Folder with kube-apiserver and etcd; builds them the first time.
+    Assets,
     /// Removes what a crashed fleet left behind.
     Clean {
         #[arg(long, default_value = "isth")]
@@ -91,6 +93,10 @@ fn run() -> Result<()> {
         Command::Up { prefix, isthmus } => up(prefix, isthmus),
         Command::Envoy => {
             println!("{}", parts::envoy()?.display());
+            Ok(())
+        }
+        Command::Assets => {
+            println!("{}", parts::assets()?.display());
             Ok(())
         }
         Command::Clean { prefix } => fleet::clean(&prefix),

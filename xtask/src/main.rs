@@ -91,8 +91,9 @@ fn run(command: &mut Command) -> Result<()> {
 
 /// `isthmus crds` prints every CRD; each goes to deploy/crds/NAME.yaml.
 fn codegen(check: bool) -> Result<()> {
-    let out = cargo()
-        .args(["run", "--quiet", "-p", "isthmus-cli", "--", "crds"])
+    build()?;
+    let out = Command::new(built("isthmus")?)
+        .arg("crds")
         .stderr(std::process::Stdio::inherit())
         .output()?;
     ensure!(out.status.success(), "`isthmus crds` ended with {}", out.status);
@@ -135,6 +136,13 @@ fn codegen(check: bool) -> Result<()> {
     Ok(())
 }
 
+/// Each pillar, and scenarios whose verdicts rest on it: without it they must turn red.
+const SABOTAGE: [(&str, &[&str]); 3] = [
+    ("retries", &["stop-gateway", "drop-gateway"]),
+    ("failover", &["kill-west", "stop-west"]),
+    ("verifier", &["forged-identity"]),
+];
+
 /// What was run, what was not, and what failed; printed whole at the end.
 #[derive(Default)]
 struct Closing {
@@ -168,17 +176,20 @@ fn test(no_e2e: bool) -> Result<()> {
     // One build of everything first, so that suites do not fight over features.
     let lints = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
     closing.note("lints", run_cargo(&lints));
-    let build = run_cargo(&["build", "--locked", "-p", "isthmus-cli", "-p", "isthmus-e2e"]);
+    let build = build();
     let built = build.is_ok();
     closing.note("build", build);
     closing.note("generated files are fresh", codegen(true));
     let mut tests = cargo();
     tests.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
-    match envoy() {
-        Ok(path) => {
-            tests.env("ENVOY", path);
+    for (verb, variable, suite) in [
+        ("envoy", "ENVOY", "golden xDS in a real Envoy"),
+        ("assets", "KUBEBUILDER_ASSETS", "controllers on real API servers"),
+    ] {
+        match part(verb) {
+            Ok(path) => _ = tests.env(variable, path),
+            Err(error) => closing.leave_out(suite, &format!("{error:#}")),
         }
-        Err(error) => closing.leave_out("golden xDS in a real Envoy", &format!("{error:#}")),
     }
     closing.note("unit and integration tests", run(&mut tests));
     licences(&mut closing);
@@ -190,6 +201,12 @@ fn test(no_e2e: bool) -> Result<()> {
         closing.leave_out("promises on real clusters", "the programs were not built");
     } else {
         closing.note("promises on real clusters", e2e(&["all".into()]));
+        for (pillar, scenarios) in SABOTAGE {
+            let sabotage = ["--sabotage", pillar];
+            let args: Vec<String> =
+                scenarios.iter().chain(&sabotage).map(|&arg| arg.to_owned()).collect();
+            closing.note(&format!("verdicts notice the loss of {pillar}"), e2e(&args));
+        }
     }
     println!("\n{:-<72}", "");
     for suite in &closing.passed {
@@ -217,7 +234,7 @@ fn licences(closing: &mut Closing) {
     let deny = || cargo().args(["deny", "--version"]).output();
     let has = |out: std::io::Result<std::process::Output>| out.is_ok_and(|o| o.status.success());
     if !has(deny()) && in_ci() {
-        let install = ["install", "--locked", "--quiet", "cargo-deny", "--version", "^0.18"];
+        let install = ["install", "--locked", "--quiet", "cargo-deny", "--version", "^0.20"];
         if let Err(error) = run_cargo(&install) {
             closing.leave_out(SUITE, &format!("{error:#}"));
             return;
@@ -247,14 +264,22 @@ fn built(program: &str) -> Result<PathBuf> {
     Ok(Path::new(&text[start..start + end]).join("debug").join(program))
 }
 
-fn envoy() -> Result<String> {
+/// Builds every program. Always the whole workspace: cargo unites the features of what it builds
+/// together, and a part alone would build most dependencies a second time.
+fn build() -> Result<()> {
+    run_cargo(&["build", "--workspace", "--locked"])
+}
+
+/// Where a real part is: `envoy` prints a program, `assets` the folder of kube-apiserver and etcd.
+/// Fetches or builds it the first time.
+fn part(verb: &str) -> Result<String> {
     let program = built("isthmus-e2e")?;
-    let out = Command::new(program).arg("envoy").stderr(std::process::Stdio::inherit()).output()?;
-    ensure!(out.status.success(), "isthmus-e2e envoy ended with {}", out.status);
+    let out = Command::new(program).arg(verb).stderr(std::process::Stdio::inherit()).output()?;
+    ensure!(out.status.success(), "isthmus-e2e {verb} ended with {}", out.status);
     Ok(String::from_utf8(out.stdout)?.trim().to_owned())
 }
 
 fn e2e(rest: &[String]) -> Result<()> {
-    run_cargo(&["build", "--locked", "-p", "isthmus-cli", "-p", "isthmus-e2e"])?;
+    build()?;
     run(Command::new(built("isthmus-e2e")?).arg("run").args(rest))
 }
