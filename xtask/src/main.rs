@@ -44,11 +44,7 @@ fn main() -> std::process::ExitCode {
         Chore::Codegen { check } => codegen(check),
         Chore::Test { no_e2e } => test(no_e2e),
         Chore::E2e(options) => e2e(&options.rest),
-        Chore::Bench { rest } => {
-            let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
-            let run = ["run", "--release", "--quiet", "-p", "isthmus-bench", "--"];
-            run_cargo(&[&run[..], &rest].concat())
-        }
+        Chore::Bench { rest } => bench(&rest),
     };
     match end {
         Ok(()) => std::process::ExitCode::SUCCESS,
@@ -277,6 +273,15 @@ fn part(verb: &str) -> Result<String> {
     let out = Command::new(program).arg(verb).stderr(std::process::Stdio::inherit()).output()?;
     ensure!(out.status.success(), "isthmus-e2e {verb} ended with {}", out.status);
     Ok(String::from_utf8(out.stdout)?.trim().to_owned())
+}
+
+/// Both programs as they ship, and the rival from PATH.
+fn bench(rest: &[String]) -> Result<()> {
+    let parts = ["-p", "isthmus-gateway", "-p", "isthmus-bench"];
+    run_cargo(&[&["build", "--release", "--locked"], &parts[..]].concat())?;
+    let release = built("")?.with_file_name("release");
+    let gateway = release.join("isthmus-gateway");
+    run(Command::new(release.join("isthmus-bench")).arg("--gateway").arg(gateway).args(rest))
 }
 
 fn e2e(rest: &[String]) -> Result<()> {
