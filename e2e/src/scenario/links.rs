@@ -92,7 +92,7 @@ pub(super) async fn link_life(stage: &Stage<'_>) -> Result<()> {
 }
 
 /// Takes a link away whole, and waits until nothing of it is left.
-async fn unlink(here: &Cluster, remote: &str) -> Result<()> {
+pub(super) async fn unlink(here: &Cluster, remote: &str) -> Result<()> {
     let secret = json!({
         "apiVersion": "v1", "kind": "Secret",
         "metadata": {"name": secret_name(remote), "namespace": SYSTEM},
