@@ -6,6 +6,7 @@ mod controllers;
 mod faults;
 mod lies;
 mod links;
+mod mistakes;
 mod propagation;
 
 use crate::fleet::{Cluster, Fleet};
