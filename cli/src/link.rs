@@ -28,10 +28,12 @@ pub(crate) struct Link {
     /// API server of a context as the other cluster reaches it: CONTEXT=https://ADDRESS:PORT.
     #[arg(long, value_name = "CONTEXT=URL", value_parser = pair)]
     server: Vec<(String, String)>,
-    /// Namespaces that may be imported, `*` for all.
-    #[arg(long, value_delimiter = ',', default_value = "*")]
+    /// Namespaces that may be imported, `*` for all; if not given, those of a link that stands,
+    /// else all.
+    #[arg(long, value_delimiter = ',')]
     import: Vec<String>,
-    /// Ranges that gateway addresses must lie in; else any that is not loopback or link-local.
+    /// Ranges that gateway addresses must lie in; if not given, those of a link that stands, else
+    /// any that is not loopback or link-local.
     #[arg(long, value_delimiter = ',')]
     gateway_ranges: Vec<String>,
     /// Isthmus' namespace in both clusters.
@@ -140,12 +142,23 @@ impl Link {
             &format!("pass --server {}=https://ADDRESS:PORT", read.operator.context),
         )?;
         let secret_name = format!("istio-remote-secret-{read_id}");
+        // Done again without words, it must not widen what was agreed.
+        let standing = self.standing(reader, read_id).await?;
+        let agreed = |field: &str| {
+            let import = standing.as_ref().map(|link| link["spec"]["import"][field].clone());
+            import.filter(|list| list.as_array().is_some_and(|list| !list.is_empty()))
+        };
+        let given = |list: &[String]| (!list.is_empty()).then(|| json!(list));
+        let namespaces =
+            given(&self.import).or_else(|| agreed("namespaces")).unwrap_or_else(|| json!(["*"]));
+        let ranges =
+            given(&self.gateway_ranges).or_else(|| agreed("gatewayRanges")).unwrap_or_else(|| json!([]));
         let link = json!({
             "apiVersion": "isthmus.dev/v1alpha1", "kind": "ClusterLink",
             "metadata": {"name": read_id, "namespace": self.root_namespace},
             "spec": {
                 "accepted": true,
-                "import": {"namespaces": self.import, "gatewayRanges": self.gateway_ranges},
+                "import": {"namespaces": namespaces, "gatewayRanges": ranges},
                 "secret": {"namespace": self.root_namespace, "name": secret_name},
             },
         });
@@ -159,13 +172,22 @@ impl Link {
             print_objects(&[link])?;
             return Ok(());
         }
+<<<<<<< HEAD
         let ready = self
             .conditions(reader, read_id)
             .await?
             .get("Ready")
             .is_some_and(|c| c.status == "True");
+=======
+        let ready = standing.as_ref().map(conditions).unwrap_or_default().get("Ready").is_some_and(|c| c.status == "True");
+>>>>>>> e2e2
         let secrets = reader.operator.remote_secrets(&self.root_namespace).await?;
+        // A credential that was revoked (`unlink` while the reader was dead) shows as Ready until
+        // the reader tries it.
+        let bound = credential::binding_name(&account);
+        let valid = read.operator.read("v1", "Secret", Some(&self.root_namespace), &bound).await?.is_some();
         let kept = ready
+            && valid
             && !self.renew
             && secrets.iter().any(|secret| secret.metadata.name.as_deref() == Some(&secret_name));
         read.operator.apply(&credential::reader_objects(&self.root_namespace, &account)).await?;
@@ -195,11 +217,13 @@ impl Link {
         reader.operator.apply(&[link]).await
     }
 
+    async fn standing(&self, reader: &End, link: &str) -> Result<Option<Value>> {
+        let namespace = Some(self.root_namespace.as_str());
+        reader.operator.read("isthmus.dev/v1alpha1", "ClusterLink", namespace, link).await
+    }
+
     async fn conditions(&self, reader: &End, link: &str) -> Result<BTreeMap<String, Condition>> {
-        let link = reader
-            .operator
-            .read("isthmus.dev/v1alpha1", "ClusterLink", Some(&self.root_namespace), link)
-            .await?;
+        let link = self.standing(reader, link).await?;
         Ok(link.map(|link| conditions(&link)).unwrap_or_default())
     }
 

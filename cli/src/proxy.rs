@@ -35,11 +35,11 @@ impl StatusCall {
         };
         let mut rows = Vec::new();
         for session in &list {
-            for (kind, state) in session["kinds"].as_object().into_iter().flatten() {
+            for state in session["types"].as_array().into_iter().flatten() {
                 refused |= !state["nack"].is_null();
                 rows.push(vec![
                     text(&session["proxy"]),
-                    kind.clone(),
+                    text(&state["kind"]),
                     text(&state["sent"]),
                     text(&state["acked"]),
                     text(&state["nack"]),

@@ -55,6 +55,26 @@ impl Line {
         }
     }
 
+    /// A link as a controller's own page has it: flat, with ages.
+    fn of_page(link: &Value) -> Self {
+        let heard = link["heartbeatAgeSeconds"].as_i64().map(|age| {
+            let now = jiff::Timestamp::now().as_second();
+            jiff::Timestamp::from_second(now - age).map(|at| at.to_string()).unwrap_or_default()
+        });
+        let mut conditions = link["conditions"].clone();
+        for condition in conditions.as_array_mut().into_iter().flatten() {
+            condition["lastTransitionTime"] = condition["since"].clone();
+        }
+        let object = json!({
+            "metadata": {"name": link["name"]},
+            "status": {
+                "conditions": conditions, "services": link["services"],
+                "endpoints": link["endpoints"], "lastHeard": heard,
+            },
+        });
+        Self::of("here", &object)
+    }
+
     fn is_whole(&self) -> bool {
         self.ready == "True"
     }
@@ -131,9 +151,8 @@ impl Call {
         if let Some(admin) = &self.admin {
             let text = page::read(admin, "/links").await?;
             let page: Value = serde_json::from_str(&text).context("the page /links is not JSON")?;
-            let own = page["cluster"].as_str().unwrap_or("this cluster").to_owned();
             for link in page["links"].as_array().into_iter().flatten() {
-                lines.push(Line::of(&own, link));
+                lines.push(Line::of_page(link));
             }
         } else {
             let contexts: Vec<Option<&str>> = if self.context.is_empty() {
@@ -142,9 +161,11 @@ impl Call {
                 self.context.iter().map(|context| Some(context.as_str())).collect()
             };
             for context in contexts {
-                match self.ask(context).await {
+                // A context that is not there is a mistake in the call, not a cluster that is silent.
+                let operator = Operator::load(self.kubeconfig.as_deref(), context).await?;
+                match self.ask(&operator).await {
                     Ok(more) => lines.extend(more),
-                    Err(e) => silent.push((context.unwrap_or("current context").to_owned(), e)),
+                    Err(e) => silent.push((operator.context.clone(), e)),
                 }
             }
         }
@@ -186,8 +207,7 @@ impl Call {
         Ok(if broken == 0 && silent.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    async fn ask(&self, context: Option<&str>) -> Result<Vec<Line>> {
-        let operator = Operator::load(self.kubeconfig.as_deref(), context).await?;
+    async fn ask(&self, operator: &Operator) -> Result<Vec<Line>> {
         let own = operator.describe(&self.root_namespace).await?.cluster;
         let links = operator
             .list("isthmus.dev/v1alpha1", "ClusterLink", Some(&self.root_namespace))

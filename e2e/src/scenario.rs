@@ -1,10 +1,12 @@
 //! The promises, each a scenario on one fleet: what is done, who is hurt, who must still answer.
 
 mod calls;
+mod cli;
 mod controllers;
 mod faults;
 mod lies;
 mod links;
+mod mistakes;
 mod propagation;
 
 use crate::fleet::{Cluster, Fleet};
@@ -53,6 +55,8 @@ scenarios! {
         "a server whose certificate another cluster's authority made";
     "bad-input" false links::bad_input:
         "hostile and mistaken objects: each costs itself only, and says why";
+    "cli-walk" false cli::cli_walk:
+        "an operator's walk: status, why, export, link, proxies, remote secrets, unlink";
     "kill-copy" false faults::kill_copy:
         "SIGKILL one copy of hello under load";
     "kill-gateway" false faults::kill_gateway:

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 /// What came back for a first flight.
 #[derive(Debug, PartialEq, Eq)]
-enum Back {
+pub(super) enum Back {
     /// The first octet of an answer.
     Octet(u8),
     /// Closed or reset without one octet.
@@ -22,7 +22,12 @@ enum Back {
 }
 
 /// Sends `flight` from the WAN in pieces of `piece` octets; what comes back, and when.
-fn probe(to: SocketAddr, flight: &[u8], piece: usize, limit: Duration) -> Result<(Back, Duration)> {
+pub(super) fn probe(
+    to: SocketAddr,
+    flight: &[u8],
+    piece: usize,
+    limit: Duration,
+) -> Result<(Back, Duration)> {
     let mut stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(limit))?;

@@ -92,7 +92,7 @@ pub(super) async fn link_life(stage: &Stage<'_>) -> Result<()> {
 }
 
 /// Takes a link away whole, and waits until nothing of it is left.
-async fn unlink(here: &Cluster, remote: &str) -> Result<()> {
+pub(super) async fn unlink(here: &Cluster, remote: &str) -> Result<()> {
     let secret = json!({
         "apiVersion": "v1", "kind": "Secret",
         "metadata": {"name": secret_name(remote), "namespace": SYSTEM},
@@ -204,11 +204,25 @@ pub(super) async fn bad_input(stage: &Stage<'_>) -> Result<()> {
         what: "west under a second name",
         name: "vest",
         secret: twice,
-        says: &["west"],
+        says: &["links vest and west", "one and the same cluster", "uid", "Fix:"],
+    });
+    let mut own = link::remote_secret_by_hand(east).await?;
+    own["metadata"]["name"] = json!(secret_name("ost"));
+    own["metadata"]["annotations"]["networking.istio.io/cluster"] = json!("ost");
+    own["stringData"] = json!({"ost": own["stringData"]["east"]});
+    table.push(Bad {
+        what: "this cluster itself",
+        name: "ost",
+        secret: own,
+        says: &["link ost", "east itself", "Fix:"],
     });
 
     for row in &table {
         apply(east.client(), &row.secret).await.with_context(|| row.what.to_owned())?;
+    }
+    // Accepted, so that what refuses them is no lack of consent.
+    for name in ["vest", "ost"] {
+        accept(east, name, &["shop"]).await?;
     }
     for row in &table {
         let told = until(east, row.name, "refused in words", Duration::from_secs(20), |link| {
@@ -242,5 +256,5 @@ pub(super) async fn bad_input(stage: &Stage<'_>) -> Result<()> {
         });
         delete(east.client(), &object).await?;
     }
-    Ok(())
+    super::mistakes::all(stage).await
 }
