@@ -151,8 +151,9 @@ impl Link {
         let given = |list: &[String]| (!list.is_empty()).then(|| json!(list));
         let namespaces =
             given(&self.import).or_else(|| agreed("namespaces")).unwrap_or_else(|| json!(["*"]));
-        let ranges =
-            given(&self.gateway_ranges).or_else(|| agreed("gatewayRanges")).unwrap_or_else(|| json!([]));
+        let ranges = given(&self.gateway_ranges)
+            .or_else(|| agreed("gatewayRanges"))
+            .unwrap_or_else(|| json!([]));
         let link = json!({
             "apiVersion": "isthmus.dev/v1alpha1", "kind": "ClusterLink",
             "metadata": {"name": read_id, "namespace": self.root_namespace},
@@ -172,20 +173,18 @@ impl Link {
             print_objects(&[link])?;
             return Ok(());
         }
-<<<<<<< HEAD
-        let ready = self
-            .conditions(reader, read_id)
-            .await?
+        let ready = standing
+            .as_ref()
+            .map(conditions)
+            .unwrap_or_default()
             .get("Ready")
             .is_some_and(|c| c.status == "True");
-=======
-        let ready = standing.as_ref().map(conditions).unwrap_or_default().get("Ready").is_some_and(|c| c.status == "True");
->>>>>>> e2e2
         let secrets = reader.operator.remote_secrets(&self.root_namespace).await?;
         // A credential that was revoked (`unlink` while the reader was dead) shows as Ready until
         // the reader tries it.
         let bound = credential::binding_name(&account);
-        let valid = read.operator.read("v1", "Secret", Some(&self.root_namespace), &bound).await?.is_some();
+        let valid =
+            read.operator.read("v1", "Secret", Some(&self.root_namespace), &bound).await?.is_some();
         let kept = ready
             && valid
             && !self.renew
