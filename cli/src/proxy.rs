@@ -20,7 +20,8 @@ pub(crate) struct StatusCall {
 impl StatusCall {
     pub(crate) async fn run(self) -> Result<ExitCode> {
         let text = page::read(&self.admin, "/sessions").await?;
-        let sessions: Value = serde_json::from_str(&text).context("the page /sessions is not JSON")?;
+        let sessions: Value =
+            serde_json::from_str(&text).context("the page /sessions is not JSON")?;
         if self.output != Format::Table {
             output::value(self.output, &sessions)?;
             return Ok(ExitCode::SUCCESS);
@@ -101,17 +102,19 @@ impl ConfigCall {
     pub(crate) async fn run(self) -> Result<ExitCode> {
         let text = match &self.file {
             Some(path) => std::fs::read_to_string(path)
-                .with_context(|| format!("ISM1001 cannot read {}", path.display()))?,
+                .with_context(|| format!("ISM2017 cannot read {}", path.display()))?,
             None => page::read(&self.admin, "/config").await?,
         };
         let all: Value = serde_json::from_str(&text).context("what was read is not JSON")?;
         let all = all.as_array().cloned();
-        ensure!(all.is_some(), "ISM2102 what was read is not a list of xDS resources");
+        ensure!(all.is_some(), "ISM2018 what was read is not a list of xDS resources");
         let chosen: Vec<Value> = all
             .unwrap_or_default()
             .into_iter()
             .filter(|resource| self.kind.covers(resource["@type"].as_str().unwrap_or_default()))
-            .filter(|resource| self.name.as_ref().is_none_or(|name| name_of(resource).contains(name)))
+            .filter(|resource| {
+                self.name.as_ref().is_none_or(|name| name_of(resource).contains(name))
+            })
             .collect();
         if self.output != Format::Table {
             output::value(self.output, &chosen)?;

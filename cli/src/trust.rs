@@ -65,17 +65,24 @@ pub(crate) struct Issue {
 fn passphrase(file: Option<&Path>, twice: bool) -> Result<String> {
     if let Some(path) = file {
         let text = std::fs::read_to_string(path).with_context(|| {
-            format!("ISM5210 cannot read the passphrase from {}. Fix: give a readable file", path.display())
+            format!(
+                "ISM2040 cannot read the passphrase from {}. Fix: give a readable file",
+                path.display()
+            )
         })?;
         return Ok(text.trim_end_matches(['\r', '\n']).to_owned());
     }
     let ask = |what: &str| {
-        rpassword::prompt_password(what)
-            .context("ISM5210 no terminal to ask for the passphrase. Fix: pass --passphrase-file FILE")
+        rpassword::prompt_password(what).context(
+            "ISM2040 no terminal to ask for the passphrase. Fix: pass --passphrase-file FILE",
+        )
     };
     let first = ask("passphrase of the root's key: ")?;
     if twice {
-        ensure!(first == ask("the same again: ")?, "ISM5210 the two differ. Fix: type the same twice");
+        ensure!(
+            first == ask("the same again: ")?,
+            "ISM2040 the two differ. Fix: type the same twice"
+        );
     }
     Ok(first)
 }
@@ -97,7 +104,10 @@ impl Init {
         let bundle = Bundle::from_pem(&files.certificate_pem)?;
         println!("  root         {}  {}", self.name, bundle.fingerprint());
         println!("  certificate  {}", certificate.display());
-        println!("  key          {} (encrypted; keep it safe, it belongs in no cluster)", key.display());
+        println!(
+            "  key          {} (encrypted; keep it safe, it belongs in no cluster)",
+            key.display()
+        );
         println!("next: isthmus trust issue CLUSTER --dir {}", self.dir.display());
         Ok(ExitCode::SUCCESS)
     }
@@ -105,9 +115,11 @@ impl Init {
 
 impl Issue {
     async fn run(self) -> Result<ExitCode> {
-        let cluster: ClusterId = self.cluster.parse().context("ISM5211 the cluster's id. Fix: correct it")?;
+        let cluster: ClusterId =
+            self.cluster.parse().context("ISM2041 the cluster's id. Fix: correct it")?;
         let domain = self.trust_domain.clone().unwrap_or_else(|| format!("{cluster}.mesh"));
-        let domain: TrustDomain = domain.parse().context("ISM5211 --trust-domain. Fix: correct it")?;
+        let domain: TrustDomain =
+            domain.parse().context("ISM2041 --trust-domain. Fix: correct it")?;
         let files = root::read_files(&self.dir)?;
         let passphrase = passphrase(self.passphrase_file.as_deref(), false)?;
         let made = root::issue_intermediate(
@@ -132,7 +144,10 @@ impl Issue {
         if self.apply {
             let operator = self.target.load().await?;
             operator.apply(&[secret]).await?;
-            println!("  intermediate  {domain} for {cluster}, {} days, in {}", self.days, operator.context);
+            println!(
+                "  intermediate  {domain} for {cluster}, {} days, in {}",
+                self.days, operator.context
+            );
             return Ok(ExitCode::SUCCESS);
         }
         eprintln!("this Secret holds {cluster}'s signing key: apply it, do not store it");

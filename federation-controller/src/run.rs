@@ -37,7 +37,7 @@ const HAND_OVER: Duration = Duration::from_secs(5);
 pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     if let Some(folder) = &config.state {
         std::fs::create_dir_all(folder).with_context(|| {
-            format!("ISM2001 cannot create the state folder {}. Fix: name a folder this user may write, or leave state out", folder.display())
+            format!("ISM2401 cannot create the state folder {}. Fix: name a folder this user may write, or leave state out", folder.display())
         })?;
     }
     let metrics = Metrics::new();
@@ -115,7 +115,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
             Some(dns) => dns
                 .await
                 .context("the DNS server ended")?
-                .context("ISM2002 the DNS server cannot serve"),
+                .context("ISM2402 the DNS server cannot serve"),
             None => {
                 end.cancelled().await;
                 Ok(())

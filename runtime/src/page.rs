@@ -31,7 +31,9 @@ impl FromStr for Place {
         }
         let address = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
         ensure!(
-            address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()),
+            address
+                .rsplit_once(':')
+                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()),
             "an admin place reads HOST:PORT or unix:PATH; {text:?} does not"
         );
         Ok(Self::Tcp(address.to_owned()))
@@ -48,35 +50,40 @@ pub async fn read(place: &Place, path: &str) -> Result<String> {
             Place::Tcp(address) => {
                 let stream = TcpStream::connect(address)
                     .await
-                    .with_context(|| format!("ISM2101 nothing answers at {address}"))?;
+                    .with_context(|| format!("ISM1006 nothing answers at {address}"))?;
                 get(stream, path).await
             }
             Place::Unix(socket) => {
                 let stream = UnixStream::connect(socket)
                     .await
-                    .with_context(|| format!("ISM2101 nothing answers at {}", socket.display()))?;
+                    .with_context(|| format!("ISM1006 nothing answers at {}", socket.display()))?;
                 get(stream, path).await
             }
         }
     };
     tokio::time::timeout(READ_MAX, reading)
         .await
-        .with_context(|| format!("ISM2101 {place:?} did not answer {path} within {READ_MAX:?}"))?
+        .with_context(|| format!("ISM1006 {place:?} did not answer {path} within {READ_MAX:?}"))?
 }
 
-async fn get(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, path: &str) -> Result<String> {
+async fn get(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    path: &str,
+) -> Result<String> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
-    let request = Request::get(path).header(header::HOST, "localhost").body(Empty::<Bytes>::new())?;
+    let request =
+        Request::get(path).header(header::HOST, "localhost").body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
     let status = response.status();
     let body = Limited::new(response.into_body(), PAGE_MAX).collect().await;
     driver.abort();
-    let body = body.map_err(|e| anyhow::anyhow!("the page {path} could not be read: {e}"))?.to_bytes();
+    let body =
+        body.map_err(|e| anyhow::anyhow!("the page {path} could not be read: {e}"))?.to_bytes();
     let text = String::from_utf8(body.to_vec()).context("the page is not UTF-8")?;
     if status != StatusCode::OK {
-        bail!("ISM2102 the page {path} answered {status}: {}", text.trim());
+        bail!("ISM1007 the page {path} answered {status}: {}", text.trim());
     }
     Ok(text)
 }
