@@ -64,7 +64,8 @@ impl Default for Limits {
 /// All links, as of now.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Remotes {
-    /// Every secret namespace has been listed: only then is an absent secret a deleted one.
+    /// Every secret namespace and our own Secrets have been listed: only then is an absent secret
+    /// a deleted one.
     pub synced: bool,
     /// By cluster id, the key in the secret.
     pub links: BTreeMap<String, Remote>,
@@ -234,7 +235,8 @@ async fn run(
         });
 
         let remotes = Remotes {
-            synced: unlisted.is_empty(),
+            // Links are made of secrets only once both kinds are listed.
+            synced: unlisted.is_empty() && renewed.is_some(),
             links: links.iter().map(|(id, held)| (id.clone(), held.link.remote())).collect(),
             findings: findings.clone(),
             credentials: credentials.clone(),
