@@ -273,7 +273,7 @@ async fn an_impostor_gets_neither_token_nor_say() {
         async move { start(config, &readiness, end).await }
     });
     until("the reason is told", || {
-        readiness.awaited().get("identity").is_some_and(|why| why.contains("ISM3010"))
+        readiness.awaited().get("identity").is_some_and(|why| why.contains("ISM6010"))
     })
     .await;
     end.cancel();

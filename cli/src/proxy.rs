@@ -102,12 +102,12 @@ impl ConfigCall {
     pub(crate) async fn run(self) -> Result<ExitCode> {
         let text = match &self.file {
             Some(path) => std::fs::read_to_string(path)
-                .with_context(|| format!("ISM1001 cannot read {}", path.display()))?,
+                .with_context(|| format!("ISM2017 cannot read {}", path.display()))?,
             None => page::read(&self.admin, "/config").await?,
         };
         let all: Value = serde_json::from_str(&text).context("what was read is not JSON")?;
         let all = all.as_array().cloned();
-        ensure!(all.is_some(), "ISM2102 what was read is not a list of xDS resources");
+        ensure!(all.is_some(), "ISM2018 what was read is not a list of xDS resources");
         let chosen: Vec<Value> = all
             .unwrap_or_default()
             .into_iter()

@@ -66,7 +66,7 @@ fn passphrase(file: Option<&Path>, twice: bool) -> Result<String> {
     if let Some(path) = file {
         let text = std::fs::read_to_string(path).with_context(|| {
             format!(
-                "ISM5210 cannot read the passphrase from {}. Fix: give a readable file",
+                "ISM2040 cannot read the passphrase from {}. Fix: give a readable file",
                 path.display()
             )
         })?;
@@ -74,14 +74,14 @@ fn passphrase(file: Option<&Path>, twice: bool) -> Result<String> {
     }
     let ask = |what: &str| {
         rpassword::prompt_password(what).context(
-            "ISM5210 no terminal to ask for the passphrase. Fix: pass --passphrase-file FILE",
+            "ISM2040 no terminal to ask for the passphrase. Fix: pass --passphrase-file FILE",
         )
     };
     let first = ask("passphrase of the root's key: ")?;
     if twice {
         ensure!(
             first == ask("the same again: ")?,
-            "ISM5210 the two differ. Fix: type the same twice"
+            "ISM2040 the two differ. Fix: type the same twice"
         );
     }
     Ok(first)
@@ -116,10 +116,10 @@ impl Init {
 impl Issue {
     async fn run(self) -> Result<ExitCode> {
         let cluster: ClusterId =
-            self.cluster.parse().context("ISM5211 the cluster's id. Fix: correct it")?;
+            self.cluster.parse().context("ISM2041 the cluster's id. Fix: correct it")?;
         let domain = self.trust_domain.clone().unwrap_or_else(|| format!("{cluster}.mesh"));
         let domain: TrustDomain =
-            domain.parse().context("ISM5211 --trust-domain. Fix: correct it")?;
+            domain.parse().context("ISM2041 --trust-domain. Fix: correct it")?;
         let files = root::read_files(&self.dir)?;
         let passphrase = passphrase(self.passphrase_file.as_deref(), false)?;
         let made = root::issue_intermediate(

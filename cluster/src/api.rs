@@ -48,6 +48,10 @@ pub mod label {
     pub const REVISION: &str = "istio.io/rev";
     /// Istio's remote secrets: `"true"`.
     pub const MULTI_CLUSTER: &str = "istio/multiCluster";
+    /// Our Secret with a link's renewed token; the value is the cluster's id.
+    pub const CREDENTIAL: &str = "isthmus.dev/credential";
+    /// Its annotation: SHA-256 of the kubeconfig it renews.
+    pub const RENEWS: &str = "isthmus.dev/renews";
     /// Annotation of Istio's remote secrets: the cluster's id.
     pub const REMOTE_CLUSTER: &str = "networking.istio.io/cluster";
 }

@@ -122,6 +122,21 @@ impl Remote {
         &self.fingerprint[..16]
     }
 
+    pub(crate) fn token(&self) -> Option<&str> {
+        match &self.credential {
+            Credential::Token(token) => Some(token),
+            Credential::Certificate { .. } => None,
+        }
+    }
+
+    /// The same server by the same CA, with another token: another credential.
+    pub(crate) fn with_token(&self, token: String) -> Self {
+        let mut digest = Sha256::new_with_prefix(&self.fingerprint);
+        digest.update(&token);
+        let fingerprint = hex::encode(digest.finalize());
+        Self { credential: Credential::Token(token), fingerprint, ..self.clone() }
+    }
+
     /// The client's configuration, built by hand: only what was parsed is in it.
     pub fn config(&self) -> kube::Config {
         let mut config = kube::Config::new(self.server.uri.clone());

@@ -4,7 +4,7 @@
 //! Reading order: [`client`] (how we connect and what we never wait for), [`heard`] (how old our
 //! knowledge is), [`follow`] (one kind, for ever), [`parse`] (object to value, with findings),
 //! [`watch`] (all kinds of the own cluster as one `Inventory`), then secrets, tokens, and the
-//! federation's doors: [`remote`], [`kubeconfig`], [`apply`], [`link_objects`], [`lease`], [`api`];
+//! federation's doors: [`remote`], [`renewal`], [`kubeconfig`], [`apply`], [`link_objects`], [`lease`], [`api`];
 //! last the operator's: [`operator`] and [`credential`].
 
 pub mod api;
@@ -19,6 +19,7 @@ pub mod link_objects;
 pub mod operator;
 pub mod parse;
 pub mod remote;
+pub mod renewal;
 pub mod secret;
 pub mod token;
 pub mod watch;

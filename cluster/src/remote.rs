@@ -16,6 +16,7 @@ use crate::api::label;
 use crate::follow::{Change, Follow, follow};
 use crate::heard::{Heard, Moment};
 use crate::kubeconfig::Rules;
+use crate::renewal::{self, Credential, Renewed};
 use drive::Report;
 use k8s_openapi::api::core::v1::Secret;
 use kube::runtime::watcher;
@@ -63,12 +64,17 @@ impl Default for Limits {
 /// All links, as of now.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Remotes {
-    /// Every secret namespace has been listed: only then is an absent secret a deleted one.
+    /// Every secret namespace and our own Secrets have been listed: only then is an absent secret
+    /// a deleted one.
     pub synced: bool,
     /// By cluster id, the key in the secret.
     pub links: BTreeMap<String, Remote>,
     /// Secrets that speak for nobody, and why; sorted.
     pub findings: Vec<Finding>,
+    /// By cluster id, the credentials that can be renewed.
+    pub credentials: BTreeMap<String, Credential>,
+    /// Clusters whose renewed token renews nothing any more.
+    pub void: BTreeSet<String>,
 }
 
 /// One linked cluster.
@@ -135,6 +141,7 @@ const TICK: Duration = Duration::from_millis(500);
 
 enum News {
     Secrets(String, Change<Option<SecretData>>),
+    Renewed(Change<Option<Renewed>>),
     Report { cluster: String, generation: u64, report: Report },
 }
 
@@ -147,14 +154,19 @@ async fn run(
     let (send, mut news) = mpsc::channel(256);
     let mut unlisted: BTreeSet<String> = options.secret_namespaces.iter().cloned().collect();
     for namespace in unlisted.clone() {
-        let what = follow_secrets(&client, &namespace);
+        let what = follow_secrets(&client, &namespace, &format!("{}=true", label::MULTI_CLUSTER));
         let wrap = move |change| News::Secrets(namespace.clone(), change);
         tokio::spawn(follow(what, secrets::trim, wrap, send.clone(), end.clone()));
     }
+    let what = follow_secrets(&client, &options.root_namespace, label::CREDENTIAL);
+    tokio::spawn(follow(what, renewal::trim, News::Renewed, send.clone(), end.clone()));
 
     let mut secrets: BTreeMap<ObjectRef, SecretData> = BTreeMap::new();
+    // Before our own Secrets are listed, an older credential would be used for a moment.
+    let mut renewed: Option<BTreeMap<String, Renewed>> = None;
     let mut links: BTreeMap<String, Held> = BTreeMap::new();
     let mut findings = Vec::new();
+    let (mut credentials, mut void) = (BTreeMap::new(), BTreeSet::new());
     let mut tick = tokio::time::interval(TICK);
     loop {
         let first = tokio::select! {
@@ -175,6 +187,10 @@ async fn run(
                     }
                     secrets::note(&mut secrets, &namespace, change);
                 }
+                News::Renewed(change) => {
+                    secrets_changed = true;
+                    secrets::note_renewed(&mut renewed, change);
+                }
                 News::Report { cluster, generation, report } => {
                     if let Some(held) = links.get_mut(&cluster) {
                         let actions = held.link.step(now, Input::Report { generation, report });
@@ -183,10 +199,15 @@ async fn run(
                 }
             }
         }
-        if secrets_changed {
+        if let Some(renewed) = renewed.as_ref().filter(|_| secrets_changed) {
             let owners: BTreeMap<String, ObjectRef> =
                 links.iter().map(|(id, held)| (id.clone(), held.link.secret().clone())).collect();
-            let read = secrets::sources(&secrets, &owners, options.rules);
+            let mut read = secrets::sources(&secrets, &owners, options.rules);
+            credentials = read.renew(renewed);
+            let renews = |ours: &&Renewed| read.renewed.contains(&ours.cluster);
+            // Only then is an absent secret a deleted one.
+            let void_now = renewed.values().filter(|ours| unlisted.is_empty() && !renews(ours));
+            void = void_now.map(|ours| ours.cluster.clone()).collect();
             findings = read.findings;
             for (cluster, source) in &read.sources {
                 let held = links.entry(cluster.clone()).or_insert_with(|| Held {
@@ -214,9 +235,12 @@ async fn run(
         });
 
         let remotes = Remotes {
-            synced: unlisted.is_empty(),
+            // Links are made of secrets only once both kinds are listed.
+            synced: unlisted.is_empty() && renewed.is_some(),
             links: links.iter().map(|(id, held)| (id.clone(), held.link.remote())).collect(),
             findings: findings.clone(),
+            credentials: credentials.clone(),
+            void: void.clone(),
         };
         publish.send_if_modified(|before| {
             let news = **before != remotes;
@@ -275,13 +299,12 @@ impl Drop for Held {
     }
 }
 
-fn follow_secrets(client: &Client, namespace: &str) -> Follow<Secret> {
+fn follow_secrets(client: &Client, namespace: &str, selector: &str) -> Follow<Secret> {
     let heard = Heard::default();
     let client = heard.listen(client.clone());
-    let selector = format!("{}=true", label::MULTI_CLUSTER);
     Follow {
         apis: vec![Api::namespaced(client, namespace)],
-        config: watcher::Config::default().labels(&selector),
+        config: watcher::Config::default().labels(selector),
         heard,
     }
 }

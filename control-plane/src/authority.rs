@@ -233,7 +233,7 @@ fn unreviewed(error: anyhow::Error) -> Refused {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::place::tests::inventory;
+    use crate::place::tests::{ROOT, inventory};
     use trust::root;
 
     const PASSPHRASE: &str = "correct horse battery";
@@ -266,14 +266,14 @@ pub(crate) mod tests {
     fn authority() -> Authority {
         let issuer = issuer(&cacerts("east.mesh")).unwrap();
         let (_, issuer) = watch::channel(Arc::new(issuer));
-        let served = Arc::new(Served::new());
+        let served = Arc::new(Served::new(ROOT));
         served.publish(Arc::new(inventory()));
         let review: Review = Box::new(|token| {
             Box::pin(async move {
                 match token.as_str() {
                     "hello" => Ok(reviewed("shop", "hello", Some("hello-0"))),
                     "other" => Ok(reviewed("shop", "hello", Some("hello-1"))),
-                    "down" => Err(anyhow::anyhow!("refused").context("ISM2311 cannot review")),
+                    "down" => Err(anyhow::anyhow!("refused").context(UNREVIEWED)),
                     "odd" => Ok(reviewed("shop", "Odd", None)),
                     _ => Err(anyhow::anyhow!("the token has expired")),
                 }

@@ -8,9 +8,17 @@ use xds::node::Node;
 
 /// What an east-west gateway's pods carry (Istio's label).
 const GATEWAY_LABEL: (&str, &str) = ("istio", "eastwestgateway");
+/// Where gateways run beside the root namespace: Istio's own. Whoever may start a pod elsewhere may
+/// label it as well, and a gateway is told of every exported service.
+const ISTIO_NAMESPACE: &str = "istio-system";
 
 /// The view of this client, or a sentence why it gets none.
-pub(crate) fn place(own: &Inventory, peer: &Identity, node: &Node) -> Result<View, String> {
+pub(crate) fn place(
+    own: &Inventory,
+    root_namespace: &str,
+    peer: &Identity,
+    node: &Node,
+) -> Result<View, String> {
     let mesh = &own.mesh;
     if peer.domain != mesh.trust_domain {
         return Err(format!(
@@ -61,6 +69,13 @@ pub(crate) fn place(own: &Inventory, peer: &Identity, node: &Node) -> Result<Vie
                 node.namespace, node.pod
             ));
         }
+        Role::Gateway if ![root_namespace, ISTIO_NAMESPACE].contains(&node.namespace.as_str()) => {
+            return Err(format!(
+                "ISM4008 Pod {}/{} asks to be a gateway, and gateways run in {root_namespace} or \
+                 {ISTIO_NAMESPACE} only. Fix: run the gateway there, or this pod as a sidecar",
+                node.namespace, node.pod
+            ));
+        }
         Role::Gateway | Role::Sidecar | Role::Agent => {}
     }
     Ok(View {
@@ -89,9 +104,11 @@ pub(crate) mod tests {
     use mesh::world::Dialect;
     use std::collections::{BTreeMap, BTreeSet};
 
-    fn workload(name: &str, account: &str, labels: &[(&str, &str)]) -> Workload {
+    pub(crate) const ROOT: &str = "isthmus-system";
+
+    fn workload(namespace: &str, name: &str, account: &str, labels: &[(&str, &str)]) -> Workload {
         Workload {
-            name: WorkloadName { namespace: "shop".into(), name: name.into() },
+            name: WorkloadName { namespace: namespace.into(), name: name.into() },
             addresses: vec!["10.244.0.7".parse().unwrap()],
             account: account.into(),
             labels: labels.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
@@ -101,11 +118,15 @@ pub(crate) mod tests {
         }
     }
 
-    /// Cluster east with a workload and a gateway in namespace shop.
+    /// Cluster east with a workload in namespace shop, a gateway in each namespace that may have
+    /// one, and one that may not be one.
     pub(crate) fn inventory() -> Inventory {
+        let gateway = |namespace| workload(namespace, "gate-0", "gate", &[GATEWAY_LABEL]);
         let pods = [
-            workload("hello-0", "hello", &[]),
-            workload("gate-0", "gate", &[("istio", "eastwestgateway")]),
+            workload("shop", "hello-0", "hello", &[]),
+            gateway("shop"),
+            gateway(ROOT),
+            gateway(ISTIO_NAMESPACE),
         ];
         Inventory {
             mesh: MeshConfig {
@@ -154,20 +175,22 @@ pub(crate) mod tests {
     #[test]
     fn a_proxy_is_its_pod() {
         let hello = identity("spiffe://east.mesh/ns/shop/sa/hello");
-        let view = place(&inventory(), &hello, &node("hello-0", Role::Sidecar)).unwrap();
+        let view = place(&inventory(), ROOT, &hello, &node("hello-0", Role::Sidecar)).unwrap();
         assert_eq!(view.identity, hello);
         assert_eq!((view.namespace.as_str(), view.workload.as_str()), ("shop", "hello-0"));
         assert_eq!(view.locality, Locality::from("r1/z1".to_owned()), "its node's, not its claim");
-        let gate = identity("spiffe://east.mesh/ns/shop/sa/gate");
-        let view = place(&inventory(), &gate, &node("gate-0", Role::Gateway)).unwrap();
-        assert_eq!(view.role, Role::Gateway);
+        for namespace in [ROOT, ISTIO_NAMESPACE] {
+            let gate = identity(&format!("spiffe://east.mesh/ns/{namespace}/sa/gate"));
+            let node = Node { namespace: namespace.into(), ..node("gate-0", Role::Gateway) };
+            assert_eq!(place(&inventory(), ROOT, &gate, &node).unwrap().role, Role::Gateway);
+        }
     }
 
     #[test]
     fn a_claim_beyond_the_certificate_is_refused() {
         let hello = "spiffe://east.mesh/ns/shop/sa/hello";
         let refused =
-            |peer: &str, node: Node| place(&inventory(), &identity(peer), &node).unwrap_err();
+            |peer: &str, node: Node| place(&inventory(), ROOT, &identity(peer), &node).unwrap_err();
         let sidecar = |pod: &str| node(pod, Role::Sidecar);
         for (peer, node, code) in [
             ("spiffe://west.mesh/ns/shop/sa/hello", sidecar("hello-0"), "ISM4001"),
@@ -177,6 +200,7 @@ pub(crate) mod tests {
             (hello, sidecar("hello-9"), "ISM4004"),
             (hello, sidecar("gate-0"), "ISM4005"),
             (hello, node("hello-0", Role::Gateway), "ISM4006"),
+            ("spiffe://east.mesh/ns/shop/sa/gate", node("gate-0", Role::Gateway), "ISM4008"),
         ] {
             let why = refused(peer, node);
             assert!(why.starts_with(code) && why.contains("Fix: "), "{code}: {why}");

@@ -80,7 +80,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     readiness.wait_for("authority", "Secret cacerts has not been read");
     readiness.wait_for("inventory", "the own API server has not been read");
     let (metrics, numbers) = (Metrics::new(), Numbers::default());
-    let (served, sessions) = (Arc::new(Served::new()), Sessions::default());
+    let (served, sessions) = (Arc::new(Served::new(&root_namespace)), Sessions::default());
 
     // A port in use shows here, before anything has been started.
     let listener = admin::bind_tcp(listen).await?;

@@ -27,6 +27,7 @@ pub(crate) struct Served {
     /// `None` until the first inventory.
     cache: Mutex<Option<Kept>>,
     generation: watch::Sender<u64>,
+    root_namespace: String,
 }
 
 #[derive(Debug)]
@@ -37,8 +38,12 @@ struct Kept {
 }
 
 impl Served {
-    pub(crate) fn new() -> Self {
-        Self { cache: Mutex::new(None), generation: watch::Sender::new(0) }
+    pub(crate) fn new(root_namespace: &str) -> Self {
+        Self {
+            cache: Mutex::new(None),
+            generation: watch::Sender::new(0),
+            root_namespace: root_namespace.to_owned(),
+        }
     }
 
     /// Takes a new inventory. True if any client may see a difference; then the generation is a
@@ -96,7 +101,7 @@ impl Source for Served {
              Fix: none needed, the proxy asks again; /readyz of the control plane says what it waits for"
                 .to_owned()
         })?;
-        place(&world.own, peer, node)
+        place(&world.own, &self.root_namespace, peer, node)
     }
 
     fn resource(&self, view: &View, name: &ResourceName) -> Option<Arc<Resource>> {
@@ -162,7 +167,7 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::place::tests::{inventory, node};
+    use crate::place::tests::{ROOT, inventory, node};
     use mesh::world::Role;
 
     #[test]
@@ -182,7 +187,7 @@ mod tests {
 
     #[test]
     fn equal_news_is_silence() {
-        let served = Served::new();
+        let served = Served::new(ROOT);
         let hello: Identity = "spiffe://east.mesh/ns/shop/sa/hello".parse().unwrap();
         let early = served.view(&hello, &node("hello-0", Role::Sidecar)).unwrap_err();
         assert!(early.starts_with("ISM4007"));
@@ -202,7 +207,7 @@ mod tests {
 
     #[tokio::test]
     async fn every_inventory_reaches_the_generation() {
-        let served = Arc::new(Served::new());
+        let served = Arc::new(Served::new(ROOT));
         let (sender, receiver) = watch::channel(None);
         let mut changes = served.changes();
         let following = tokio::spawn(follow(served.clone(), receiver));
@@ -210,8 +215,7 @@ mod tests {
         sender.send_replace(Some(Arc::new(news.clone())));
         changes.changed().await.unwrap();
         // Many at once may be merged; the last always counts.
-        for _ in 0..2 {
-            news.workloads.pop_first();
+        while news.workloads.pop_first().is_some() {
             sender.send_replace(Some(Arc::new(news.clone())));
         }
         loop {

@@ -58,7 +58,7 @@ impl Server {
         for upstream in &upstreams {
             anyhow::ensure!(
                 !listen.contains(upstream),
-                "ISM1010 dns upstream {upstream} is this server itself, which would ask itself for \
+                "ISM1040 dns upstream {upstream} is this server itself, which would ask itself for \
                  ever. Fix: name another server in dns.upstreams"
             );
         }
@@ -100,7 +100,7 @@ impl Server {
 async fn bind_both(address: SocketAddr) -> anyhow::Result<(UdpSocket, TcpListener)> {
     let hint = |kind: &str| {
         format!(
-            "ISM1005 cannot listen on {address} for DNS over {kind}. Fix: stop what holds it \
+            "ISM1041 cannot listen on {address} for DNS over {kind}. Fix: stop what holds it \
              (`ss -ulntp sport = :{}` shows it), or configure another port",
             address.port()
         )

@@ -405,8 +405,8 @@ async fn a_port_in_use_is_said() {
         metrics: Metrics::new(),
     };
     let problem = Server::bind(options.clone()).await.unwrap_err();
-    assert!(format!("{problem:#}").contains(&format!("ISM1005 cannot listen on {address}")));
+    assert!(format!("{problem:#}").contains(&format!("ISM1041 cannot listen on {address}")));
     let itself = Options { upstreams: vec![address], ..options };
     let problem = Server::bind(itself).await.unwrap_err();
-    assert!(format!("{problem:#}").contains("ISM1010"));
+    assert!(format!("{problem:#}").contains("ISM1040"));
 }

@@ -29,6 +29,9 @@ pub struct Config {
     /// Where remote secrets count; elsewhere a namespace's admin could link clusters.
     #[serde(default = "secret_namespaces")]
     pub secret_namespaces: Vec<String>,
+    /// Share of a link credential's life after which the next one is asked for, 0.001 to 0.9.
+    #[serde(default = "renew_at")]
+    pub renew_at: f64,
     /// Accept linked API servers on this machine: for tests and the demo.
     #[serde(default)]
     pub allow_loopback: bool,
@@ -57,6 +60,10 @@ fn metrics() -> SocketAddr {
 
 fn dns_listen() -> Vec<SocketAddr> {
     vec![([0, 0, 0, 0], 53).into()]
+}
+
+fn renew_at() -> f64 {
+    0.5
 }
 
 fn root_namespace() -> String {

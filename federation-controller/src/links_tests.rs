@@ -77,7 +77,7 @@ pub(crate) fn remote(told: Option<Arc<Told>>) -> Remote {
 pub(crate) fn remotes(links: &[(&str, Option<Arc<Told>>)]) -> Remotes {
     let links =
         links.iter().map(|(name, told)| ((*name).to_owned(), remote(told.clone()))).collect();
-    Remotes { synced: true, links, findings: vec![] }
+    Remotes { synced: true, links, ..Remotes::default() }
 }
 
 pub(crate) fn object(name: &str, accepted: bool) -> (String, ClusterLink) {

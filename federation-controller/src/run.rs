@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::links;
 use crate::numbers::Numbers;
 use crate::publish::Publisher;
+use crate::renew::{self, Renewing};
 use crate::status::{Facts, Saved, Shown, Statuses, shown};
 use crate::store::Store;
 use anyhow::Context as _;
@@ -12,6 +13,7 @@ use cluster::kubeconfig::Rules;
 use cluster::lease::{self, Fence};
 use cluster::link_objects::{self, Objects, Wanted};
 use cluster::remote::{self, Limits, Remotes};
+use cluster::renewal::Shelf;
 use cluster::watch as own_watch;
 use mesh::federate::Plan;
 use mesh::finding::Finding;
@@ -37,9 +39,14 @@ const HAND_OVER: Duration = Duration::from_secs(5);
 pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     if let Some(folder) = &config.state {
         std::fs::create_dir_all(folder).with_context(|| {
-            format!("ISM2001 cannot create the state folder {}. Fix: name a folder this user may write, or leave state out", folder.display())
+            format!("ISM2401 cannot create the state folder {}. Fix: name a folder this user may write, or leave state out", folder.display())
         })?;
     }
+    anyhow::ensure!(
+        (0.001..=0.9).contains(&config.renew_at),
+        "ISM2404 renewAt is {}, a share from 0.001 to 0.9 is wanted. Fix: leave it out, half is used then",
+        config.renew_at
+    );
     let metrics = Metrics::new();
     let readiness = Readiness::new();
     readiness.wait_for("inventory", "the own API server was not read yet");
@@ -72,22 +79,32 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
         lease::elect(client.clone(), &config.root_namespace, LEASE, &config.holder, end.clone());
     let (desired, desires) = watch::channel(None);
     let (wanted, wants) = watch::channel(Arc::new(Wanted::default()));
+    let rules = Rules { allow_loopback: config.allow_loopback };
+    let remotes = remote::links(
+        client.clone(),
+        remote::Options {
+            secret_namespaces: config.secret_namespaces.clone(),
+            root_namespace: config.root_namespace.clone(),
+            rules,
+            limits: Limits::default(),
+        },
+        end.clone(),
+    );
+    let renewing = Renewing {
+        shelf: Shelf::new(client.clone(), &config.root_namespace),
+        remotes: remotes.clone(),
+        fence: fence.clone(),
+        rules,
+        at: config.renew_at,
+    };
+    tokio::spawn(renew::keep(renewing, writing.clone()));
     let controller = Controller {
         own: own_watch::own(
             client.clone(),
             own_watch::Options { root_namespace: config.root_namespace.clone() },
             end.clone(),
         ),
-        remotes: remote::links(
-            client.clone(),
-            remote::Options {
-                secret_namespaces: config.secret_namespaces.clone(),
-                root_namespace: config.root_namespace.clone(),
-                rules: Rules { allow_loopback: config.allow_loopback },
-                limits: Limits::default(),
-            },
-            end.clone(),
-        ),
+        remotes,
         objects: link_objects::start(
             client.clone(),
             &config.root_namespace,
@@ -115,7 +132,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
             Some(dns) => dns
                 .await
                 .context("the DNS server ended")?
-                .context("ISM2002 the DNS server cannot serve"),
+                .context("ISM2402 the DNS server cannot serve"),
             None => {
                 end.cancelled().await;
                 Ok(())

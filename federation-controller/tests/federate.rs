@@ -2,6 +2,8 @@
 
 mod support;
 
+use cluster::credential::{self, Account};
+use cluster::renewal;
 use federation_controller::{Config, run};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -18,6 +20,11 @@ struct Controller {
 
 impl Controller {
     fn start(cluster: &Cluster, state: &Path) -> Self {
+        Self::renewing(cluster, state, 0.5)
+    }
+
+    /// Renews credentials after this share of their life.
+    fn renewing(cluster: &Cluster, state: &Path, renew_at: f64) -> Self {
         let (admin, metrics) = (free_port(), free_port());
         let config: Config = serde_json::from_value(json!({
             "kubeconfig": cluster.admin_kubeconfig(),
@@ -26,6 +33,7 @@ impl Controller {
             "holder": format!("{}-0", cluster.name),
             "state": state,
             "allowLoopback": true,
+            "renewAt": renew_at,
         }))
         .unwrap();
         let end = CancellationToken::new();
@@ -307,6 +315,91 @@ async fn a_link_from_its_secret_to_its_end() {
             .await
             .is_none()
             .then_some(())
+    })
+    .await;
+    controller.stop().await;
+    in_west.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_renews_its_credential() {
+    let Some(parts) = Parts::find() else { return };
+    let root = trust::root::create("mesh", "passphrase").unwrap().certificate_pem;
+    let (east, west) = tokio::join!(Cluster::start(&parts, "east"), Cluster::start(&parts, "west"));
+    east.mesh(&root).await;
+    west.mesh(&root).await;
+    west.hello(2).await;
+
+    // What `isthmus link` does: an account, its rights, and the shortest token an API server gives.
+    let account =
+        Account { namespace: "isthmus-system".into(), name: "isthmus-reader-east".into() };
+    for object in credential::reader_objects("isthmus-system", &account) {
+        west.apply(object).await;
+    }
+    let minted = credential::mint(&west.client, &account, Duration::from_secs(600)).await.unwrap();
+    east.remote_secret(&west, minted.token.reveal(), &west.authority).await;
+    let held = async || {
+        let secret = east.read("v1", "Secret", "isthmus-system", "istio-remote-secret-west").await;
+        secret.unwrap()["metadata"]["resourceVersion"].clone()
+    };
+    let ours =
+        async || east.read("v1", "Secret", "isthmus-system", &renewal::secret_name("west")).await;
+    let version = held().await;
+
+    // Renewed after three seconds instead of five minutes.
+    let states = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let in_west = Controller::start(&west, states[1].path());
+    let controller = Controller::renewing(&east, states[0].path(), 0.005);
+    until("the link is there", Duration::from_secs(30), async || east.link("west").await).await;
+    accept(&east, "west").await;
+    until("hello is imported", Duration::from_secs(30), async || east.entry("shop", ENTRY).await)
+        .await;
+    let (first, took) = until("it is renewed", Duration::from_secs(30), ours).await;
+    println!("a token of 600 s -> renewed into our Secret: {took:?}");
+    assert_eq!(first["metadata"]["labels"]["istio/multiCluster"], Value::Null, "registers twice");
+
+    // Each new one takes over from the last, and nothing that stands is touched.
+    let generations = async || east.link("west").await?["status"]["generation"].as_u64();
+    let (_, took) = until("three took over", Duration::from_secs(60), async || {
+        assert_eq!(copies(&east.entry("shop", ENTRY).await.unwrap()), 2);
+        let link = east.link("west").await?;
+        assert_eq!(condition(&link, "Ready")?["status"], "True", "{link}");
+        (generations().await? >= 4).then_some(())
+    })
+    .await;
+    println!("three renewals in use: {took:?}");
+    assert_ne!(ours().await.unwrap()["data"]["token"], first["data"]["token"]);
+    assert_eq!(held().await, version, "the Secret that people hold was written");
+    let links = controller.page("/links").await.unwrap();
+    let links: Value = serde_json::from_str(&links).unwrap();
+    assert_eq!(links["links"].as_array().unwrap().len(), 1, "{links}");
+
+    // The bond is kept: deleting the one object revokes the renewed credential too.
+    let bonds = west.api("v1", "Secret", "isthmus-system");
+    bonds.delete(&credential::binding_name(&account), &Default::default()).await.unwrap();
+    let (_, took) = until("the credential is revoked", Duration::from_secs(60), async || {
+        let link = east.link("west").await?;
+        condition(&link, "Reachable").filter(|c| c["reason"] == "Unauthorized").map(|_| ())
+    })
+    .await;
+    println!("bond deleted -> Unauthorized: {took:?}");
+    assert_eq!(copies(&east.entry("shop", ENTRY).await.unwrap()), 2, "withdrawn by a revocation");
+
+    // A new one by hand is used at once, whatever ours says; with it gone, ours goes too.
+    for object in credential::reader_objects("isthmus-system", &account) {
+        west.apply(object).await;
+    }
+    let minted = credential::mint(&west.client, &account, Duration::from_secs(600)).await.unwrap();
+    east.remote_secret(&west, minted.token.reveal(), &west.authority).await;
+    until("the link works again", Duration::from_secs(30), async || {
+        let link = east.link("west").await?;
+        condition(&link, "Reachable").filter(|c| c["status"] == "True").map(|_| ())
+    })
+    .await;
+    let secrets = east.api("v1", "Secret", "isthmus-system");
+    secrets.delete("istio-remote-secret-west", &Default::default()).await.unwrap();
+    until("our Secret is removed", Duration::from_secs(30), async || {
+        ours().await.is_none().then_some(())
     })
     .await;
     controller.stop().await;

@@ -50,20 +50,20 @@ pub async fn read(place: &Place, path: &str) -> Result<String> {
             Place::Tcp(address) => {
                 let stream = TcpStream::connect(address)
                     .await
-                    .with_context(|| format!("ISM2101 nothing answers at {address}"))?;
+                    .with_context(|| format!("ISM1006 nothing answers at {address}"))?;
                 get(stream, path).await
             }
             Place::Unix(socket) => {
                 let stream = UnixStream::connect(socket)
                     .await
-                    .with_context(|| format!("ISM2101 nothing answers at {}", socket.display()))?;
+                    .with_context(|| format!("ISM1006 nothing answers at {}", socket.display()))?;
                 get(stream, path).await
             }
         }
     };
     tokio::time::timeout(READ_MAX, reading)
         .await
-        .with_context(|| format!("ISM2101 {place:?} did not answer {path} within {READ_MAX:?}"))?
+        .with_context(|| format!("ISM1006 {place:?} did not answer {path} within {READ_MAX:?}"))?
 }
 
 async fn get(
@@ -83,7 +83,7 @@ async fn get(
         body.map_err(|e| anyhow::anyhow!("the page {path} could not be read: {e}"))?.to_bytes();
     let text = String::from_utf8(body.to_vec()).context("the page is not UTF-8")?;
     if status != StatusCode::OK {
-        bail!("ISM2102 the page {path} answered {status}: {}", text.trim());
+        bail!("ISM1007 the page {path} answered {status}: {}", text.trim());
     }
     Ok(text)
 }

@@ -175,7 +175,7 @@ fn apply(script: &str) -> anyhow::Result<()> {
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| {
-            format!("ISM1020 cannot start {nft}. Fix: install nftables in the image that runs this")
+            format!("ISM1037 cannot start {nft}. Fix: install nftables in the image that runs this")
         })?;
     let mut input = child.stdin.take().context("stdin of nft is a pipe")?;
     // When nft ends early its exit code says more than our broken pipe.
@@ -186,7 +186,7 @@ fn apply(script: &str) -> anyhow::Result<()> {
         let said = String::from_utf8_lossy(&output.stderr);
         let said: String = said.trim().chars().take(2_000).collect();
         bail!(
-            "ISM1021 nft refused the redirect rules ({}): {said}. Fix: run this as root (or with \
+            "ISM1038 nft refused the redirect rules ({}): {said}. Fix: run this as root (or with \
              CAP_NET_ADMIN) in the pod's network namespace, on a kernel with nf_tables and NAT",
             output.status
         );

@@ -37,7 +37,7 @@ pub use json::{from_json, resource_to_json, to_json};
 
 /// Why a resource cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("ISM3020 {resource}: {field} {problem}")]
+#[error("ISM6020 {resource}: {field} {problem}")]
 pub struct DecodeError {
     /// `Listener/240.240.7.2_80`, as far as it is known.
     pub resource: String,

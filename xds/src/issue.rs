@@ -70,11 +70,11 @@ pub enum Refused {
 /// Why no certificate came back.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RequestFailed {
-    #[error("ISM3010 the control plane could not be reached to ask for a certificate: {0}")]
+    #[error("ISM6010 the control plane could not be reached to ask for a certificate: {0}")]
     Unreachable(String),
-    #[error("ISM3011 the control plane did not answer a certificate request within {} s", TIMEOUT.as_secs())]
+    #[error("ISM6011 the control plane did not answer a certificate request within {} s", TIMEOUT.as_secs())]
     Late,
-    #[error("ISM3012 the control plane refused a certificate: {0}")]
+    #[error("ISM6012 the control plane refused a certificate: {0}")]
     Refused(Refused),
 }
 

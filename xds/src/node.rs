@@ -29,7 +29,7 @@ pub struct Node {
 /// Why a node is none we can serve.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "ISM3001 node id {id:?} does not read TYPE~IP~POD.NAMESPACE~NAMESPACE.svc.DOMAIN: {why}. Fix: start the proxy with an id of that form."
+    "ISM6001 node id {id:?} does not read TYPE~IP~POD.NAMESPACE~NAMESPACE.svc.DOMAIN: {why}. Fix: start the proxy with an id of that form."
 )]
 pub struct NotANode {
     pub id: String,

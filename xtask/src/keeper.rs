@@ -1,5 +1,6 @@
 //! Keepers of the house: tests that read the tree and compare it with what ARCHITECTURE.md says.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -104,6 +105,79 @@ fn the_keeper_finds_offences() {
     assert!(offence(plan, "attic", "serde", &rooms).unwrap().contains("not in the import table"));
     assert_eq!(offence(plan, "proxy", "tokio", &rooms), None);
     assert_eq!(offence(plan, "mesh", "serde", &rooms), None);
+}
+
+/// The four digits `text` begins with, and what comes after them.
+fn digits(text: &str) -> Option<(&str, &str)> {
+    let (code, rest) = text.split_at_checked(4)?;
+    code.bytes().all(|byte| byte.is_ascii_digit()).then_some((code, rest))
+}
+
+/// Error codes that a source file gives out: `ISM` and four digits before a sentence, or the number
+/// of a finding. A code without a sentence after it is only named, as tests do.
+fn codes(text: &str) -> BTreeSet<&str> {
+    let text = text.split("mod tests").next().expect("a split has a first part");
+    let finds = text.contains("Finding") || text.contains("notes.");
+    let mut found = BTreeSet::new();
+    for line in text.lines().map(str::trim_start).filter(|line| !line.starts_with("//")) {
+        let said = line.split("ISM").skip(1).filter_map(digits);
+        found.extend(said.filter(|(_, rest)| rest.starts_with(' ')).map(|(code, _)| code));
+        // A finding's code is a field, or an argument: the first of its call or alone on its line.
+        let places = ["code: ", "refuse(", "warn(", "Some(("].into_iter().filter(|_| finds);
+        let after = places.flat_map(|place| line.split(place).skip(1));
+        let numbers = after.chain(finds.then_some(line)).filter_map(digits);
+        found.extend(numbers.filter(|(_, rest)| rest.starts_with(',')).map(|(code, _)| code));
+    }
+    found
+}
+
+/// Codes that more than one room gives out.
+fn shared<'a>(files: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<String> {
+    let mut rooms: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (room, text) in files {
+        for code in codes(text) {
+            rooms.entry(code).or_default().insert(room);
+        }
+    }
+    let shared = rooms.into_iter().filter(|(_, rooms)| rooms.len() > 1);
+    shared.map(|(code, rooms)| format!("ISM{code} is used by {rooms:?}")).collect()
+}
+
+#[test]
+fn an_error_code_belongs_to_one_room() {
+    let sources: Vec<(String, String)> = tracked()
+        .into_iter()
+        .filter_map(|path| {
+            let name = path.strip_prefix(super::root()).ok()?.to_str()?.to_owned();
+            let room = name.split('/').next()?.to_owned();
+            let test = name.contains("/tests/") || name.ends_with("tests.rs");
+            let counts = name.ends_with(".rs") && !test && room != "xtask";
+            read(&path).filter(|_| counts).map(|text| (room, text))
+        })
+        .collect();
+    let found: BTreeSet<&str> = sources.iter().flat_map(|(_, text)| codes(text)).collect();
+    assert!(found.len() > 100, "codes are written in another way now: {found:?}");
+    let shared = shared(sources.iter().map(|(room, text)| (room.as_str(), text.as_str())));
+    assert!(shared.is_empty(), "one code, one meaning, one room:\n{}", shared.join("\n"));
+}
+
+#[test]
+fn the_keeper_finds_codes() {
+    let found = |text| codes(text).into_iter().collect::<Vec<_>>();
+    assert_eq!(found("bail!(\"ISM1001 it is wrong. Fix: mend it\")"), ["1001"]);
+    assert_eq!(
+        found("if text == \"ISM1001\" {}\n// ISM1002 is another\nmod tests { ISM1003 no }"),
+        [""; 0]
+    );
+    assert_eq!(
+        found("notes.warn(3001, a);\n    3002,\nFinding { code: 3003, }"),
+        ["3001", "3002", "3003"]
+    );
+    assert_eq!(found("let ports = [\n    8080,\n];"), [""; 0]);
+    let files = [("a", "\"ISM1001 x\""), ("a", "\"ISM1001 y\""), ("b", "\"ISM1002 x\"")];
+    assert_eq!(shared(files.into_iter()), [""; 0]);
+    let files = [("a", "\"ISM1001 x\""), ("b", "Finding { code: 1001, }")];
+    assert_eq!(shared(files.into_iter()).len(), 1);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! One credential at work: watches of a linked API server, and a probe that tells hung from quiet.
 
-use super::problem::{Problem, Verdict, judge, judge_text};
+use super::problem::{Problem, Verdict, dated, judge, judge_text};
 use super::{FINDINGS_MAX, Options, Told};
 use crate::api::exported_service::ExportedService as Object;
 use crate::api::label;
@@ -56,6 +56,7 @@ pub(super) async fn drive<F: Future<Output = bool> + Send>(
 ) {
     let _cleanup = stop.clone().drop_guard();
     let server = kubeconfig.server();
+    let expires = crate::renewal::expires(&kubeconfig);
     let client = match client::build_remote(kubeconfig.config(), options.rules) {
         Ok(client) => client,
         Err(error) => {
@@ -129,7 +130,7 @@ pub(super) async fn drive<F: Future<Output = bool> + Send>(
         let next = Report {
             told: known.told.clone(),
             waiting: known.waiting.clone(),
-            verdict: known.verdict.clone(),
+            verdict: known.verdict.clone().map(|verdict| dated(verdict, &server, expires)),
             // Every byte moves it; a second is as fine as anybody reads it.
             heard: coarse(sent.heard, heard),
         };

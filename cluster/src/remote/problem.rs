@@ -1,6 +1,8 @@
 //! What went wrong with a link: one word for machines, one sentence with the fix for people.
 
 use crate::heard::chain;
+use k8s_openapi::jiff::Timestamp;
+use std::time::SystemTime;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -59,6 +61,22 @@ pub(super) fn judge(server: &str, error: &kube::Error) -> Verdict {
         };
     }
     judge_text(server, &chain(error))
+}
+
+/// Says of a credential that is not accepted that it has ended, where that is known.
+pub(super) fn dated(verdict: Verdict, server: &str, expires: Option<SystemTime>) -> Verdict {
+    let unauthorized =
+        matches!(&verdict, Verdict::Refused(problem) if problem.reason == "Unauthorized");
+    let Some(expires) = expires.filter(|at| unauthorized && *at <= SystemTime::now()) else {
+        return verdict;
+    };
+    let ended = Timestamp::try_from(expires).map(|at| at.to_string()).unwrap_or_default();
+    Verdict::Refused(Problem::new(
+        "CredentialExpired",
+        format!(
+            "the credential for {server} ended at {ended}, before it could be renewed; what that cluster told is kept. Fix: isthmus link THIS-CONTEXT THAT-CONTEXT mints a new one, or isthmus create-remote-secret --context THAT-CONTEXT | kubectl --context THIS-CONTEXT apply -f -"
+        ),
+    ))
 }
 
 /// Judges by the words of an error: rustls' own error is buried in IO errors that hide its type.
@@ -123,6 +141,28 @@ mod tests {
         );
         assert_eq!(reason("invalid peer certificate: Expired"), "refused BadServerCertificate");
         assert_eq!(reason("dns error: failed to lookup address"), "silent NameNotFound");
+    }
+
+    #[test]
+    fn an_ended_credential_is_told_from_a_revoked_one() {
+        let refused = |reason| Verdict::Refused(Problem::new(reason, "m"));
+        let reason = |verdict, expires| match dated(verdict, "https://w:6443", expires) {
+            Verdict::Refused(problem) | Verdict::Silent(problem) => problem.reason,
+        };
+        let now = SystemTime::now();
+        let (past, future) = (SystemTime::UNIX_EPOCH, now + std::time::Duration::from_secs(600));
+        assert_eq!(reason(refused("Unauthorized"), Some(past)), "CredentialExpired");
+        assert_eq!(reason(refused("Unauthorized"), Some(future)), "Unauthorized");
+        assert_eq!(reason(refused("Unauthorized"), None), "Unauthorized");
+        assert_eq!(reason(refused("Forbidden"), Some(past)), "Forbidden");
+        let Verdict::Refused(ended) = dated(refused("Unauthorized"), "https://w:6443", Some(past))
+        else {
+            unreachable!("it was refused")
+        };
+        assert!(
+            ended.message.contains("1970-01-01T00:00:00Z")
+                && ended.message.contains("Fix: isthmus link")
+        );
     }
 
     #[test]

@@ -4,10 +4,11 @@ use super::{LINKS_MAX, Problem};
 use crate::api::label;
 use crate::follow::Change;
 use crate::kubeconfig::{self, KUBECONFIG_MAX, Rules};
+use crate::renewal::{Credential, Renewed};
 use k8s_openapi::api::core::v1::Secret;
 use mesh::finding::{Finding, ObjectRef, Severity};
 use mesh::name::ClusterId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// Of a Secret, what matters here. Printing it shows no credential.
@@ -38,6 +39,52 @@ pub(super) struct Source {
 pub(super) struct Read {
     pub(super) sources: BTreeMap<String, Source>,
     pub(super) findings: Vec<Finding>,
+    /// Clusters whose held credential ours renews, after [`Self::renew`].
+    pub(super) renewed: BTreeSet<String>,
+}
+
+impl Read {
+    /// Lets the newest token of each link win, the held or ours; returns what can be renewed.
+    pub(super) fn renew(
+        &mut self,
+        ours: &BTreeMap<String, Renewed>,
+    ) -> BTreeMap<String, Credential> {
+        let mut credentials = BTreeMap::new();
+        for (cluster, source) in &mut self.sources {
+            // A held credential that is refused keeps what works; ours must not be thrown away.
+            let Ok(held) = source.kubeconfig.clone() else {
+                self.renewed.insert(cluster.clone());
+                continue;
+            };
+            if let Some(ours) = ours.get(cluster) {
+                if ours.renews(&held) {
+                    self.renewed.insert(cluster.clone());
+                }
+                if let Some(newest) = ours.newest(&held) {
+                    source.kubeconfig = Ok(newest);
+                }
+            }
+            let in_use = source.kubeconfig.clone().ok();
+            let credential = in_use.and_then(|in_use| Credential::of(held, in_use));
+            credentials.extend(credential.map(|credential| (cluster.clone(), credential)));
+        }
+        credentials
+    }
+}
+
+/// Takes what changed of our own Secrets; `None` until they are listed.
+pub(super) fn note_renewed(
+    all: &mut Option<BTreeMap<String, Renewed>>,
+    change: Change<Option<Renewed>>,
+) {
+    let keyed = |one: Renewed| (one.cluster.clone(), one);
+    match change {
+        Change::Replaced(list) => *all = Some(list.into_iter().flatten().map(keyed).collect()),
+        Change::Applied(one) => all.get_or_insert_default().extend(one.map(keyed)),
+        Change::Deleted(one) => {
+            one.and_then(|one| all.get_or_insert_default().remove(&one.cluster));
+        }
+    }
 }
 
 pub(super) fn trim(secret: Secret) -> Option<SecretData> {
@@ -83,7 +130,8 @@ pub(super) fn sources(
     owners: &BTreeMap<String, ObjectRef>,
     rules: Rules,
 ) -> Read {
-    let mut read = Read { sources: BTreeMap::new(), findings: Vec::new() };
+    let mut read =
+        Read { sources: BTreeMap::new(), findings: Vec::new(), renewed: BTreeSet::new() };
     let mut ordered: Vec<&SecretData> = secrets.values().collect();
     ordered.sort_by_key(|secret| (secret.created, &secret.object));
     let refuse = |secret: &SecretData, code, field: String, problem: String, fix: String| Finding {

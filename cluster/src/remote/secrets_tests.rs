@@ -114,3 +114,61 @@ fn nothing_secret_is_printed() {
     assert!(!format!("{secret:?}").contains("SENTINEL"));
     assert!(!format!("{:?}", Change::Applied(Some(secret))).contains("SENTINEL"));
 }
+
+/// A kubeconfig with an account's token that ends then.
+fn ending(expires: u64) -> String {
+    use base64::Engine as _;
+    let claims = serde_json::json!({"sub": "system:serviceaccount:a:b", "iat": 1, "exp": expires, "kubernetes.io": {}});
+    let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(claims.to_string());
+    kubeconfig(WEST).replace("token: t", &format!("token: e30.{claims}.c2ln"))
+}
+
+/// Our Secret for west, with the token of `newer`, renewing `held`.
+fn ours(held: &str, newer: &str) -> BTreeMap<String, Renewed> {
+    let parse = |text: &str| kubeconfig::parse(text.as_bytes(), Rules::default()).unwrap();
+    let mut secret = Secret::default();
+    secret.metadata.name = Some("isthmus-credential-west".into());
+    secret.metadata.labels = Some(BTreeMap::from([
+        (label::MANAGED_BY.into(), label::MANAGER.into()),
+        (label::CREDENTIAL.into(), "west".into()),
+    ]));
+    secret.metadata.annotations =
+        Some(BTreeMap::from([(label::RENEWS.into(), parse(held).fingerprint().into())]));
+    let token = parse(newer).token().unwrap().as_bytes().to_vec();
+    secret.data = Some(BTreeMap::from([("token".into(), ByteString(token))]));
+    let one = crate::renewal::trim(secret).unwrap();
+    BTreeMap::from([(one.cluster.clone(), one)])
+}
+
+#[test]
+fn a_renewed_token_wins_until_people_replace_theirs() {
+    let fingerprint =
+        |read: &Read| read.sources["west"].kubeconfig.as_ref().unwrap().fingerprint().to_owned();
+    let held =
+        |text: String| read(&[secret("istio-remote-secret-west", 1, &[("west", text)])], None);
+    let renewed = ours(&ending(1_000), &ending(2_000));
+
+    let mut all = held(ending(1_000));
+    let before = fingerprint(&all);
+    let credentials = all.renew(&renewed);
+    assert_ne!(fingerprint(&all), before, "the longer life wins");
+    assert_eq!(credentials["west"].fingerprint(), fingerprint(&all));
+    assert!(all.renewed.contains("west"));
+
+    let mut all = held(ending(1_500));
+    let before = fingerprint(&all);
+    all.renew(&renewed);
+    assert_eq!(fingerprint(&all), before, "what people wrote last wins");
+    assert!(!all.renewed.contains("west"), "ours is void");
+}
+
+#[test]
+fn a_renewed_token_outlives_a_broken_secret_but_not_its_end() {
+    let renewed = ours(&ending(1_000), &ending(2_000));
+    let broken = [("west", "kind: Nonsense".to_owned())];
+    let mut all = read(&[secret("istio-remote-secret-west", 1, &broken)], None);
+    assert!(all.renew(&renewed).is_empty() && all.renewed.contains("west"));
+    assert!(all.sources["west"].kubeconfig.is_err(), "it is named at its link");
+    let mut all = read(&[], None);
+    assert!(all.renew(&renewed).is_empty() && all.renewed.is_empty());
+}

@@ -140,18 +140,18 @@ fn read(request: tonic::Request<IstioCertificateRequest>) -> Result<Request, Sta
     let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0.clone());
     if token.is_none() && peer.is_none() {
         return Err(Status::unauthenticated(
-            "ISM3013 a certificate request carries neither `authorization: Bearer TOKEN` (audience istio-ca) nor a client certificate",
+            "ISM6013 a certificate request carries neither `authorization: Bearer TOKEN` (audience istio-ca) nor a client certificate",
         ));
     }
     let message = request.into_inner();
     if token.as_ref().is_some_and(|token| token.len() > TOKEN_MAX) {
-        return Err(Status::invalid_argument("ISM3014 the token is longer than 16 KiB"));
+        return Err(Status::invalid_argument("ISM6014 the token is longer than 16 KiB"));
     }
     if message.csr.len() > CSR_MAX {
-        return Err(Status::invalid_argument("ISM3014 the CSR is longer than 16 KiB"));
+        return Err(Status::invalid_argument("ISM6014 the CSR is longer than 16 KiB"));
     }
     let seconds = u64::try_from(message.validity_duration)
-        .map_err(|_| Status::invalid_argument("ISM3014 validity_duration is negative"))?;
+        .map_err(|_| Status::invalid_argument("ISM6014 validity_duration is negative"))?;
     Ok(Request { csr_pem: message.csr, ttl: Duration::from_secs(seconds), token, cluster, peer })
 }
 

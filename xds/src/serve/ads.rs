@@ -53,7 +53,7 @@ impl AggregatedDiscoveryService for Ads {
         _: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
         Err(Status::unimplemented(
-            "ISM3033 state-of-the-world xDS is not served. Fix: set `api_type: DELTA_GRPC` in the ADS configuration",
+            "ISM6033 state-of-the-world xDS is not served. Fix: set `api_type: DELTA_GRPC` in the ADS configuration",
         ))
     }
 
@@ -64,13 +64,13 @@ impl AggregatedDiscoveryService for Ads {
         let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0.clone());
         let peer = peer.ok_or_else(|| {
             Status::unauthenticated(
-                "ISM3032 xDS needs a client certificate with a SPIFFE identity of this mesh",
+                "ISM6032 xDS needs a client certificate with a SPIFFE identity of this mesh",
             )
         })?;
         let mut requests = request.into_inner();
         let first = tokio::time::timeout(FIRST_REQUEST, requests.message())
             .await
-            .map_err(|_| Status::deadline_exceeded("ISM3036 no first request within 10 s"))??
+            .map_err(|_| Status::deadline_exceeded("ISM6036 no first request within 10 s"))??
             .ok_or_else(|| Status::cancelled("the stream ended before its first request"))?;
         let node = first.node.clone().unwrap_or_default();
         let node = Node::from_proto(&node).map_err(|e| Status::invalid_argument(e.to_string()))?;

@@ -89,11 +89,11 @@ impl Sessions {
     ) -> Result<Registration, String> {
         let mut registry = self.registry();
         if registry.open.len() >= STREAMS_MAX {
-            return Err(format!("ISM3034 there are {STREAMS_MAX} xDS streams already"));
+            return Err(format!("ISM6034 there are {STREAMS_MAX} xDS streams already"));
         }
         let same = |open: &&Arc<Open>| open.proxy == proxy;
         if registry.open.values().filter(same).count() >= STREAMS_PER_WORKLOAD {
-            return Err(format!("ISM3035 {proxy} has {STREAMS_PER_WORKLOAD} xDS streams already"));
+            return Err(format!("ISM6035 {proxy} has {STREAMS_PER_WORKLOAD} xDS streams already"));
         }
         let id = registry.next;
         registry.next += 1;

@@ -125,7 +125,7 @@ impl ClientSession {
             kind.unanswered.remove(&name.name);
             let read = resource
                 .resource
-                .ok_or_else(|| format!("ISM3021 {name}: the response carries no resource"))
+                .ok_or_else(|| format!("ISM6021 {name}: the response carries no resource"))
                 .and_then(|any| codec::decode(of, &any).map_err(|error| error.to_string()));
             match read {
                 Ok((inner, value)) if inner == name => {
@@ -133,7 +133,7 @@ impl ClientSession {
                     received.taken.push((name, value));
                 }
                 Ok((inner, _)) => {
-                    let reason = format!("ISM3022 {name}: the resource inside is {inner}");
+                    let reason = format!("ISM6022 {name}: the resource inside is {inner}");
                     received.refused.push((name, reason));
                 }
                 Err(reason) => received.refused.push((name, reason)),

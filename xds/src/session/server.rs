@@ -95,10 +95,10 @@ pub enum Next {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     #[error(
-        "ISM3030 this stream subscribes to more than {0} names. Fix: subscribe to what is used"
+        "ISM6030 this stream subscribes to more than {0} names. Fix: subscribe to what is used"
     )]
     TooManyNames(usize),
-    #[error("ISM3031 a resource name has {found} bytes, the limit is {limit}")]
+    #[error("ISM6031 a resource name has {found} bytes, the limit is {limit}")]
     NameTooLong { found: usize, limit: usize },
 }
 
