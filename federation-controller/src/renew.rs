@@ -50,7 +50,7 @@ pub(crate) async fn keep(renewing: Renewing, end: CancellationToken) {
         let remotes = renewing.remotes.borrow().clone();
         let all = remotes.credentials.iter();
         let all = all.map(|(name, one)| (name.as_str(), one.fingerprint(), one.life()));
-        for name in dates.due(all, SystemTime::now(), || rand::random()) {
+        for name in dates.due(all, SystemTime::now(), rand::random) {
             let (name, credential) = (name.to_owned(), remotes.credentials[name].clone());
             let (shelf, fence, rules) =
                 (renewing.shelf.clone(), renewing.fence.clone(), renewing.rules);
