@@ -28,7 +28,7 @@ impl Said {
     pub(super) fn figure(&self) -> String {
         let text = format!("{} {}", self.out, self.err);
         let words: Vec<&str> = text.split_whitespace().collect();
-        let code = self.code.map_or("a signal".into(), |code| code.to_string());
+        let code = self.code.map_or_else(|| "a signal".into(), |code| code.to_string());
         format!("exit {code}: {}", words.join(" ").chars().take(420).collect::<String>())
     }
 
