@@ -9,7 +9,7 @@ use mesh::program::{
 use mesh::sni::{self, Sni};
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -70,11 +70,11 @@ impl Rival {
         )?;
         let (listen, admin, metrics, health) =
             (free_port()?, free_port()?, free_port()?, free_port()?);
-        let (chain, key) = certificate(folder)?;
+        let Certificate { root, chain, key } = certificate(folder)?;
         let config = folder.join("gateway.yaml");
         let text = serde_json::json!({
             "cluster": "bench", "namespace": "isthmus-system", "pod": "gateway-0", "account": "isthmus-gateway",
-            "trustDomain": "bench.mesh", "rootCertificates": chain, "resources": file,
+            "trustDomain": "bench.mesh", "rootCertificates": root, "resources": file,
             "svid": {"chain": chain, "key": key}, "accessLog": false,
             "listen": format!("127.0.0.1:{listen}"), "admin": format!("127.0.0.1:{admin}"),
             "metrics": format!("127.0.0.1:{metrics}"), "health": format!("127.0.0.1:{health}"),
@@ -113,7 +113,7 @@ impl Rival {
         std::fs::write(
             &config,
             format!(
-                "global\n  nbthread 1\n  maxconn 20000\n\
+                "global\n  nbthread 1\n  maxconn 5000\n\
                  defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n  \
                  option splice-auto\n\
                  frontend edge\n  bind 127.0.0.1:{listen}\n  tcp-request inspect-delay 5s\n  \
@@ -180,17 +180,32 @@ impl Rival {
     }
 }
 
-/// A self-signed certificate: the gateway needs one for its probe name, which is not measured here.
-fn certificate(folder: &Path) -> Result<(std::path::PathBuf, std::path::PathBuf)> {
-    let mut params = rcgen::CertificateParams::default();
+/// Files of a certificate: the gateway needs one for its probe name, which is not measured here.
+struct Certificate {
+    root: PathBuf,
+    chain: PathBuf,
+    key: PathBuf,
+}
+
+fn certificate(folder: &Path) -> Result<Certificate> {
+    let mut root = rcgen::CertificateParams::default();
+    root.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let root_key = rcgen::KeyPair::generate()?;
+    let root_made = root.self_signed(&root_key)?;
+    let mut leaf = rcgen::CertificateParams::default();
     let uri = "spiffe://bench.mesh/ns/isthmus-system/sa/isthmus-gateway";
-    params.subject_alt_names = vec![rcgen::SanType::URI(uri.try_into()?)];
+    leaf.subject_alt_names = vec![rcgen::SanType::URI(uri.try_into()?)];
     let key = rcgen::KeyPair::generate()?;
-    let made = params.self_signed(&key)?;
-    let (chain, private) = (folder.join("chain.pem"), folder.join("key.pem"));
-    std::fs::write(&chain, made.pem())?;
-    std::fs::write(&private, key.serialize_pem())?;
-    Ok((chain, private))
+    let made = leaf.signed_by(&key, &rcgen::Issuer::new(root, root_key))?;
+    let file = |name: &str, text: String| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).map(|()| path)
+    };
+    Ok(Certificate {
+        root: file("root.pem", root_made.pem())?,
+        chain: file("chain.pem", made.pem())?,
+        key: file("key.pem", key.serialize_pem())?,
+    })
 }
 
 fn program(backend: SocketAddr, routes: u32) -> Program {
