@@ -326,7 +326,7 @@ impl Cluster {
             });
             apply(&client, &object).await?;
         }
-        apply_yaml(&client, include_str!("../roles.yaml")).await?;
+        apply_yaml(&client, include_str!("../../deploy/roles.yaml")).await?;
         for account in ["client", "hello"] {
             let object = json!({
                 "apiVersion": "v1", "kind": "ServiceAccount",
