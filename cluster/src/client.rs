@@ -35,60 +35,19 @@ pub async fn connect(kubeconfig: &Path) -> Result<Client> {
     build(config)
 }
 
-/// What the operator said on the command line about which cluster is meant.
-#[derive(Debug, Clone, Default)]
-pub struct Choice {
-    /// `--kubeconfig`; else `KUBECONFIG`, else `~/.kube/config`.
-    pub kubeconfig: Option<PathBuf>,
-    /// `--context`; else the current one.
-    pub context: Option<String>,
-}
-
-/// The operator's door to one cluster.
-pub struct Operator {
-    pub client: Client,
-    pub config: kube::Config,
-    /// Name of the context that was used; empty in a pod.
-    pub context: String,
-    pub namespace: String,
-}
-
-/// Loads the operator's own kubeconfig as kubectl does, exec plug-ins included: the given file, else
-/// the files of `KUBECONFIG` merged, else `~/.kube/config`, else the pod's account.
-pub async fn operator(choice: &Choice) -> Result<Operator> {
-    let Some(file) = kubeconfig(choice)? else {
-        if let Some(context) = &choice.context {
-            bail!(
-                "there is no kubeconfig to look for context {context:?} in; set KUBECONFIG or give --kubeconfig"
-            );
-        }
-        let config = kube::Config::incluster().context(
-            "there is no kubeconfig (--kubeconfig, KUBECONFIG, ~/.kube/config), and this is no pod",
-        )?;
-        let (client, namespace) = (build(config.clone())?, config.default_namespace.clone());
-        return Ok(Operator { client, config, context: String::new(), namespace });
-    };
-    let context =
-        choice.context.clone().or_else(|| file.current_context.clone()).unwrap_or_default();
-    if !file.contexts.iter().any(|known| known.name == context) {
-        let known: Vec<&str> = file.contexts.iter().map(|known| known.name.as_str()).collect();
-        bail!("the kubeconfig has no context {context:?}; it has {}", known.join(", "));
-    }
-    let options = KubeConfigOptions { context: Some(context.clone()), ..Default::default() };
-    let config = kube::Config::from_custom_kubeconfig(file, &options)
-        .await
-        .with_context(|| format!("context {context:?} of the kubeconfig cannot be used"))?;
-    let (client, namespace) = (build(config.clone())?, config.default_namespace.clone());
-    Ok(Operator { client, config, context, namespace })
-}
-
-/// kube's own loader fails where one file of `KUBECONFIG` does not exist; kubectl skips it.
-fn kubeconfig(choice: &Choice) -> Result<Option<Kubeconfig>> {
+/// The operator's kubeconfig as kubectl finds it: the given file, else the files of `KUBECONFIG`
+/// merged, else `~/.kube/config`; `None` where there is none. (kube's own loader fails where one file
+/// of `KUBECONFIG` does not exist; kubectl skips it.)
+pub(crate) fn kubeconfig(given: Option<&Path>) -> Result<Option<Kubeconfig>> {
     let read = |path: &Path| {
-        Kubeconfig::read_from(path)
-            .with_context(|| format!("kubeconfig {} cannot be read", path.display()))
+        Kubeconfig::read_from(path).with_context(|| {
+            format!(
+                "ISM2001 kubeconfig {} cannot be read. Fix: name a kubeconfig this user may read",
+                path.display()
+            )
+        })
     };
-    if let Some(path) = &choice.kubeconfig {
+    if let Some(path) = given {
         return read(path).map(Some);
     }
     let listed: Vec<PathBuf> = match std::env::var_os("KUBECONFIG") {

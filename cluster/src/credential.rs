@@ -6,7 +6,7 @@ use base64::Engine as _;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use kube::Client;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, PostParams};
 use serde_json::{Value, json};
 use std::fmt;
 use std::time::Duration;
@@ -206,27 +206,6 @@ fn pem_of(der: &[u8]) -> String {
         .map(|line| std::str::from_utf8(line).expect("base64 is ASCII"))
         .collect();
     format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
-}
-
-/// Accepts, or withdraws the acceptance of, a link in a cluster: patches its `spec`.
-pub async fn accept_link(
-    client: &Client,
-    root_namespace: &str,
-    link: &str,
-    spec: Value,
-) -> Result<()> {
-    let resource = kube::core::ApiResource::from_gvk(&kube::core::GroupVersionKind::gvk(
-        "isthmus.dev",
-        "v1alpha1",
-        "ClusterLink",
-    ));
-    let links: Api<kube::api::DynamicObject> =
-        Api::namespaced_with(client.clone(), root_namespace, &resource);
-    links
-        .patch(link, &PatchParams::default(), &Patch::Merge(json!({"spec": spec})))
-        .await
-        .with_context(|| format!("ISM2009 accepting ClusterLink {link} failed"))?;
-    Ok(())
 }
 
 #[cfg(test)]

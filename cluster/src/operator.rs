@@ -5,7 +5,7 @@ use crate::credential::{self, Account, RemoteSecret, ServerTrust};
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret, Service};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::KubeConfigOptions;
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Client, Config};
 use serde_json::{Value, json};
@@ -55,12 +55,8 @@ impl Operator {
     /// # Errors
     /// A sentence that names the context and the contexts there are.
     pub async fn load(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Self> {
-        let file = match kubeconfig {
-            Some(path) => Kubeconfig::read_from(path),
-            None => Kubeconfig::read(),
-        }
-        .context(
-            "ISM2001 cannot read the kubeconfig. Fix: pass --kubeconfig FILE or set KUBECONFIG",
+        let file = crate::client::kubeconfig(kubeconfig)?.context(
+            "ISM2001 there is no kubeconfig. Fix: pass --kubeconfig FILE or set KUBECONFIG",
         )?;
         let name = match context {
             Some(name) => name.to_owned(),
