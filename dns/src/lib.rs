@@ -35,6 +35,6 @@ pub struct Options {
 
 /// Binds all of `listen` and serves until `end`.
 pub async fn serve(options: Options, end: CancellationToken) -> anyhow::Result<()> {
-    Server::bind(options).await?.run(end).await;
+    Server::bind(options)?.run(end).await;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The sockets: UDP and TCP loops with a bound on everything a stranger can occupy.
+//! The sockets: UDP and TCP loops on a thread of their own, with a bound on all a stranger can occupy.
 
 use crate::Options;
 use crate::answer::{self, Decision};
@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use hickory_proto::op::{Message, OpCode, ResponseCode};
 use ipnet::IpNet;
 use mesh::zone::Zone;
+use socket2::{Domain, Socket, Type};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -31,11 +32,16 @@ const IDLE: Duration = Duration::from_secs(5);
 const QUESTION_MAX: usize = 4096;
 /// At the end, questions on their way are waited for this long.
 const DRAIN: Duration = Duration::from_secs(2);
+/// What a UDP socket keeps while it is not read, bytes; the kernel grants up to its own limit
+/// (`net.core.rmem_max`). A question that is lost costs its asker the resolver's 5 s.
+const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
+/// TCP connections that may wait to be accepted.
+const BACKLOG: i32 = 256;
 
 /// A bound DNS server that does not answer yet.
 #[derive(Debug)]
 pub struct Server {
-    sockets: Vec<(UdpSocket, TcpListener)>,
+    sockets: Vec<(std::net::UdpSocket, std::net::TcpListener)>,
     shared: Arc<Shared>,
 }
 
@@ -53,7 +59,7 @@ struct Shared {
 
 impl Server {
     /// Binds UDP and TCP on each address. Port 0 gives both the same free port.
-    pub async fn bind(options: Options) -> anyhow::Result<Self> {
+    pub fn bind(options: Options) -> anyhow::Result<Self> {
         let Options { listen, upstreams, allow, zone, metrics } = options;
         for upstream in &upstreams {
             anyhow::ensure!(
@@ -64,7 +70,7 @@ impl Server {
         }
         let mut sockets = Vec::new();
         for address in listen {
-            sockets.push(bind_both(address).await?);
+            sockets.push(bind_both(address)?);
         }
         let shared = Shared {
             zone,
@@ -85,19 +91,44 @@ impl Server {
     }
 
     /// Serves until `end`, then finishes what is on its way (2 s at most).
+    ///
+    /// On a thread of its own: an answer takes microseconds, and must not queue behind a storm of
+    /// handshakes on the process's other threads until the socket's buffer overflows.
     pub async fn run(self, end: CancellationToken) {
+        let (done, ended) = tokio::sync::oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let thread = runtime.and_then(|runtime| {
+            std::thread::Builder::new().name("dns".into()).spawn(move || {
+                if let Err(problem) = runtime.block_on(self.serve(end)) {
+                    tracing::error!(error = %problem, "DNS is not served");
+                }
+                // Nobody waits any more where the process is on its way out.
+                let _ = done.send(());
+            })
+        });
+        match thread {
+            Ok(_) => {
+                let _ = ended.await;
+            }
+            Err(problem) => tracing::error!(error = %problem, "DNS is not served: no thread"),
+        }
+    }
+
+    async fn serve(self, end: CancellationToken) -> std::io::Result<()> {
         let Self { sockets, shared } = self;
         for (udp, tcp) in sockets {
+            let (udp, tcp) = (UdpSocket::from_std(udp)?, TcpListener::from_std(tcp)?);
             shared.tasks.spawn(serve_udp(shared.clone(), Arc::new(udp), end.clone()));
             shared.tasks.spawn(serve_tcp(shared.clone(), tcp, end.clone()));
         }
         end.cancelled().await;
         shared.tasks.close();
         let _ = timeout(DRAIN, shared.tasks.wait()).await;
+        Ok(())
     }
 }
 
-async fn bind_both(address: SocketAddr) -> anyhow::Result<(UdpSocket, TcpListener)> {
+fn bind_both(address: SocketAddr) -> anyhow::Result<(std::net::UdpSocket, std::net::TcpListener)> {
     let hint = |kind: &str| {
         format!(
             "ISM1041 cannot listen on {address} for DNS over {kind}. Fix: stop what holds it \
@@ -108,14 +139,33 @@ async fn bind_both(address: SocketAddr) -> anyhow::Result<(UdpSocket, TcpListene
     // The TCP port is chosen first; with port 0 the same UDP port may be taken, so try again.
     let mut tries = 0;
     loop {
-        let tcp = TcpListener::bind(address).await.with_context(|| hint("TCP"))?;
+        let tcp = bind_tcp(address).with_context(|| hint("TCP"))?;
         let bound = tcp.local_addr().context("a bound socket has an address")?;
-        match UdpSocket::bind(bound).await {
+        match bind_udp(bound) {
             Ok(udp) => return Ok((udp, tcp)),
             Err(_) if address.port() == 0 && tries < 16 => tries += 1,
             Err(problem) => return Err(problem).with_context(|| hint("UDP")),
         }
     }
+}
+
+fn bind_tcp(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // A restarted server takes its port back from connections that are still ending.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn bind_udp(address: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
+    socket.set_nonblocking(true)?;
+    // Less than asked for serves too.
+    let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+    socket.bind(&address.into())?;
+    Ok(socket.into())
 }
 
 impl Shared {

@@ -50,7 +50,6 @@ async fn world_with(zone: Arc<Zone>, upstreams: Vec<SocketAddr>, allow: &[&str])
         zone: receiver,
         metrics: metrics.clone(),
     })
-    .await
     .unwrap();
     let address = server.addresses()[0];
     let end = CancellationToken::new();
@@ -404,9 +403,9 @@ async fn a_port_in_use_is_said() {
         zone: receiver,
         metrics: Metrics::new(),
     };
-    let problem = Server::bind(options.clone()).await.unwrap_err();
+    let problem = Server::bind(options.clone()).unwrap_err();
     assert!(format!("{problem:#}").contains(&format!("ISM1041 cannot listen on {address}")));
     let itself = Options { upstreams: vec![address], ..options };
-    let problem = Server::bind(itself).await.unwrap_err();
+    let problem = Server::bind(itself).unwrap_err();
     assert!(format!("{problem:#}").contains("ISM1040"));
 }

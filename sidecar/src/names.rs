@@ -19,7 +19,7 @@ pub(crate) struct Names {
 
 impl Names {
     /// Binds; `None` where the file does not ask for DNS.
-    pub(crate) async fn bind(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<Self>> {
+    pub(crate) fn bind(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<Self>> {
         let Some(dns) = &config.dns else { return Ok(None) };
         let (zone, receiver) = watch::channel(Arc::default());
         // Captured questions keep the pod's address as their source.
@@ -32,8 +32,7 @@ impl Names {
             allow,
             zone: receiver,
             metrics: metrics.clone(),
-        })
-        .await?;
+        })?;
         Ok(Some(Self { server, zone }))
     }
 

@@ -42,7 +42,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     // Bound first, so that a port in use is said at once and not after an identity was fetched.
     let outbound = bind(&config.outbound.all()).await?;
     let inbound = bind(&config.inbound.all()).await?;
-    let names = Names::bind(&config, &metrics).await?;
+    let names = Names::bind(&config, &metrics)?;
     let public = |address| Listen::Tcp { address, public: true };
     let health = Pages::new().with_readiness(&readiness);
     admin::serve(public(config.health), health, closed.clone()).await?;
