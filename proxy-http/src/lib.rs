@@ -6,6 +6,7 @@
 
 mod body;
 mod budget;
+mod dials;
 mod head_timer;
 mod headers;
 mod inbound;

@@ -4,6 +4,7 @@ mod exchange;
 
 use crate::body::{self, Ended, Relay, ResponseBody};
 use crate::budget::Budget;
+use crate::dials::Dials;
 use crate::headers;
 use crate::inbound::{is_idempotent, reply};
 use crate::latency::Latency;
@@ -45,6 +46,7 @@ pub(crate) struct Destination {
     suspects: Mutex<HashMap<Key, u32>>,
     /// Requests that wait for a connection.
     pending: AtomicUsize,
+    dials: Dials,
     used: Mutex<Instant>,
 }
 
@@ -68,6 +70,7 @@ impl Destination {
             latency: Latency::default(),
             suspects: Mutex::default(),
             pending: AtomicUsize::new(0),
+            dials: Dials::default(),
             used: Mutex::new(now),
         }
     }

@@ -3,11 +3,12 @@
 use crate::body::RequestBody;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
 
 /// Connections kept for one endpoint; more are closed when they become free.
 const KEPT_MAX: usize = 256;
@@ -16,10 +17,17 @@ const HEADERS_MAX: usize = 200;
 /// Longest head of a response, bytes.
 const HEAD_MAX: usize = 256 * 1024;
 
-/// Free connections, newest first out: the oldest may go idle and be closed.
+/// Free connections, newest first out: the oldest may go idle and be closed. Whoever waits for one
+/// is served before any is laid aside.
 #[derive(Debug)]
 pub(crate) struct Pool<K, A> {
-    free: Mutex<HashMap<K, Vec<Free<A>>>>,
+    lines: Mutex<HashMap<K, Line<A>>>,
+}
+
+#[derive(Debug)]
+struct Line<A> {
+    free: Vec<Free<A>>,
+    waiting: VecDeque<oneshot::Sender<Connection<A>>>,
 }
 
 #[derive(Debug)]
@@ -60,7 +68,13 @@ impl<A> Connection<A> {
 
 impl<K, A> Default for Pool<K, A> {
     fn default() -> Self {
-        Self { free: Mutex::default() }
+        Self { lines: Mutex::default() }
+    }
+}
+
+impl<A> Default for Line<A> {
+    fn default() -> Self {
+        Self { free: Vec::new(), waiting: VecDeque::new() }
     }
 }
 
@@ -72,35 +86,56 @@ impl<K: Eq + Hash, A> Pool<K, A> {
         now: Instant,
         fits: impl Fn(&A) -> bool,
     ) -> Option<Connection<A>> {
-        let mut free = self.free.lock().expect("no holder panics");
-        let list = free.get_mut(key)?;
-        list.retain(|free| {
+        let mut lines = self.lines.lock().expect("no holder panics");
+        let free = &mut lines.get_mut(key)?.free;
+        free.retain(|free| {
             free.until > now && !free.connection.sender.is_closed() && fits(&free.connection.about)
         });
         // One whose last response has only just been read may not be ready yet: leave it.
-        let index = list.iter().rposition(|free| free.connection.sender.is_ready())?;
-        Some(list.remove(index).connection)
+        let index = free.iter().rposition(|free| free.connection.sender.is_ready())?;
+        Some(free.remove(index).connection)
     }
 
-    /// Keeps a connection whose response has been read to its end.
-    pub(crate) fn give(&self, key: K, connection: Connection<A>, idle: Duration) {
+    /// The next connection that becomes free, first come first served. It may not be ready for a
+    /// request yet, and nobody has asked whether it fits.
+    pub(crate) fn wait(&self, key: K) -> oneshot::Receiver<Connection<A>> {
+        let (sender, receiver) = oneshot::channel();
+        let mut lines = self.lines.lock().expect("no holder panics");
+        let waiting = &mut lines.entry(key).or_default().waiting;
+        // Who gave up leaves its place here; it costs no more than the crowd at its largest.
+        while waiting.front().is_some_and(oneshot::Sender::is_closed) {
+            waiting.pop_front();
+        }
+        waiting.push_back(sender);
+        receiver
+    }
+
+    /// Keeps a connection whose response has been read to its end, or hands it to who waits.
+    pub(crate) fn give(&self, key: K, mut connection: Connection<A>, idle: Duration) {
         if connection.sender.is_closed() {
             return;
         }
-        let mut free = self.free.lock().expect("no holder panics");
-        let list = free.entry(key).or_default();
-        if list.len() < KEPT_MAX {
-            list.push(Free { connection, until: Instant::now() + idle });
+        let mut lines = self.lines.lock().expect("no holder panics");
+        let line = lines.entry(key).or_default();
+        while let Some(waiter) = line.waiting.pop_front() {
+            match waiter.send(connection) {
+                Ok(()) => return,
+                Err(back) => connection = back,
+            }
+        }
+        if line.free.len() < KEPT_MAX {
+            line.free.push(Free { connection, until: Instant::now() + idle });
         }
     }
 
     /// Closes what has been idle for too long or is dead. True when none is left.
     pub(crate) fn sweep(&self, now: Instant) -> bool {
-        let mut free = self.free.lock().expect("no holder panics");
-        free.retain(|_, list| {
-            list.retain(|free| free.until > now && !free.connection.sender.is_closed());
-            !list.is_empty()
+        let mut lines = self.lines.lock().expect("no holder panics");
+        lines.retain(|_, line| {
+            line.free.retain(|free| free.until > now && !free.connection.sender.is_closed());
+            line.waiting.retain(|waiter| !waiter.is_closed());
+            !line.free.is_empty() || !line.waiting.is_empty()
         });
-        free.is_empty()
+        lines.is_empty()
     }
 }

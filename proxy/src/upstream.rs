@@ -168,6 +168,12 @@ impl Picked {
         InFlight { picked: self.clone() }
     }
 
+    /// Nothing speaks against it now.
+    pub fn is_sound(&self) -> bool {
+        let now = self.upstream.inner.shared.clock.now();
+        self.is_usable() && matches!(self.seat.verdict(now), Verdict::Healthy(_))
+    }
+
     /// False once the endpoint is ejected or gone from the Program: do not reuse its connections.
     pub fn is_usable(&self) -> bool {
         let view = self.upstream.view();
@@ -242,6 +248,11 @@ impl Upstream {
         self.view().settings.cluster.clone()
     }
 
+    /// Connections there are, and those under way.
+    pub fn connections(&self) -> usize {
+        self.inner.connections.load(Ordering::Acquire) as usize
+    }
+
     /// Chooses an endpoint by priority, locality and policy; one of `avoid` only when nothing
     /// else is left.
     pub fn pick(&self, avoid: &[Key]) -> Result<Picked, ConnectFailed> {
@@ -273,6 +284,18 @@ impl Upstream {
             networks.contains(&endpoint.network) || avoid.contains(&seat.path.key)
         })
         .or_else(|_| self.pick(avoid))
+    }
+
+    /// Another endpoint than `slow`, which does not answer: in another network where `slow` is a
+    /// gateway, since what silences one gateway often silences its whole cluster.
+    pub fn pick_elsewhere(&self, slow: &Picked, avoid: &[Key]) -> Option<Picked> {
+        let avoid: Vec<Key> = avoid.iter().cloned().chain([slow.key()]).collect();
+        let other = if slow.endpoint.gateway {
+            self.pick_abroad(&avoid, std::slice::from_ref(&slow.endpoint.network))
+        } else {
+            self.pick(&avoid)
+        };
+        other.ok().filter(|other| !avoid.contains(&other.key()))
     }
 
     fn pick_closely(

@@ -1,11 +1,12 @@
-//! The race of decision 14: attempts 250 ms apart, the third at the latest into another network,
-//! each limited to 1 s; the first whose handshake with the workload ends wins.
+//! The race of decision 14: attempts 250 ms apart, none into a network whose gateway is silent just
+//! now and the third at the latest elsewhere, each limited to 1 s; the first whose handshake with the
+//! workload ends wins.
 
 use super::health::{Evidence, Key, Phase};
 use super::{Ask, Attempt, ConnectFailed, Established, Picked, Stream, Upstream};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use mesh::name::Identity;
+use mesh::name::{Identity, Network};
 use rustls_pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use std::net::SocketAddr;
@@ -22,9 +23,13 @@ pub const STAGGER: Duration = Duration::from_millis(250);
 pub const ATTEMPT_MAX: Duration = Duration::from_secs(1);
 /// Attempts of one call: begun at 0, 250, 500 and 750 ms at the latest.
 pub const ATTEMPTS_MAX: usize = 4;
-/// The attempt (from 0) that goes to another network where there is one.
+/// The attempt (from 0) that goes to another network where there is one. After a gateway that does not
+/// answer already the next one does: what silences one gateway often silences its whole cluster,
+/// while a refusal is one process's.
 const ABROAD: usize = 2;
-/// Attempts at one endpoint in one call: a lost SYN is worth a second, a dead host no third.
+/// Attempts at one endpoint in one call: a lost SYN is worth a second, a dead host no third. Where
+/// TCP is through to a workload there is no SYN to lose, and a second handshake would only add to
+/// what is slow there; behind a gateway it may meet another workload.
 const SAME_MAX: usize = 2;
 
 /// What TLS needs to reach a workload.
@@ -135,8 +140,8 @@ impl Running {
 }
 
 impl Upstream {
-    /// Races attempts 250 ms apart, the third at the latest into another network, each limited to
-    /// 1 s; the first whose handshake *with the workload* ends wins (decision 14). With
+    /// Races attempts 250 ms apart, the third at the latest into another network, the second already
+    /// where the first waits for a gateway, each limited to 1 s; the first whose handshake *with the workload* ends wins (decision 14). With
     /// [`Ask::raw`], the first that is connected.
     pub async fn connect(&self, ask: &Ask) -> Result<Established, ConnectFailed> {
         let slot = self.slot()?;
@@ -147,21 +152,31 @@ impl Upstream {
         let mut running: Vec<Running> = Vec::new();
         let mut racing = FuturesUnordered::new();
         let mut tried: Vec<Key> = ask.avoid.clone();
-        let mut networks = Vec::new();
+        let mut networks: Vec<Network> = Vec::new();
         let mut next = Some(Instant::now());
         let mut nobody = None;
         loop {
             if next.is_some_and(|next| next <= Instant::now()) {
+                let silent: Vec<Network> = running
+                    .iter()
+                    .filter(|late| late.picked.endpoint().gateway)
+                    .map(|late| late.picked.endpoint().network.clone())
+                    .collect();
                 let chosen = match &ask.first {
                     Some(first) if attempts.is_empty() => Ok(first.clone()),
                     _ if attempts.len() >= ABROAD => self.pick_abroad(&tried, &networks),
-                    _ => self.pick(&tried),
+                    _ if silent.is_empty() => self.pick(&tried),
+                    _ => self.pick_abroad(&tried, &silent),
                 };
                 let chosen = chosen.and_then(|picked| {
                     let key = picked.key();
                     let same =
                         attempts.iter().filter(|a| (a.endpoint, &a.cluster) == (key.0, &key.1));
-                    if same.count() >= SAME_MAX {
+                    let shaking = !picked.endpoint().gateway
+                        && running
+                            .iter()
+                            .any(|r| r.phase() == Phase::Handshake && r.picked.key() == key);
+                    if shaking || same.count() >= SAME_MAX {
                         return Err(self.nobody("every endpoint was dialled already"));
                     }
                     let secure = self.secure(&picked, ask)?;
