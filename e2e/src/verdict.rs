@@ -166,9 +166,52 @@ pub struct Verdict {
     pub rests_on: Vec<Pillar>,
 }
 
+/// Verdicts of a scenario that was played twice: the second run decides, and what the first one
+/// showed is told beside it. A promise that only the first run came to judge stays as it was.
+pub fn repeated(first: Vec<Verdict>, mut second: Vec<Verdict>) -> Vec<Verdict> {
+    let mut lost = vec![];
+    for before in first {
+        match second.iter_mut().find(|after| after.promise == before.promise) {
+            Some(after) if !before.kept => {
+                after.figure = format!("{} | FIRST RUN RED: {}", after.figure, before.figure);
+            }
+            Some(_) => {}
+            // A fault of the first run's own ("before the fault are whole") is over with it.
+            None if before.kept => lost.push(Verdict { kept: false, ..before }),
+            None => {}
+        }
+    }
+    second.extend(lost);
+    second
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_second_run_decides_and_the_first_is_told() {
+        let verdict = |promise: &str, figure: &str, kept| Verdict {
+            scenario: "stop-west".into(),
+            promise: promise.into(),
+            figure: figure.into(),
+            kept,
+            rests_on: vec![],
+        };
+        let first = vec![
+            verdict("a", "1 s", false),
+            verdict("b", "2 s", true),
+            verdict("c", "3 s", true),
+            verdict("runs", "timed out", false),
+        ];
+        let second = vec![verdict("a", "4 s", true), verdict("b", "5 s", false)];
+        let told: Vec<_> = repeated(first, second)
+            .into_iter()
+            .map(|v| format!("{} {} {}", v.promise, v.kept, v.figure))
+            .collect();
+        let wanted = ["a true 4 s | FIRST RUN RED: 1 s", "b false 5 s", "c false 3 s"];
+        assert_eq!(told, wanted, "what the second run did not come to is not kept");
+    }
 
     fn record(start_ms: u64, took_ms: u64, outcome: Outcome) -> Record {
         let answered = outcome == Outcome::Answered;

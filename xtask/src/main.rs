@@ -196,7 +196,7 @@ fn test(no_e2e: bool) -> Result<()> {
     } else if !built {
         closing.leave_out("promises on real clusters", "the programs were not built");
     } else {
-        closing.note("promises on real clusters", e2e(&["all".into()]));
+        closing.note("promises on real clusters", e2e(&["all".into(), "--again".into()]));
         for (pillar, scenarios) in SABOTAGE {
             let sabotage = ["--sabotage", pillar];
             let args: Vec<String> =
