@@ -1,5 +1,6 @@
 //! Requests of this workload's application on their first step, into the mesh.
 
+mod connection;
 mod exchange;
 
 use crate::body::{self, Ended, Relay, ResponseBody};

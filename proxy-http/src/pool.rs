@@ -27,7 +27,9 @@ pub(crate) struct Pool<K, A> {
 #[derive(Debug)]
 struct Line<A> {
     free: Vec<Free<A>>,
+    /// Who has begun no connection of its own yet, and who has.
     waiting: VecDeque<oneshot::Sender<Connection<A>>>,
+    dialling: VecDeque<oneshot::Sender<Connection<A>>>,
 }
 
 #[derive(Debug)]
@@ -74,7 +76,7 @@ impl<K, A> Default for Pool<K, A> {
 
 impl<A> Default for Line<A> {
     fn default() -> Self {
-        Self { free: Vec::new(), waiting: VecDeque::new() }
+        Self { free: Vec::new(), waiting: VecDeque::new(), dialling: VecDeque::new() }
     }
 }
 
@@ -96,17 +98,19 @@ impl<K: Eq + Hash, A> Pool<K, A> {
         Some(free.remove(index).connection)
     }
 
-    /// The next connection that becomes free, first come first served. It may not be ready for a
-    /// request yet, and nobody has asked whether it fits.
-    pub(crate) fn wait(&self, key: K) -> oneshot::Receiver<Connection<A>> {
+    /// The next connection that becomes free, first come first served; whoever is `dialling` one of
+    /// its own comes after those who are not. It may not be ready for a request yet, and nobody has
+    /// asked whether it fits.
+    pub(crate) fn wait(&self, key: K, dialling: bool) -> oneshot::Receiver<Connection<A>> {
         let (sender, receiver) = oneshot::channel();
         let mut lines = self.lines.lock().expect("no holder panics");
-        let waiting = &mut lines.entry(key).or_default().waiting;
+        let line = lines.entry(key).or_default();
+        let queue = if dialling { &mut line.dialling } else { &mut line.waiting };
         // Who gave up leaves its place here; it costs no more than the crowd at its largest.
-        while waiting.front().is_some_and(oneshot::Sender::is_closed) {
-            waiting.pop_front();
+        while queue.front().is_some_and(oneshot::Sender::is_closed) {
+            queue.pop_front();
         }
-        waiting.push_back(sender);
+        queue.push_back(sender);
         receiver
     }
 
@@ -117,7 +121,7 @@ impl<K: Eq + Hash, A> Pool<K, A> {
         }
         let mut lines = self.lines.lock().expect("no holder panics");
         let line = lines.entry(key).or_default();
-        while let Some(waiter) = line.waiting.pop_front() {
+        while let Some(waiter) = line.waiting.pop_front().or_else(|| line.dialling.pop_front()) {
             match waiter.send(connection) {
                 Ok(()) => return,
                 Err(back) => connection = back,
@@ -134,8 +138,46 @@ impl<K: Eq + Hash, A> Pool<K, A> {
         lines.retain(|_, line| {
             line.free.retain(|free| free.until > now && !free.connection.sender.is_closed());
             line.waiting.retain(|waiter| !waiter.is_closed());
-            !line.free.is_empty() || !line.waiting.is_empty()
+            line.dialling.retain(|waiter| !waiter.is_closed());
+            !(line.free.is_empty() && line.waiting.is_empty() && line.dialling.is_empty())
         });
         lines.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection to nobody, that says its number.
+    async fn connection(number: u32) -> (Connection<u32>, tokio::io::DuplexStream) {
+        let (ours, theirs) = tokio::io::duplex(64);
+        let mut connection = Connection::open(ours, number).await.expect("nothing is said yet");
+        connection.sender.ready().await.expect("its task runs");
+        (connection, theirs)
+    }
+
+    #[tokio::test]
+    async fn who_waits_comes_before_who_dials_and_both_before_the_shelf() {
+        const IDLE: Duration = Duration::from_secs(60);
+        let pool: Pool<&str, u32> = Pool::default();
+        let mut dialling = pool.wait("a", true);
+        let gone = pool.wait("a", false);
+        let mut waiting = pool.wait("a", false);
+        let mut elsewhere = pool.wait("b", false);
+        drop(gone);
+        let mut kept_open = Vec::new();
+        for number in 1..=3 {
+            let (connection, theirs) = connection(number).await;
+            kept_open.push(theirs);
+            pool.give("a", connection, IDLE);
+        }
+        assert_eq!(*waiting.try_recv().expect("first").about, 1);
+        assert_eq!(*dialling.try_recv().expect("second").about, 2);
+        assert!(elsewhere.try_recv().is_err(), "another endpoint's");
+        let shelved = pool.take(&"a", Instant::now(), |_| true).expect("nobody wanted the third");
+        assert_eq!(*shelved.about, 3);
+        drop(elsewhere);
+        assert!(pool.sweep(Instant::now()), "nobody waits and nothing is kept");
     }
 }

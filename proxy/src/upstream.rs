@@ -248,11 +248,6 @@ impl Upstream {
         self.view().settings.cluster.clone()
     }
 
-    /// Connections there are, and those under way.
-    pub fn connections(&self) -> usize {
-        self.inner.connections.load(Ordering::Acquire) as usize
-    }
-
     /// Chooses an endpoint by priority, locality and policy; one of `avoid` only when nothing
     /// else is left.
     pub fn pick(&self, avoid: &[Key]) -> Result<Picked, ConnectFailed> {

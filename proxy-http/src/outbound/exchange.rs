@@ -3,33 +3,25 @@
 use super::{Context, Destination, Key, Peer, Waiting};
 use crate::body::{Payload, RequestBody};
 use crate::budget::Away;
-use crate::dials::TURN_MAX;
 use crate::headers::{SOURCE, UNSENT, UNSERVED};
 use crate::inbound::build;
 use crate::pool::Connection;
+use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use futures::{FutureExt as _, StreamExt as _};
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use mesh::program::Retry;
-use proxy::{Ask, ConnectFailed, InFlight, Outcome, Picked, Upstream};
-use std::pin::pin;
+use proxy::{ConnectFailed, InFlight, Outcome, Picked, Upstream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// What meshed endpoints are asked to speak.
-const ALPN: &[u8] = b"istio-http/1.1";
 /// Kept connections that prove dead before one is made anew.
 const STALE_MAX: u32 = 2;
 /// Rest before everybody is dialled again, times the attempts so far, ± half.
 const BACKOFF: Duration = Duration::from_millis(25);
-/// A request whose connection takes so long also takes one that leads elsewhere: just before another
-/// endpoint would be dialled, since a connection that is there already needs no handshake.
-const ELSEWHERE_AFTER: Duration =
-    proxy::upstream::STAGGER.saturating_sub(Duration::from_millis(10));
 
 /// All that an attempt needs to know.
 pub(super) struct Exchange<'a> {
@@ -63,7 +55,7 @@ pub(super) struct Failure {
 }
 
 /// What happened to one attempt.
-enum Step {
+pub(super) enum Step {
     Connected {
         connection: Connection<Peer>,
         in_flight: InFlight,
@@ -92,7 +84,7 @@ enum Step {
 
 /// One endpoint's use by one attempt.
 #[derive(Clone)]
-struct Use {
+pub(super) struct Use {
     in_flight: Arc<InFlight>,
     peer: Arc<Peer>,
     reused: bool,
@@ -382,111 +374,6 @@ impl<'a> Exchange<'a> {
             }
             self.connect(picked, avoid, fresh).await
         }));
-    }
-
-    /// Whichever comes first: a connection of its own, or one that another request is done with. In
-    /// a crowd (a gateway hung, and all turn to another at once) the first few connections serve
-    /// everybody, instead of one handshake for each.
-    async fn connect(&self, mut picked: Picked, avoid: Vec<Key>, fresh: bool) -> Step {
-        let destination = self.destination;
-        let cluster = self.upstream.cluster();
-        // Who may answer can have changed since a connection was verified.
-        let fits = |peer: &Peer| match &peer.identity {
-            None => !peer.endpoint.tls,
-            Some(identity) => cluster
-                .server_identities
-                .get(&peer.endpoint.cluster)
-                .is_some_and(|identities| identities.contains(identity)),
-        };
-        let reused = |(connection, picked): (Connection<Peer>, Picked)| Step::Connected {
-            connection,
-            in_flight: picked.begin(),
-            reused: true,
-        };
-        let mut turn = None;
-        let established = loop {
-            let key = picked.key();
-            if !fresh && picked.is_usable() {
-                let kept = destination.pool.take(&key, Instant::now(), fits);
-                if let Some(connection) = kept {
-                    return reused((connection, picked));
-                }
-            }
-            let next = async |picked: Picked| {
-                let mut connection = destination.pool.wait(picked.key()).await.ok()?;
-                let usable = fits(&connection.about) && connection.sender.ready().await.is_ok();
-                usable.then_some((connection, picked))
-            };
-            let here = picked.clone();
-            let elsewhere = async {
-                tokio::time::sleep(ELSEWHERE_AFTER).await;
-                let other = self.upstream.pick_elsewhere(&here, &avoid)?;
-                match destination.pool.take(&other.key(), Instant::now(), fits) {
-                    Some(connection) => Some((connection, other)),
-                    None => next(other).await,
-                }
-            };
-            let returned = async {
-                tokio::select! {
-                    Some(kept) = next(here.clone()) => Some(kept),
-                    Some(kept) = elsewhere => Some(kept),
-                    else => None,
-                }
-            };
-            let mut returned = pin!(returned.fuse());
-            if turn.is_none() {
-                let mine = tokio::select! {
-                    biased;
-                    Some(kept) = &mut returned, if !fresh => return reused(kept),
-                    mine = destination.dials.turn(self.upstream.connections()) => mine,
-                };
-                let waited = mine.waited;
-                turn = Some(mine);
-                // While it waited for its turn, the endpoint may have come under suspicion.
-                if waited
-                    && !picked.is_sound()
-                    && let Ok(other) = self.upstream.pick(&avoid)
-                    && other.key() != key
-                {
-                    picked = other;
-                    continue;
-                }
-            }
-            let first = Some(picked.clone());
-            let avoid = avoid.clone();
-            let ask = Ask { alpn: ALPN.to_vec(), first, avoid, ..Ask::default() };
-            let mut dialled = pin!(self.upstream.connect(&ask));
-            let early = tokio::select! {
-                biased;
-                Some(kept) = &mut returned, if !fresh => return reused(kept),
-                established = &mut dialled => Some(established),
-                () = tokio::time::sleep(TURN_MAX) => None,
-            };
-            drop(turn);
-            if let Some(established) = early {
-                break established;
-            }
-            tokio::select! {
-                biased;
-                Some(kept) = &mut returned, if !fresh => return reused(kept),
-                established = &mut dialled => break established,
-            }
-        };
-        destination.dials.fit(self.upstream.connections());
-        let established = match established {
-            Ok(established) => established,
-            Err(failed) => return Step::NotConnected(failed),
-        };
-        let (endpoint, identity) = (established.endpoint, established.identity);
-        let key = (endpoint.address, endpoint.cluster.clone());
-        let metrics = self.context.metrics(&destination.name, Some((&endpoint, identity.as_ref())));
-        let peer = Peer { endpoint, identity, metrics, _slot: established.slot };
-        match Connection::open(established.stream, peer).await {
-            Ok(connection) => {
-                Step::Connected { connection, in_flight: established.in_flight, reused: false }
-            }
-            Err(problem) => Step::NotHttp { key, problem },
-        }
     }
 
     fn send(&'a self, progress: &mut Progress<'a>, mut connection: Connection<Peer>, use_: Use) {

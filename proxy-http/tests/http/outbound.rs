@@ -72,24 +72,6 @@ async fn connections_are_kept_on_both_sides() {
     assert_eq!(copy.seen(), 51);
 }
 
-/// A handshake for each request of a crowd would stifle both sides just when a path was lost.
-#[tokio::test]
-async fn a_crowd_is_served_by_few_connections() {
-    const CROWD: usize = 300;
-    let copy = Copy::start("a", Does::Answer).await;
-    let world = World::new(&[&copy]).await;
-    let mut clients = Vec::new();
-    for _ in 0..CROWD {
-        clients.push(world.client().await);
-    }
-    let answers = clients.iter_mut().map(|client| client.get());
-    let answers = futures::future::join_all(answers).await;
-    assert!(answers.iter().all(|answer| answer.status == 200));
-    assert_eq!(copy.seen(), CROWD);
-    let connections = copy.connections.load(Ordering::SeqCst);
-    assert!(connections < CROWD / 2, "{connections} connections for {CROWD} requests");
-}
-
 #[tokio::test]
 async fn a_silent_copy_is_hedged_for_what_may_be_sent_twice() {
     let (hung, good) =

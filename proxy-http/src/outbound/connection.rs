@@ -1,0 +1,140 @@
+//! A connection for one attempt: one that is kept, one that another request is done with, or a new one.
+
+use super::exchange::{Exchange, Step};
+use super::{Key, Peer};
+use crate::dials::TURN_MAX;
+use crate::pool::Connection;
+use futures::FutureExt as _;
+use proxy::{Ask, Picked};
+use std::pin::pin;
+use std::time::{Duration, Instant};
+use tokio::time::sleep;
+
+/// What meshed endpoints are asked to speak.
+const ALPN: &[u8] = b"istio-http/1.1";
+/// A request whose connection takes so long also takes one that leads elsewhere: just before another
+/// endpoint would be dialled, since a connection that is there already needs no handshake.
+const ELSEWHERE_AFTER: Duration =
+    proxy::upstream::STAGGER.saturating_sub(Duration::from_millis(10));
+
+/// How far the request that waits has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    ForItsTurn,
+    /// It dials by itself too.
+    Dialling,
+}
+
+impl Exchange<'_> {
+    /// Whichever comes first: a connection of its own, or one that another request is done with. In
+    /// a crowd (a gateway hung, and all turn to another at once) the first few connections serve
+    /// everybody, instead of one handshake for each. `fresh` wants a new one.
+    pub(super) async fn connect(&self, mut picked: Picked, avoid: Vec<Key>, fresh: bool) -> Step {
+        let dials = &self.destination.dials;
+        if !fresh && let Some(connection) = self.kept(&picked) {
+            return reused((connection, picked));
+        }
+        let turn = tokio::select! {
+            biased;
+            Some(kept) = self.returned(&picked, Wait::ForItsTurn), if !fresh => return reused(kept),
+            turn = dials.turn() => turn,
+        };
+        // While it waited for its turn, the endpoint may have come under suspicion.
+        if turn.waited
+            && !picked.is_sound()
+            && let Ok(other) = self.upstream.pick(&avoid)
+        {
+            picked = other;
+            if !fresh && let Some(connection) = self.kept(&picked) {
+                return reused((connection, picked));
+            }
+        }
+        let first = Some(picked.clone());
+        let ask = Ask { alpn: ALPN.to_vec(), first, avoid: avoid.clone(), ..Ask::default() };
+        let established = {
+            let mut handed = pin!(self.handed(&picked, &avoid).fuse());
+            let mut dialled = pin!(self.upstream.connect(&ask));
+            let early = tokio::select! {
+                biased;
+                Some(kept) = &mut handed, if !fresh => return reused(kept),
+                established = &mut dialled => Some(established),
+                () = sleep(TURN_MAX) => None,
+            };
+            drop(turn);
+            match early {
+                Some(established) => established,
+                None => tokio::select! {
+                    biased;
+                    Some(kept) = &mut handed, if !fresh => return reused(kept),
+                    established = &mut dialled => established,
+                },
+            }
+        };
+        let established = match established {
+            Ok(established) => established,
+            Err(failed) => return Step::NotConnected(failed),
+        };
+        let (endpoint, identity) = (established.endpoint, established.identity);
+        let key = (endpoint.address, endpoint.cluster.clone());
+        let party = Some((&endpoint, identity.as_ref()));
+        let metrics = self.context.metrics(&self.destination.name, party);
+        let peer = Peer { endpoint, identity, metrics, _slot: established.slot };
+        match Connection::open(established.stream, peer).await {
+            Ok(connection) => {
+                Step::Connected { connection, in_flight: established.in_flight, reused: false }
+            }
+            Err(problem) => Step::NotHttp { key, problem },
+        }
+    }
+
+    /// A connection to `picked` that nobody uses now.
+    fn kept(&self, picked: &Picked) -> Option<Connection<Peer>> {
+        if !picked.is_usable() {
+            return None;
+        }
+        self.destination.pool.take(&picked.key(), Instant::now(), |peer| self.fits(peer))
+    }
+
+    /// The next connection to `picked` that another request is done with; `None` where it does not
+    /// serve after all.
+    async fn returned(&self, picked: &Picked, wait: Wait) -> Option<(Connection<Peer>, Picked)> {
+        let dialling = wait == Wait::Dialling;
+        let mut connection = self.destination.pool.wait(picked.key(), dialling).await.ok()?;
+        let usable = self.fits(&connection.about) && connection.sender.ready().await.is_ok();
+        usable.then(|| (connection, picked.clone()))
+    }
+
+    /// [`Exchange::returned`], and after a while also one that leads elsewhere.
+    async fn handed(&self, picked: &Picked, avoid: &[Key]) -> Option<(Connection<Peer>, Picked)> {
+        let elsewhere = async {
+            sleep(ELSEWHERE_AFTER).await;
+            let other = self.upstream.pick_elsewhere(picked, avoid)?;
+            match self.kept(&other) {
+                Some(connection) => Some((connection, other)),
+                None => self.returned(&other, Wait::Dialling).await,
+            }
+        };
+        tokio::select! {
+            Some(kept) = self.returned(picked, Wait::Dialling) => Some(kept),
+            Some(kept) = elsewhere => Some(kept),
+            else => None,
+        }
+    }
+
+    /// Who may answer can have changed since a connection was verified.
+    fn fits(&self, peer: &Peer) -> bool {
+        match &peer.identity {
+            None => !peer.endpoint.tls,
+            Some(identity) => self
+                .upstream
+                .cluster()
+                .server_identities
+                .get(&peer.endpoint.cluster)
+                .is_some_and(|identities| identities.contains(identity)),
+        }
+    }
+}
+
+fn reused((connection, picked): (Connection<Peer>, Picked)) -> Step {
+    Step::Connected { connection, in_flight: picked.begin(), reused: true }
+}
