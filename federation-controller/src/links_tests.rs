@@ -35,6 +35,7 @@ pub(crate) fn own(root: &str) -> Inventory {
         gateway_addresses: vec![],
         passthrough_hosts: vec![],
         service_exports: BTreeSet::new(),
+        links: BTreeMap::new(),
         destination_rules: BTreeMap::new(),
         peer_authentications: BTreeMap::new(),
         findings: vec![],
@@ -214,6 +215,23 @@ fn a_link_not_heard_since_the_start_is_kept_by_what_is_remembered() {
     let judged = judge(&own, &objects, &gone);
     assert!(exports(&own, &objects, &judged).is_empty());
     assert!(complete(&judged, &gone));
+}
+
+#[test]
+fn a_link_that_fell_silent_publishes_on_and_denies_nothing() {
+    let root = root("mesh");
+    let own = own(&root);
+    let objects = BTreeMap::from([object("west", true)]);
+    let mut remotes = remotes(&[("west", Some(told("west", "u-w", &root)))]);
+    let judged = judge(&own, &objects, &remotes);
+    assert!(complete(&judged, &remotes));
+    remotes.links.get_mut("west").unwrap().state.reachable.is = Reachable::Unknown;
+    let judged = judge(&own, &objects, &remotes);
+    assert!(exports(&own, &objects, &judged)[0].synced, "what it told stands");
+    assert!(!complete(&judged, &remotes), "what it exports since nobody knows");
+    // Nothing is expected of a link that nobody accepted.
+    let objects = BTreeMap::from([object("west", false)]);
+    assert!(complete(&judge(&own, &objects, &remotes), &remotes));
 }
 
 #[test]

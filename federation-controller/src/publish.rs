@@ -18,6 +18,8 @@ pub(crate) struct Publisher {
     exported: Exported,
     inputs: Option<(Arc<Inventory>, Vec<Exports>)>,
     complete: Option<bool>,
+    /// All that is planned stands in our own API server: until then a planned name is not absent.
+    pub standing: bool,
     pub plan: Arc<Plan>,
     pub desired: Option<Arc<Desired>>,
     pub zone: Option<Arc<Zone>>,
@@ -35,7 +37,6 @@ impl Publisher {
     ) {
         self.judged = links::judge(own, objects, remotes);
         let exports = links::exports(own, objects, &self.judged);
-        let complete = links::complete(&self.judged, remotes);
         let same_own = self.inputs.as_ref().is_some_and(|(known, _)| Arc::ptr_eq(known, own));
         let same = same_own && self.inputs.as_ref().is_some_and(|(_, known)| *known == exports);
         if !same {
@@ -48,8 +49,10 @@ impl Publisher {
             if *self.plan != plan {
                 self.plan = Arc::new(plan);
             }
+            self.standing = self.plan.entries.keys().all(|entry| own.entries.contains_key(entry));
             self.inputs = Some((own.clone(), exports));
         }
+        let complete = self.standing && links::complete(&self.judged, remotes);
         if !same_own || self.complete != Some(complete) {
             self.complete = Some(complete);
             let zone = mesh::zone::zone(own, complete);

@@ -353,6 +353,7 @@ impl Controller {
                 remote: remotes.links.get(*name),
                 judged: self.publisher.judged.get(*name),
                 summary: self.publisher.plan.links.get(*name),
+                standing: self.publisher.standing,
             };
             // Before the secrets are listed, a missing one is not known to be missing.
             if facts.remote.is_none() && !remotes.synced {

@@ -1,7 +1,7 @@
 //! What is said of each link: conditions with ages, in its ClusterLink, on the admin page, as
 //! metrics, and on disk for a start while no API server answers.
 
-use crate::links::{Consent, Judged, Trust};
+use crate::links::{self, Consent, Judged, Trust};
 use cluster::api::Time;
 use cluster::api::cluster_link::{ClusterLink, ClusterLinkStatus, Condition};
 use cluster::remote::{Problem, Reachable, Remote};
@@ -17,6 +17,8 @@ pub(crate) struct Facts<'a> {
     pub remote: Option<&'a Remote>,
     pub judged: Option<&'a Judged>,
     pub summary: Option<&'a LinkSummary>,
+    /// All that is planned stands in our own API server.
+    pub standing: bool,
 }
 
 /// A condition before its age is known: kind, status, reason, message.
@@ -95,6 +97,8 @@ fn status(facts: &Facts<'_>, old: ClusterLinkStatus, now: SystemTime) -> Cluster
             status.last_heard = Some(time(heard.wall));
         }
     }
+    let known = |judged| links::known(judged, remote);
+    status.complete = facts.standing && facts.judged.is_some_and(known);
     // An unsynced link keeps its numbers with what it published; a link that counts for nothing has none.
     match facts.summary {
         Some(summary) if told.is_some() => {

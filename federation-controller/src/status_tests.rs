@@ -28,6 +28,7 @@ impl World {
             remote: remotes.links.get("west"),
             judged: judged.get("west"),
             summary: None,
+            standing: true,
         };
         self.statuses.renew(&facts, at(now)).clone()
     }
@@ -55,6 +56,19 @@ fn a_new_link_awaits_consent() {
         ("u-w", "net-west", 1)
     );
     assert!(status.condition("Accepted").unwrap().message.contains("Fix: "));
+}
+
+#[test]
+fn a_link_is_complete_while_it_is_accepted_and_heard() {
+    let mut w = World::new();
+    let mut remotes = w.synced();
+    assert!(!w.say(false, &remotes, 100).complete);
+    assert!(w.say(true, &remotes, 101).complete);
+    remotes.links.get_mut("west").unwrap().state.reachable.is = Reachable::Unknown;
+    assert!(!w.say(true, &remotes, 102).complete);
+    // No secret leads there, and that is certain: it counts for nothing.
+    let gone = Remotes { synced: true, ..Remotes::default() };
+    assert!(w.say(true, &gone, 103).complete);
 }
 
 #[test]

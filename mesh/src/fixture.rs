@@ -6,6 +6,7 @@
 //! east service shop/hello 10.96.0.1|none|external 80/http[/name] … [prefer=PreferSameNode] [created=5] [affinity]
 //! east pod shop/hello hello-1 10.244.0.5 eu/a [account=hello] [unmeshed] [node=n1] [version=v1]
 //! east export shop/hello
+//! east link west [accepted] [complete]
 //! east rule shop/hello HOST [lb=RANDOM] [timeout=50] [subset=v1:version=v1]
 //! east peerauth shop/name STRICT|UNSET [port=8080:DISABLE] [app=hello]
 //! east passthrough *.local
@@ -58,6 +59,7 @@ pub(crate) fn empty(cluster: &str) -> Inventory {
         gateway_addresses: Vec::new(),
         passthrough_hosts: Vec::new(),
         service_exports: BTreeSet::new(),
+        links: BTreeMap::new(),
         destination_rules: BTreeMap::new(),
         peer_authentications: BTreeMap::new(),
         findings: Vec::new(),
@@ -182,6 +184,10 @@ fn fact(own: &mut Inventory, verb: &str, words: &[&str]) {
         }
         ("export", [name, ..]) => {
             own.service_exports.insert(service(name));
+        }
+        ("link", [name, said @ ..]) => {
+            let (accepted, complete) = (said.contains(&"accepted"), said.contains(&"complete"));
+            own.links.insert((*name).into(), Link { accepted, complete });
         }
         ("rule", [name, host, rest @ ..]) => {
             let object = object("DestinationRule", name);

@@ -32,6 +32,8 @@ pub struct Inventory {
     pub passthrough_hosts: Vec<PassthroughServer>,
     /// ServiceExports (MCS API).
     pub service_exports: BTreeSet<ServiceName>,
+    /// ClusterLinks of the root namespace, by name.
+    pub links: BTreeMap<String, Link>,
     pub destination_rules: BTreeMap<ObjectRef, DestinationRule>,
     pub peer_authentications: BTreeMap<ObjectRef, PeerAuthentication>,
     /// What was wrong with objects, and what we did instead; sorted.
@@ -264,6 +266,16 @@ impl fmt::Display for GatewayAddress {
             None => write!(f, "{}:{}", self.host, self.port),
         }
     }
+}
+
+/// A ClusterLink, as far as absent names depend on it (decision 10).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// `spec.accepted`.
+    pub accepted: bool,
+    /// `status.complete`: all that its cluster exports is known here now, or certain to count for
+    /// nothing.
+    pub complete: bool,
 }
 
 /// An AUTO_PASSTHROUGH server of an Istio Gateway.

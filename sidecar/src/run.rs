@@ -127,7 +127,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
         listen(listener, config.max_connections, &stop, &drain, serve);
     }
     if let Some(names) = names {
-        tokio::spawn(names.run(agent.snapshot.clone(), closed.clone()));
+        tokio::spawn(names.run(agent.snapshot.clone(), agent.want.is_some(), closed.clone()));
     }
     readiness.done("listeners");
     tracing::info!(pod = %config.pod, cluster = %config.cluster, "serving");

@@ -24,6 +24,8 @@ fn line() -> impl Strategy<Value = String> {
         "passthrough *.global",
         "passthrough a.shop.svc.cluster.local",
         "namespace pay",
+        "link west accepted",
+        "link west accepted complete",
         "cluster net-east merge",
         "cluster net-north gateway=203.0.113.44:15443",
     ]);
