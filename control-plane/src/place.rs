@@ -149,6 +149,7 @@ pub(crate) mod tests {
             passthrough_hosts: Vec::new(),
             service_exports: BTreeSet::new(),
             links: BTreeMap::new(),
+            resting: BTreeMap::new(),
             destination_rules: BTreeMap::new(),
             peer_authentications: BTreeMap::new(),
             findings: Vec::new(),

@@ -31,6 +31,7 @@ pub(crate) fn own(root: &str) -> Inventory {
         endpoints: BTreeMap::new(),
         workloads: BTreeMap::new(),
         entries: BTreeMap::new(),
+        resting: BTreeMap::new(),
         remote_gateways: BTreeMap::new(),
         gateway_addresses: vec![],
         passthrough_hosts: vec![],

@@ -11,6 +11,7 @@ use mesh::inventory::Inventory;
 use mesh::zone::Zone;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What follows from all that is known. Equal inputs give the same `Arc`s, which is silence.
 #[derive(Debug, Default)]
@@ -34,13 +35,17 @@ impl Publisher {
         own: &Arc<Inventory>,
         objects: &BTreeMap<String, ClusterLink>,
         remotes: &Remotes,
+        now: SystemTime,
     ) {
         self.judged = links::judge(own, objects, remotes);
         let exports = links::exports(own, objects, &self.judged);
         let same_own = self.inputs.as_ref().is_some_and(|(known, _)| Arc::ptr_eq(known, own));
+        let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        let rested = self.plan.resting.values().any(|rest| rest.until <= now);
         let same = same_own && self.inputs.as_ref().is_some_and(|(_, known)| *known == exports);
-        if !same {
-            let plan = plan(own, &exports);
+        if !same || rested {
+            let plan = plan(own, &exports, now);
             let services = self.exported.services(own);
             let desired = Desired::of(&plan, &services);
             if self.desired.as_deref() != Some(&desired) {

@@ -213,6 +213,8 @@ fn pages(view: &View) -> Pages {
 struct PlanPage {
     entries: Vec<mesh::inventory::ServiceEntry>,
     gateways: Vec<mesh::inventory::RemoteGateway>,
+    /// Virtual addresses that are kept from other hosts for a while.
+    resting: Vec<mesh::inventory::Resting>,
     deletions: Vec<String>,
     findings: Vec<Finding>,
 }
@@ -222,6 +224,7 @@ impl PlanPage {
         Self {
             entries: plan.entries.values().cloned().collect(),
             gateways: plan.gateways.values().cloned().collect(),
+            resting: plan.resting.values().cloned().collect(),
             deletions: plan.deletions.iter().map(ToString::to_string).collect(),
             findings: plan.findings.clone(),
         }
@@ -283,7 +286,7 @@ impl Controller {
         let (now, wall) = (Instant::now(), SystemTime::now());
 
         if let (Some(own), Some(objects)) = (&own, &objects) {
-            self.publisher.renew(own, objects, &remotes);
+            self.publisher.renew(own, objects, &remotes, wall);
             send(&self.desired, self.publisher.desired.clone());
             if let Some(zone) = self.publisher.zone.clone()
                 && !Arc::ptr_eq(&self.zone.borrow(), &zone)

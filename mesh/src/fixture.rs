@@ -14,7 +14,7 @@
 //! Service ports below 1000 lead to themselves + 8000 on the pod, the others to themselves.
 
 use crate::export::{Exports, ImportPolicy, exports};
-use crate::federate::{Plan, plan};
+use crate::federate::{self, Plan};
 use crate::finding::ObjectRef;
 use crate::inventory::*;
 use crate::name::*;
@@ -55,6 +55,7 @@ pub(crate) fn empty(cluster: &str) -> Inventory {
         endpoints: BTreeMap::new(),
         workloads: BTreeMap::new(),
         entries: BTreeMap::new(),
+        resting: BTreeMap::new(),
         remote_gateways: BTreeMap::new(),
         gateway_addresses: Vec::new(),
         passthrough_hosts: Vec::new(),
@@ -264,10 +265,19 @@ pub(crate) fn others(all: &Clusters, cluster: &str) -> Vec<Exports> {
     all.iter().filter(|(name, _)| *name != cluster).map(|(_, own)| told(own)).collect()
 }
 
+/// The moment of every plan that does not care, seconds since the epoch.
+pub(crate) const NOW: i64 = 1_000_000;
+
+pub(crate) fn plan(own: &Inventory, links: &[Exports]) -> Plan {
+    federate::plan(own, links, NOW)
+}
+
 /// As `cluster::apply` and then `cluster::parse` make it.
 pub(crate) fn apply(own: &Inventory, plan: &Plan) -> Inventory {
     let mut own = own.clone();
-    own.entries.retain(|object, _| !plan.deletions.contains(object));
+    let rests = |object: &ObjectRef| plan.resting.contains_key(object);
+    own.entries.retain(|object, _| !plan.deletions.contains(object) && !rests(object));
+    own.resting = plan.resting.clone();
     own.remote_gateways.retain(|object, _| !plan.deletions.contains(object));
     own.entries.extend(plan.entries.clone());
     own.remote_gateways.extend(plan.gateways.clone());

@@ -323,8 +323,12 @@ impl State {
             network: &mesh.network,
         };
         for key in dirty {
-            let parsed =
-                self.entries.values.get(key).map(|object| service_entry::parse(object, place));
+            let object = self.entries.values.get(key);
+            let resting = object.and_then(service_entry::resting);
+            let object = object.filter(|_| resting.is_none());
+            let name = ObjectRef::new("ServiceEntry", &key.namespace, &key.name);
+            put(inventory, |all| &all.resting, |all| &mut all.resting, name, resting);
+            let parsed = object.map(|object| service_entry::parse(object, place));
             let (value, findings) = match parsed {
                 Some(parsed) => (parsed.value, parsed.findings),
                 None => (None, Vec::new()),
@@ -448,6 +452,7 @@ fn empty(mesh: MeshConfig) -> Inventory {
         endpoints: BTreeMap::new(),
         workloads: BTreeMap::new(),
         entries: BTreeMap::new(),
+        resting: BTreeMap::new(),
         remote_gateways: BTreeMap::new(),
         gateway_addresses: Vec::new(),
         passthrough_hosts: Vec::new(),

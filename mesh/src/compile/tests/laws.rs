@@ -210,7 +210,7 @@ proptest! {
     #[test]
     fn all_values_survive_json(text in mesh_text()) {
         let all = clusters(&text);
-        let plan = crate::federate::plan(&all["east"], &crate::fixture::others(&all, "east"));
+        let plan = crate::fixture::plan(&all["east"], &crate::fixture::others(&all, "east"));
         let own = linked(&all, "east");
         let program = compile(&world(own.clone()), &view(&own, ZONE_A));
         prop_assert_eq!(again(&plan), plan);
