@@ -25,6 +25,7 @@ pub(crate) struct Numbers {
     pub(crate) issued: Counter,
     issue_refused: Family<Reason, Counter>,
     connections_refused: Family<Reason, Counter>,
+    renewals_failed: Family<Reason, Counter>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -34,7 +35,7 @@ struct Reason {
 
 impl Numbers {
     pub(crate) fn register(&self, registry: &mut Registry) {
-        let Self { requested, issued, issue_refused, connections_refused } = self;
+        let Self { requested, issued, issue_refused, connections_refused, renewals_failed } = self;
         registry.register("citadel_server_csr_count", "Certificates asked for", requested.clone());
         registry.register(
             "citadel_server_success_cert_issuance_count",
@@ -51,6 +52,16 @@ impl Numbers {
             "Connections closed before they were served, by reason",
             connections_refused.clone(),
         );
+        registry.register(
+            "isthmus_control_plane_renewal_failures",
+            "Attempts that renewed neither: authority (Secret cacerts), certificate (its own)",
+            renewals_failed.clone(),
+        );
+    }
+
+    /// `reason` is what was to be renewed.
+    pub(crate) fn renewal_failed(&self, reason: &'static str) {
+        self.renewals_failed.get_or_create(&Reason { reason }).inc();
     }
 
     pub(crate) fn issue_refused(&self, reason: &'static str) {

@@ -139,10 +139,11 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     readiness.done("authority");
 
     let renew = {
-        let (issuer, root_namespace) = (issuer.clone(), root_namespace);
+        let (issuer, numbers) = (issuer.clone(), numbers.clone());
         async move || {
             let issuer = issuer.borrow().clone();
-            authority::own_svid(&issuer, &root_namespace)
+            let made = authority::own_svid(&issuer, &root_namespace);
+            made.inspect_err(|_| numbers.renewal_failed("certificate"))
         }
     };
     let review: authority::Review = Box::new(move |token| {
@@ -150,6 +151,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
         Box::pin(async move { cluster::token::review(&client, &token, authority::AUDIENCE).await })
     });
     let issue = Authority::new(issuer.clone(), served.clone(), review, numbers.clone());
+    let reloading = numbers.clone();
     let tls = tls::server_config(svid, bundle, Clients::Optional, &[b"h2"]);
     let (accepted, incoming) = mpsc::channel(WAITING);
     let accepting = tokio::spawn(accept(
@@ -170,7 +172,9 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
 
     let aside = async {
         tokio::join!(
-            authority::reload(read, cacerts, &issuers, &bundles, &hurry, authority::RELOAD),
+            authority::reload(read, cacerts, &issuers, &bundles, &hurry, authority::RELOAD, || {
+                reloading.renewal_failed("authority");
+            }),
             rotation::keep(&svids, hurried, renew),
             mirror(issuer.clone(), &issuer_known),
             report(&readiness, watched.inventory.clone(), watched.health.clone(), issuer.clone()),

@@ -90,7 +90,9 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
         },
         end.clone(),
     );
+    let (failures, failed) = watch::channel(renew::Failures::default());
     let renewing = Renewing {
+        failures,
         shelf: Shelf::new(client.clone(), &config.root_namespace),
         remotes: remotes.clone(),
         fence: fence.clone(),
@@ -105,6 +107,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
             end.clone(),
         ),
         remotes,
+        failed,
         objects: link_objects::start(
             client.clone(),
             &config.root_namespace,
@@ -235,6 +238,7 @@ impl PlanPage {
 struct Controller {
     own: own_watch::Watched,
     remotes: watch::Receiver<Arc<Remotes>>,
+    failed: watch::Receiver<renew::Failures>,
     objects: watch::Receiver<Objects>,
     progress: watch::Receiver<Progress>,
     fence: Fence,
@@ -346,6 +350,8 @@ impl Controller {
         wall: SystemTime,
     ) {
         let Some(objects) = objects else { return };
+        let failed = self.failed.borrow().clone();
+        self.numbers.renewals(&failed);
         let names: BTreeSet<&String> = objects.keys().chain(remotes.links.keys()).collect();
         let mut wanted = Wanted::default();
         (wanted.create, wanted.delete) = links::objects_wanted(objects, remotes);
@@ -357,6 +363,8 @@ impl Controller {
                 judged: self.publisher.judged.get(*name),
                 summary: self.publisher.plan.links.get(*name),
                 standing: self.publisher.standing,
+                credential: remotes.credentials.get(*name).map(|one| one.life()),
+                renewal: failed.get(*name),
             };
             // Before the secrets are listed, a missing one is not known to be missing.
             if facts.remote.is_none() && !remotes.synced {

@@ -400,6 +400,16 @@ async fn a_link_renews_its_credential() {
     })
     .await;
     println!("bond deleted -> Unauthorized: {took:?}");
+    // That it is not renewed shows where people look, not only in the log.
+    until("the failed renewal is told", Duration::from_secs(30), async || {
+        let link = east.link("west").await?;
+        let said = condition(&link, "CredentialRenewed").filter(|c| c["status"] == "False")?;
+        let message = said["message"].as_str()?;
+        assert!(["ISM2502", "isthmus link west"].iter().all(|it| message.contains(it)), "{said}");
+        let metrics = controller.page("/metrics").await?;
+        metrics.contains("isthmus_link_renewal_failures{cluster=\"west\"}").then_some(())
+    })
+    .await;
     assert_eq!(copies(&east.entry("shop", ENTRY).await.unwrap()), 2, "withdrawn by a revocation");
 
     // A new one by hand is used at once, whatever ours says; with it gone, ours goes too.
@@ -410,7 +420,8 @@ async fn a_link_renews_its_credential() {
     east.remote_secret(&west, minted.token.reveal(), &west.authority).await;
     until("the link works again", Duration::from_secs(30), async || {
         let link = east.link("west").await?;
-        condition(&link, "Reachable").filter(|c| c["status"] == "True").map(|_| ())
+        condition(&link, "Reachable").filter(|c| c["status"] == "True")?;
+        condition(&link, "CredentialRenewed").filter(|c| c["status"] == "True").map(|_| ())
     })
     .await;
     let secrets = east.api("v1", "Secret", "isthmus-system");

@@ -125,7 +125,7 @@ pub struct ClusterLinkStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// Accepted, Reachable, Synced, TrustEstablished or Ready.
+    /// Accepted, Reachable, Synced, TrustEstablished, CredentialRenewed or Ready.
     #[serde(rename = "type")]
     #[schemars(length(max = 64))]
     pub kind: String,
