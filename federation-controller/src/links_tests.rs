@@ -88,6 +88,17 @@ pub(crate) fn object(name: &str, accepted: bool) -> (String, ClusterLink) {
     (name.to_owned(), ClusterLink::new(name, spec))
 }
 
+/// What west exports, behind one gateway at port 15444.
+pub(crate) fn exports_at(host: &str) -> Exports {
+    let root = root("mesh");
+    let (own, mut told) = (own(&root), told("west", "u-w", &root));
+    let gateway = mesh::inventory::GatewayAddress { host: host.into(), port: 15444 };
+    Arc::make_mut(&mut told).gateways = vec![gateway];
+    let (objects, remotes) =
+        (BTreeMap::from([object("west", true)]), remotes(&[("west", Some(told))]));
+    exports(&own, &objects, &judge(&own, &objects, &remotes)).remove(0)
+}
+
 fn reason(judged: &Judged) -> &str {
     judged.wrong.as_ref().map_or("", |wrong| wrong.reason.as_str())
 }

@@ -2,14 +2,16 @@
 
 use crate::export::Exported;
 use crate::links::{self, Judged};
+use crate::resolve::{self, Table};
 use cluster::api::cluster_link::ClusterLink;
 use cluster::apply::Desired;
 use cluster::remote::Remotes;
 use mesh::export::Exports;
 use mesh::federate::{Plan, plan};
 use mesh::inventory::Inventory;
+use mesh::name::Hostname;
 use mesh::zone::Zone;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -25,6 +27,8 @@ pub(crate) struct Publisher {
     pub desired: Option<Arc<Desired>>,
     pub zone: Option<Arc<Zone>>,
     pub judged: BTreeMap<String, Judged>,
+    /// Names of gateways of accepted links, to be resolved.
+    pub names: BTreeSet<Hostname>,
 }
 
 impl Publisher {
@@ -35,10 +39,13 @@ impl Publisher {
         own: &Arc<Inventory>,
         objects: &BTreeMap<String, ClusterLink>,
         remotes: &Remotes,
+        names: &Table,
         now: SystemTime,
     ) {
         self.judged = links::judge(own, objects, remotes);
-        let exports = links::exports(own, objects, &self.judged);
+        let mut exports = links::exports(own, objects, &self.judged);
+        self.names = resolve::names(&exports);
+        resolve::put(&mut exports, names);
         let same_own = self.inputs.as_ref().is_some_and(|(known, _)| Arc::ptr_eq(known, own));
         let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let now = i64::try_from(now).unwrap_or(i64::MAX);

@@ -252,8 +252,13 @@ fn address(own: &Inventory, existing: &Existing<'_>, now: i64, plan: &mut Plan) 
 fn gateway(own: &Inventory, link: &Exports, findings: &mut Vec<Finding>) -> RemoteGateway {
     let object = ObjectRef::new("Gateway", ROOT_NAMESPACE, &format!("isthmus-{}", link.cluster));
     let has = own.remote_gateways.get(&object).filter(|door| door.published && !link.synced);
-    let offered = has.map_or(&link.gateways, |door| &door.addresses);
-    let addresses = policy::doors(own, link, offered, findings);
+    let mut offered = has.map_or(&link.gateways, |door| &door.addresses).clone();
+    // A name that is not resolved (any more, or since a restart) led to what stands.
+    if link.gateways.iter().any(|address| address.socket().is_none()) {
+        let standing = own.remote_gateways.get(&object).filter(|door| door.published);
+        offered.extend(standing.into_iter().flat_map(|door| door.addresses.iter().cloned()));
+    }
+    let addresses = policy::doors(own, link, &offered, findings);
     if addresses.is_empty() && link.synced {
         findings.push(finding(
             Severity::Warning,

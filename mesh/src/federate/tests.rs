@@ -369,7 +369,7 @@ fn hostile_gateway_addresses_are_refused() {
             Refused ISM3101 ClusterLink isthmus-system/west: gateway address [2001:2::9]:15443 of cluster west lies in this cluster's range of virtual addresses; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
             Refused ISM3101 ClusterLink isthmus-system/west: gateway address [::1]:15443 of cluster west is a loopback address, so it would lead back here; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
             Refused ISM3101 ClusterLink isthmus-system/west: gateway address [fe80::1]:15443 of cluster west is link-local, where cloud metadata services live; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
-            Warning ISM3111 ClusterLink isthmus-system/west: gateway address lb.example.com:15443 of cluster west is a DNS name; it is kept but not dialled, since names are not resolved yet. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
+            Warning ISM3111 ClusterLink isthmus-system/west: gateway address lb.example.com:15443 of cluster west is a DNS name that is not resolved just now; addresses it had before are kept. Fix: see that this cluster's resolvers answer for it; it is asked again by itself.
         "#]],
     );
     // The demo runs on loopback, and says so.
@@ -378,6 +378,28 @@ fn hostile_gateway_addresses_are_refused() {
     let kept: Vec<String> =
         seen.gateways.values().flat_map(|it| &it.addresses).map(ToString::to_string).collect();
     assert_eq!(kept, ["127.0.0.1:15443"]);
+}
+
+#[test]
+fn a_gateway_whose_name_is_not_resolved_keeps_what_it_had() {
+    let all = clusters(PAIR);
+    let own = linked(&all, "east");
+    let at = |host: &str| GatewayAddress { host: host.into(), port: 15443 };
+    let doors = |own: &Inventory, gateways: Vec<GatewayAddress>| {
+        let west = Exports { gateways, ..told(&all["west"]) };
+        let plan = plan(own, &[west]);
+        let doors = plan.gateways.values().flat_map(|door| door.addresses.clone());
+        (doors.map(|door| door.host).collect::<Vec<_>>(), apply(own, &plan))
+    };
+    let (seen, own) = doors(&own, vec![at("lb.example.com")]);
+    assert_eq!(seen, ["203.0.113.2", "lb.example.com"], "PAIR's address led there");
+    let (seen, own) = doors(&own, vec![at("lb.example.com")]);
+    assert_eq!(seen, ["203.0.113.2", "lb.example.com"]);
+    let (seen, _) = doors(&own, vec![at("198.51.100.7")]);
+    assert_eq!(seen, ["198.51.100.7"], "resolved, the former address and the name are gone");
+    // What a name leads to is judged as any address is: DNS is a stranger's word.
+    let (seen, _) = doors(&own, vec![at("127.0.0.1"), at("169.254.169.254"), at("240.240.0.9")]);
+    assert_eq!(seen, [""; 0]);
 }
 
 #[test]
