@@ -3,6 +3,7 @@
 use crate::state::State;
 use anyhow::Context as _;
 use mesh::name::Identity;
+use prometheus_client::metrics::counter::Counter;
 use runtime::readiness::Readiness;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ pub(crate) struct Issue {
     pub(crate) token: PathBuf,
     pub(crate) connector: Connector,
     pub(crate) state: Option<State>,
+    /// Attempts to renew that failed.
+    pub(crate) failed: Counter,
 }
 
 impl Issue {
@@ -106,6 +109,7 @@ impl Issue {
                         input
                     }
                     Err(error) => {
+                        self.failed.inc();
                         let left = svids.borrow().not_after.duration_since(SystemTime::now());
                         tracing::warn!(
                             error = format!("{error:#}"),

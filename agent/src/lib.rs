@@ -2,12 +2,15 @@
 
 mod dial;
 mod identity;
+mod numbers;
 mod state;
 
 use anyhow::Context as _;
 use mesh::name::{ClusterId, Identity, Network, TrustDomain};
 use mesh::program::{Resource, ResourceName, Snapshot};
 use mesh::world::{Dialect, Role};
+use prometheus_client::metrics::counter::Counter;
+use runtime::metrics::Metrics;
 use runtime::readiness::Readiness;
 use state::State;
 use std::net::{IpAddr, SocketAddr};
@@ -104,6 +107,7 @@ impl AgentConfig {
 pub async fn start(
     config: AgentConfig,
     readiness: &Readiness,
+    metrics: &Metrics,
     end: CancellationToken,
 ) -> anyhow::Result<Agent> {
     let bundle = read(&config.root_certificates, "rootCertificates")?;
@@ -125,6 +129,7 @@ pub async fn start(
             let snapshot = Snapshot { program, connected: false, ..Snapshot::default() };
             let (svid, snapshot) =
                 (watch::Sender::new(Arc::new(svid)), watch::Sender::new(Arc::new(snapshot)));
+            numbers::register(metrics, svid.subscribe(), Counter::default());
             Ok(Agent {
                 svid: svid.subscribe(),
                 bundle: bundle.subscribe(),
@@ -136,15 +141,22 @@ pub async fn start(
             let state = state.map(State::open).transpose()?;
             let identity = config.identity()?;
             let (hurry, hurried) = watch::channel(0);
+            let failed = Counter::default();
             let server = dial::control_plane(&config.trust_domain);
             let issuing = dial::connector(address, None, bundle.subscribe(), &server);
-            let issue =
-                identity::Issue { identity, token, connector: issuing, state: state.clone() };
+            let issue = identity::Issue {
+                identity,
+                token,
+                connector: issuing,
+                state: state.clone(),
+                failed: failed.clone(),
+            };
             let svid = tokio::select! {
                 svid = issue.first(readiness) => svid,
                 () = end.cancelled() => anyhow::bail!("ended before there was an identity"),
             };
             let svid = issue.keep(svid, hurried, end.clone());
+            numbers::register(metrics, svid.clone(), failed);
             let connector =
                 dial::connector(address, Some(svid.clone()), bundle.subscribe(), &server);
             let known = state.as_ref().map(State::program).unwrap_or_default();

@@ -6,6 +6,7 @@ use mesh::name::Identity;
 use mesh::program::*;
 use mesh::sni::probe_host;
 use mesh::world::{Role, View};
+use runtime::metrics::Metrics;
 use runtime::readiness::Readiness;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -223,11 +224,18 @@ async fn gets_an_identity_follows_its_names_and_what_is_wanted() {
     let machine = Machine::new();
     let end = CancellationToken::new();
     let address = machine.serve("isthmus-control-plane", end.clone()).await;
-    let readiness = Readiness::new();
-    let agent = start(machine.config(address, false), &readiness, end.clone()).await.unwrap();
+    let (readiness, metrics) = (Readiness::new(), Metrics::new());
+    let agent =
+        start(machine.config(address, false), &readiness, &metrics, end.clone()).await.unwrap();
     assert_eq!(agent.svid.borrow().identity, gateway());
     tokio::time::timeout(Duration::from_secs(10), readiness.ready()).await.unwrap();
     assert!(knows(&agent, &ResourceName::gateway()));
+
+    let shown = metrics.encode();
+    let left = shown.lines().find_map(|line| line.strip_prefix("istio_agent_cert_expiry_seconds "));
+    let left: i64 = left.expect(&shown).parse().unwrap();
+    assert!((86_000..=86_400).contains(&left), "{left}");
+    assert!(shown.contains("isthmus_certificate_renewal_failures_total 0"), "{shown}");
 
     // What is not followed comes only once it is wanted, and absent names are answered.
     let wanted = ResourceName::outbound("240.240.7.2".parse().unwrap(), 80);
@@ -241,7 +249,9 @@ async fn a_restart_without_a_control_plane_runs_on_the_last_good_state() {
     let machine = Machine::new();
     let first = CancellationToken::new();
     let address = machine.serve("isthmus-control-plane", first.clone()).await;
-    let agent = start(machine.config(address, true), &Readiness::new(), first.clone()).await;
+    let agent =
+        start(machine.config(address, true), &Readiness::new(), &Metrics::new(), first.clone())
+            .await;
     let svid = agent.unwrap().svid.borrow().chain.clone();
     let program = machine.file("state/program.json");
     let kept = |path: &Path| {
@@ -251,7 +261,8 @@ async fn a_restart_without_a_control_plane_runs_on_the_last_good_state() {
     first.cancel();
 
     let (readiness, second) = (Readiness::new(), CancellationToken::new());
-    let again = start(machine.config(address, true), &readiness, second.clone());
+    let metrics = Metrics::new();
+    let again = start(machine.config(address, true), &readiness, &metrics, second.clone());
     let again = tokio::time::timeout(Duration::from_secs(5), again).await.unwrap().unwrap();
     assert_eq!(again.svid.borrow().chain, svid, "the kept identity");
     assert!(readiness.is_ready(), "{:?}", readiness.awaited());
@@ -270,7 +281,7 @@ async fn an_impostor_gets_neither_token_nor_say() {
     let config = machine.config(address, false);
     let starting = tokio::spawn({
         let (readiness, end) = (readiness.clone(), end.clone());
-        async move { start(config, &readiness, end).await }
+        async move { start(config, &readiness, &Metrics::new(), end).await }
     });
     until("the reason is told", || {
         readiness.awaited().get("identity").is_some_and(|why| why.contains("ISM6010"))
@@ -290,7 +301,7 @@ async fn a_bad_token_is_said_and_a_new_one_is_read() {
     let config = machine.config(address, false);
     let starting = tokio::spawn({
         let (readiness, end) = (readiness.clone(), end.clone());
-        async move { start(config, &readiness, end).await }
+        async move { start(config, &readiness, &Metrics::new(), end).await }
     });
     until("the refusal is told", || {
         let awaited = readiness.awaited();

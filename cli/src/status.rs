@@ -82,12 +82,12 @@ impl Line {
     /// The condition that explains a link which is not ready: the first that does not hold in the
     /// order in which one rests on the other.
     fn culprit(&self) -> Option<(&'static str, &Condition)> {
-        ["Accepted", "Reachable", "TrustEstablished", "Synced", "Ready"].into_iter().find_map(
-            |name| {
-                let condition = self.conditions.get(name)?;
-                (condition.status != "True").then_some((name, condition))
-            },
-        )
+        let order =
+            ["Accepted", "Reachable", "TrustEstablished", "Synced", "Ready", "CredentialRenewed"];
+        order.into_iter().find_map(|name| {
+            let condition = self.conditions.get(name)?;
+            (condition.status != "True").then_some((name, condition))
+        })
     }
 
     fn row(&self) -> Vec<String> {

@@ -50,10 +50,10 @@ pub(crate) struct Issue {
     /// How long it is good, days.
     #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
     days: u32,
-    /// Isthmus' namespace.
-    #[arg(long, default_value = "isthmus-system")]
+    /// Namespace of the signing key, which the control plane alone may read.
+    #[arg(long, default_value = cluster::secret::NAMESPACE)]
     namespace: String,
-    /// Apply the Secret to this cluster instead of printing it.
+    /// Apply the Secret, and its namespace, to this cluster instead of printing it.
     #[arg(long)]
     apply: bool,
     #[command(flatten)]
@@ -143,7 +143,10 @@ impl Issue {
         });
         if self.apply {
             let operator = self.target.load().await?;
-            operator.apply(&[secret]).await?;
+            let namespace = json!({
+                "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace},
+            });
+            operator.apply(&[namespace, secret]).await?;
             println!(
                 "  intermediate  {domain} for {cluster}, {} days, in {}",
                 self.days, operator.context

@@ -42,6 +42,11 @@ pub mod label {
     pub const SERVICE_NAMESPACE: &str = "isthmus.dev/service-namespace";
     /// Annotation: the lease's transitions when this was written (decision 4).
     pub const TERM: &str = "isthmus.dev/term";
+    /// UID of `kube-system` of the one cluster an object speaks for (decision 4).
+    pub const SOURCE_UID: &str = "isthmus.dev/source-uid";
+    /// Annotation of an entry that names nothing any more: until when its addresses are kept from
+    /// other hosts, RFC 3339 (decision 7).
+    pub const RESTS_UNTIL: &str = "isthmus.dev/rests-until";
     /// Service ports a cluster serves, where fewer than the entry's: `80-443`.
     pub const PORTS: &str = "isthmus.dev/ports";
     pub const NETWORK: &str = "topology.istio.io/network";

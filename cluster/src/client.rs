@@ -20,19 +20,35 @@ use tokio::net::TcpStream;
 pub async fn connect(kubeconfig: &Path) -> Result<Client> {
     let config = if kubeconfig.exists() {
         let file = Kubeconfig::read_from(kubeconfig)
-            .with_context(|| format!("kubeconfig {} cannot be read", kubeconfig.display()))?;
+            .with_context(|| {
+                format!(
+                    "ISM2321 kubeconfig {} cannot be read. \
+                     Fix: let `kubectl --kubeconfig FILE config view` read it, as this process's user",
+                    kubeconfig.display()
+                )
+            })?;
         kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
             .await
             .with_context(|| {
-                format!("kubeconfig {} names no usable cluster", kubeconfig.display())
+                format!(
+                    "ISM2322 kubeconfig {} names no usable cluster. Fix: set current-context to a \
+                     context whose cluster and user are in the file, and files it names beside it",
+                    kubeconfig.display()
+                )
             })?
     } else {
         kube::Config::incluster().with_context(|| {
             let path = kubeconfig.display();
-            format!("kubeconfig {path} does not exist, and this process does not run in a pod")
+            format!(
+                "ISM2323 kubeconfig {path} does not exist, and this process does not run in a pod. \
+                 Fix: correct `kubeconfig` in its configuration file, or run it in a pod with a \
+                 service account"
+            )
         })?
     };
-    build(config)
+    build(config).with_context(|| {
+        format!("kubeconfig {} of this process's own cluster", kubeconfig.display())
+    })
 }
 
 /// The operator's kubeconfig as kubectl finds it: the given file, else the files of `KUBECONFIG`
@@ -122,7 +138,10 @@ where
     <HttpConnector<R> as tower::Service<http::Uri>>::Future: Send + Unpin + 'static,
 {
     if let Some(proxy) = &config.proxy_url {
-        bail!("proxy-url {proxy} is not supported: name the API server itself in the kubeconfig");
+        bail!(
+            "ISM2324 proxy-url {proxy} is not supported. \
+             Fix: name the API server itself as `server`, and leave proxy-url out"
+        );
     }
     // rustls wants one provider per process; another one already in place is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -133,9 +152,10 @@ where
     tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
     tcp.set_keepalive_retries(Some(KEEPALIVE_PROBES));
     tcp.set_tcp_user_timeout(Some(USER_TIMEOUT));
-    let tls = config
-        .rustls_https_connector_with_connector(tcp)
-        .context("the kubeconfig's certificates cannot be used")?;
+    let tls = config.rustls_https_connector_with_connector(tcp).context(
+        "ISM2325 the kubeconfig's certificates cannot be used. Fix: write PEM into \
+             certificate-authority-data, client-certificate-data and client-key-data, as base64",
+    )?;
     // Around TLS too: a stopped server accepts, and never says hello.
     let mut limited = TimeoutConnector::new(tls);
     limited.set_connect_timeout(Some(CONNECT));
@@ -147,9 +167,70 @@ where
         HttpClient::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(limited);
     let service = tower::ServiceBuilder::new()
         .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer().context("the kubeconfig's credential cannot be used")?)
-        .layer(config.extra_headers_layer().context("the kubeconfig's headers cannot be used")?)
+        .option_layer(config.auth_layer().context(
+            "ISM2326 the kubeconfig's credential cannot be used. Fix: name a token, a readable \
+             tokenFile or a client certificate",
+        )?)
+        .layer(config.extra_headers_layer().context(
+            "ISM2327 the kubeconfig's `as` and `as-groups` make no headers. Fix: correct them",
+        )?)
         .map_err(tower::BoxError::from)
         .service(http);
     Ok(ClientBuilder::new(service, config.default_namespace).build())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn error(text: Option<&str>) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("own.kubeconfig");
+        if let Some(text) = text {
+            std::fs::write(&path, text).unwrap();
+        }
+        match connect(&path).await {
+            Ok(_) => "it can be used".into(),
+            Err(error) => format!("{error:#}"),
+        }
+    }
+
+    fn file(cluster: &str, user: &str, context: &str) -> String {
+        format!(
+            "{{apiVersion: v1, kind: Config, current-context: {context}, clusters: [{{name: a, \
+             cluster: {{server: 'https://192.0.2.1:6443', {cluster}}}}}], contexts: [{{name: a, context: \
+             {{cluster: a, user: a}}}}], users: [{{name: a, user: {{{user}}}}}]}}"
+        )
+    }
+
+    #[tokio::test]
+    async fn a_kubeconfig_that_cannot_be_used_says_which_why_and_what_to_do() {
+        let hidden = "c2VjcmV0"; // A credential is never shown.
+        let token = format!("token: {hidden}");
+        let cases = [
+            (None, "ISM2323", "does not exist"),
+            (Some("{not yaml".to_owned()), "ISM2321", "cannot be read"),
+            (Some(file("", &token, "b")), "ISM2322", "current-context"),
+            (
+                Some(file("certificate-authority: nowhere.pem", &token, "a")),
+                "ISM2322",
+                "nowhere.pem",
+            ),
+            (Some(file("proxy-url: 'http://192.0.2.9:1'", &token, "a")), "ISM2324", "192.0.2.9"),
+            (
+                Some(file(
+                    "",
+                    &format!("client-certificate-data: {hidden}, client-key-data: {hidden}"),
+                    "a",
+                )),
+                "ISM2325",
+                "PEM",
+            ),
+        ];
+        for (text, code, word) in cases {
+            let said = error(text.as_deref()).await;
+            let whole = [code, word, "own.kubeconfig", "Fix:"].iter().all(|it| said.contains(it));
+            assert!(whole && !said.contains(hidden), "{code} {word}: {said}");
+        }
+    }
 }

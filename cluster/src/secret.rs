@@ -5,17 +5,23 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use std::fmt;
 
+/// Where Secret `cacerts` lives: beside the root namespace, so that whoever may read link
+/// credentials there cannot read the signing key (docs/adr/0008).
+pub const NAMESPACE: &str = "isthmus-ca";
+
 /// Reads Secret `cacerts` of a namespace. Errors name the key, never what it holds.
 pub async fn read_cacerts(client: &Client, namespace: &str) -> Result<Cacerts> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let secret = secrets
-        .get_opt(NAME)
-        .await
-        .with_context(|| format!("ISM2301 Secret {namespace}/{NAME} cannot be read"))?;
+    let secret = secrets.get_opt(NAME).await.with_context(|| {
+        format!(
+            "ISM2301 Secret {namespace}/{NAME} cannot be read. \
+                 Fix: apply deploy/roles.yaml, which lets the control plane alone read it"
+        )
+    })?;
     let Some(secret) = secret else {
         bail!(
             "ISM2302 Secret {namespace}/{NAME} does not exist, so no certificate can be issued. \
-             Fix: isthmus trust issue CLUSTER writes it"
+             Fix: isthmus trust issue CLUSTER --apply writes it; one in another namespace is not read"
         );
     };
     parse(namespace, secret)

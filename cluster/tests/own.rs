@@ -162,6 +162,7 @@ async fn kinds_installed_later_are_found(client: &Client, watched: &mut Watched)
         ("gateway.networking.k8s.io", "v1", "Gateway"),
         // The older version alone: it is found too.
         ("multicluster.x-k8s.io", "v1alpha1", "ServiceExport"),
+        ("isthmus.dev", "v1alpha1", "ClusterLink"),
     ] {
         install(client, group, version, kind).await;
     }
@@ -210,6 +211,11 @@ async fn kinds_installed_later_are_found(client: &Client, watched: &mut Watched)
         "metadata": {"namespace": "shop", "name": "default"}, "spec": {"mtls": {"mode": "DISABLE"}}}))
     .await;
     create(client, "multicluster.x-k8s.io/v1alpha1", "ServiceExport", meta("shop", "hello")).await;
+    for (namespace, complete) in [("isthmus-system", true), ("shop", false)] {
+        let link = json!({"metadata": {"namespace": namespace, "name": "west"},
+            "spec": {"accepted": true}, "status": {"complete": complete}});
+        create(client, "isthmus.dev/v1alpha1", "ClusterLink", link).await;
+    }
 
     // Kinds that were not installed are asked for again every 30 s.
     let inventory = until(watched, |inventory| {
@@ -219,6 +225,7 @@ async fn kinds_installed_later_are_found(client: &Client, watched: &mut Watched)
             && inventory.remote_gateways.len() == 1
             && inventory.peer_authentications.len() == 1
             && inventory.service_exports.contains(&hello())
+            && !inventory.links.is_empty()
     })
     .await;
     for (kind, name, code) in [
@@ -230,6 +237,9 @@ async fn kinds_installed_later_are_found(client: &Client, watched: &mut Watched)
     ] {
         assert!(finding(&inventory, kind, name, code), "{kind} {name}: {:#?}", inventory.findings);
     }
+    // Of the root namespace alone: elsewhere anybody could hold back the answers of DNS.
+    let link = mesh::inventory::Link { accepted: true, complete: true };
+    assert_eq!(inventory.links, [("west".to_owned(), link)].into());
     let ours = &inventory.entries[&ObjectRef::new("ServiceEntry", "shop", "hello.shop.global")];
     assert!(ours.published && ours.service == Some(hello()), "{ours:?}");
     let good = &inventory.entries[&ObjectRef::new("ServiceEntry", "shop", "good")];

@@ -181,6 +181,7 @@ pub(crate) async fn reload(
     bundles: &watch::Sender<Arc<Bundle>>,
     hurry: &watch::Sender<u64>,
     pause: Duration,
+    failed: impl Fn(),
 ) {
     loop {
         tokio::time::sleep(pause).await;
@@ -188,6 +189,7 @@ pub(crate) async fn reload(
             Ok(found) if found == current => continue,
             Ok(found) => found,
             Err(error) => {
+                failed();
                 tracing::warn!(error = format!("{error:#}"), "Secret cacerts cannot be read now");
                 continue;
             }
@@ -200,7 +202,10 @@ pub(crate) async fn reload(
                 hurry.send_modify(|count| *count += 1);
                 current = found;
             }
-            Err(error) => tracing::warn!(%error, "the new Secret cacerts is not used"),
+            Err(error) => {
+                failed();
+                tracing::warn!(%error, "the new Secret cacerts is not used");
+            }
         }
     }
 }
@@ -234,6 +239,7 @@ fn unreviewed(error: anyhow::Error) -> Refused {
 pub(crate) mod tests {
     use super::*;
     use crate::place::tests::{ROOT, inventory};
+    use std::sync::atomic::{AtomicU32, Ordering};
     use trust::root;
 
     const PASSPHRASE: &str = "correct horse battery";
@@ -369,12 +375,16 @@ pub(crate) mod tests {
         let good = cacerts("east.mesh");
         let expected = issuer(&good).unwrap().bundle().clone();
         // Unchanged, gone, bad, good; from then on the good one.
+        let (pause, failed) = (Duration::from_millis(1), AtomicU32::new(0));
         let answers = Mutex::new(vec![Ok(bad), Err(anyhow::anyhow!("gone")), Ok(first.clone())]);
         let read = async || answers.lock().unwrap().pop().unwrap_or_else(|| Ok(good.clone()));
         tokio::select! {
-            () = reload(read, first, &issuers, &bundles, &hurry, Duration::from_millis(1)) => {}
+            () = reload(read, first, &issuers, &bundles, &hurry, pause, || {
+                failed.fetch_add(1, Ordering::Relaxed);
+            }) => {}
             changed = hurried.changed() => changed.unwrap(),
         }
+        assert_eq!(failed.load(Ordering::Relaxed), 2, "gone and bad are counted");
         assert!(answers.lock().unwrap().is_empty(), "the bad ones came first and changed nothing");
         assert_eq!(**bundle.borrow(), expected);
         assert_eq!(*issuers.borrow().bundle(), expected);

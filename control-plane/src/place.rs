@@ -148,6 +148,8 @@ pub(crate) mod tests {
             gateway_addresses: Vec::new(),
             passthrough_hosts: Vec::new(),
             service_exports: BTreeSet::new(),
+            links: BTreeMap::new(),
+            resting: BTreeMap::new(),
             destination_rules: BTreeMap::new(),
             peer_authentications: BTreeMap::new(),
             findings: Vec::new(),

@@ -40,9 +40,12 @@ pub struct Config {
     /// Metrics and readiness, for everyone.
     #[serde(default = "metrics_address")]
     pub metrics: SocketAddr,
-    /// Where ConfigMap `isthmus-mesh` and Secret `cacerts` are.
+    /// Where ConfigMap `isthmus-mesh` is.
     #[serde(default = "root_namespace")]
     pub root_namespace: String,
+    /// Where Secret `cacerts` is; only the control plane may read it there (docs/adr/0008).
+    #[serde(default = "authority_namespace")]
+    pub authority_namespace: String,
 }
 
 fn listen() -> SocketAddr {
@@ -61,6 +64,10 @@ fn root_namespace() -> String {
     "isthmus-system".into()
 }
 
+fn authority_namespace() -> String {
+    cluster::secret::NAMESPACE.into()
+}
+
 /// First and longest pause between attempts to read Secret `cacerts` at the start.
 const CACERTS_RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -69,7 +76,8 @@ const WAITING: usize = 64;
 
 /// Runs until `end`: then unready, no new connections, streams end, and the watches last.
 pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
-    let Config { kubeconfig, listen, admin, metrics: metrics_at, root_namespace } = config;
+    let Config { kubeconfig, listen, admin, metrics: metrics_at, .. } = config;
+    let (root_namespace, authority_namespace) = (config.root_namespace, config.authority_namespace);
     // Ending by ourselves is not the caller's end.
     let end = end.child_token();
     // What shows our state outlives what has one.
@@ -107,8 +115,8 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     let following = tokio::spawn(follow(served.clone(), watched.inventory.clone()));
 
     let read = {
-        let (client, root_namespace) = (client.clone(), root_namespace.clone());
-        async move || cluster::secret::read_cacerts(&client, &root_namespace).await
+        let client = client.clone();
+        async move || cluster::secret::read_cacerts(&client, &authority_namespace).await
     };
     let first = tokio::select! {
         () = end.cancelled() => return Ok(()),
@@ -131,10 +139,11 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     readiness.done("authority");
 
     let renew = {
-        let (issuer, root_namespace) = (issuer.clone(), root_namespace);
+        let (issuer, numbers) = (issuer.clone(), numbers.clone());
         async move || {
             let issuer = issuer.borrow().clone();
-            authority::own_svid(&issuer, &root_namespace)
+            let made = authority::own_svid(&issuer, &root_namespace);
+            made.inspect_err(|_| numbers.renewal_failed("certificate"))
         }
     };
     let review: authority::Review = Box::new(move |token| {
@@ -142,6 +151,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
         Box::pin(async move { cluster::token::review(&client, &token, authority::AUDIENCE).await })
     });
     let issue = Authority::new(issuer.clone(), served.clone(), review, numbers.clone());
+    let reloading = numbers.clone();
     let tls = tls::server_config(svid, bundle, Clients::Optional, &[b"h2"]);
     let (accepted, incoming) = mpsc::channel(WAITING);
     let accepting = tokio::spawn(accept(
@@ -162,7 +172,9 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
 
     let aside = async {
         tokio::join!(
-            authority::reload(read, cacerts, &issuers, &bundles, &hurry, authority::RELOAD),
+            authority::reload(read, cacerts, &issuers, &bundles, &hurry, authority::RELOAD, || {
+                reloading.renewal_failed("authority");
+            }),
             rotation::keep(&svids, hurried, renew),
             mirror(issuer.clone(), &issuer_known),
             report(&readiness, watched.inventory.clone(), watched.health.clone(), issuer.clone()),

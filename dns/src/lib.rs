@@ -6,9 +6,11 @@
 
 mod answer;
 mod forward;
+mod lookup;
 mod serve;
 mod telemetry;
 
+pub use lookup::{Found, lookup};
 pub use serve::Server;
 
 use ipnet::IpNet;

@@ -9,6 +9,7 @@ mod links;
 mod numbers;
 mod publish;
 mod renew;
+mod resolve;
 mod run;
 mod status;
 mod store;

@@ -3,7 +3,7 @@
 //! Pure: objects and remote states in, a judgement per link out.
 
 use cluster::api::cluster_link::ClusterLink;
-use cluster::remote::{Problem, Remote, Remotes, Told};
+use cluster::remote::{Problem, Reachable, Remote, Remotes, Told};
 use mesh::export::{Exports, ImportPolicy};
 use mesh::inventory::Inventory;
 use mesh::name::ClusterId;
@@ -102,15 +102,24 @@ pub(crate) fn exports(
     all
 }
 
-/// True once every accepted link has told us all, or is certain to count for nothing: only then is
-/// an absent name a name that does not exist.
+/// True once every accepted link is [`known`]: only then is an absent name a name that does not
+/// exist.
 pub(crate) fn complete(judged: &BTreeMap<String, Judged>, remotes: &Remotes) -> bool {
-    let heard = |link: &Judged| match link.consent {
-        Consent::Awaiting => true,
-        Consent::Accepted(_) => link.told.is_some() || link.secret_missing,
-        Consent::Unreadable(_) => false,
-    };
-    remotes.synced && judged.values().all(heard)
+    let accepted = judged.iter().filter(|(_, link)| !matches!(link.consent, Consent::Awaiting));
+    let mut accepted = accepted.map(|(name, link)| known(link, remotes.links.get(name)));
+    remotes.synced && accepted.all(|known| known)
+}
+
+/// An accepted link that has told us all and is heard just now, or is certain to count for nothing.
+///
+/// One that fell silent after it had told us all is not known: its names stay (decision 13), but
+/// what it exports since we cannot say, and NXDOMAIN would be a claim about now (decision 10).
+pub(crate) fn known(link: &Judged, remote: Option<&Remote>) -> bool {
+    let heard = remote.is_some_and(|remote| remote.state.reachable.is == Reachable::True);
+    match link.consent {
+        Consent::Awaiting | Consent::Unreadable(_) => false,
+        Consent::Accepted(_) => (link.told.is_some() && heard) || link.secret_missing,
+    }
 }
 
 /// A link that has not told us anything since we started: who it was, from its own object, or from

@@ -31,10 +31,12 @@ pub(crate) fn own(root: &str) -> Inventory {
         endpoints: BTreeMap::new(),
         workloads: BTreeMap::new(),
         entries: BTreeMap::new(),
+        resting: BTreeMap::new(),
         remote_gateways: BTreeMap::new(),
         gateway_addresses: vec![],
         passthrough_hosts: vec![],
         service_exports: BTreeSet::new(),
+        links: BTreeMap::new(),
         destination_rules: BTreeMap::new(),
         peer_authentications: BTreeMap::new(),
         findings: vec![],
@@ -84,6 +86,17 @@ pub(crate) fn object(name: &str, accepted: bool) -> (String, ClusterLink) {
     let import = Import { namespaces: vec!["*".into()], gateway_ranges: vec![] };
     let spec = ClusterLinkSpec { accepted, import, ..ClusterLinkSpec::default() };
     (name.to_owned(), ClusterLink::new(name, spec))
+}
+
+/// What west exports, behind one gateway at port 15444.
+pub(crate) fn exports_at(host: &str) -> Exports {
+    let root = root("mesh");
+    let (own, mut told) = (own(&root), told("west", "u-w", &root));
+    let gateway = mesh::inventory::GatewayAddress { host: host.into(), port: 15444 };
+    Arc::make_mut(&mut told).gateways = vec![gateway];
+    let (objects, remotes) =
+        (BTreeMap::from([object("west", true)]), remotes(&[("west", Some(told))]));
+    exports(&own, &objects, &judge(&own, &objects, &remotes)).remove(0)
 }
 
 fn reason(judged: &Judged) -> &str {
@@ -214,6 +227,23 @@ fn a_link_not_heard_since_the_start_is_kept_by_what_is_remembered() {
     let judged = judge(&own, &objects, &gone);
     assert!(exports(&own, &objects, &judged).is_empty());
     assert!(complete(&judged, &gone));
+}
+
+#[test]
+fn a_link_that_fell_silent_publishes_on_and_denies_nothing() {
+    let root = root("mesh");
+    let own = own(&root);
+    let objects = BTreeMap::from([object("west", true)]);
+    let mut remotes = remotes(&[("west", Some(told("west", "u-w", &root)))]);
+    let judged = judge(&own, &objects, &remotes);
+    assert!(complete(&judged, &remotes));
+    remotes.links.get_mut("west").unwrap().state.reachable.is = Reachable::Unknown;
+    let judged = judge(&own, &objects, &remotes);
+    assert!(exports(&own, &objects, &judged)[0].synced, "what it told stands");
+    assert!(!complete(&judged, &remotes), "what it exports since nobody knows");
+    // Nothing is expected of a link that nobody accepted.
+    let objects = BTreeMap::from([object("west", false)]);
+    assert!(complete(&judge(&own, &objects, &remotes), &remotes));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The controller's metrics.
 
+use crate::renew::Failures;
 use cluster::api::cluster_link::ClusterLinkStatus;
 use cluster::apply::Progress;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -28,6 +29,7 @@ pub(crate) struct Numbers {
     heartbeat: Family<OfCluster, Gauge>,
     services: Family<OfCluster, Gauge>,
     endpoints: Family<OfCluster, Gauge>,
+    renewals_failed: Family<OfCluster, Gauge>,
     leading: Gauge,
     pending: Gauge,
     written: Gauge,
@@ -65,6 +67,11 @@ impl Numbers {
                 "isthmus_link_endpoints",
                 "Ready endpoints behind them",
                 numbers.endpoints.clone(),
+            );
+            registry.register(
+                "isthmus_link_renewal_failures",
+                "Attempts in a row that did not renew a link's credential; absent while it is fresh",
+                numbers.renewals_failed.clone(),
             );
             registry.register(
                 "isthmus_federation_leading",
@@ -130,6 +137,14 @@ impl Numbers {
             self.since.remove(gone);
         }
         (self.shown, self.conditions) = (shown, conditions);
+    }
+
+    pub(crate) fn renewals(&self, failed: &Failures) {
+        self.renewals_failed.clear();
+        for (name, failure) in &**failed {
+            let cluster = OfCluster { cluster: name.clone() };
+            self.renewals_failed.get_or_create(&cluster).set(failure.attempts.into());
+        }
     }
 
     pub(crate) fn writing(&self, leading: bool, progress: &Progress) {

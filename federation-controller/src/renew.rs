@@ -26,6 +26,36 @@ pub(crate) struct Renewing {
     pub rules: Rules,
     /// Share of a token's life after which the next is asked for.
     pub at: f64,
+    /// Where failures are told.
+    pub failures: watch::Sender<Failures>,
+}
+
+/// Links whose credential could not be renewed at the last attempt, by name.
+pub(crate) type Failures = Arc<BTreeMap<String, Failure>>;
+
+/// Why, and how often in a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub why: String,
+    pub attempts: u32,
+}
+
+/// The last attempt's outcome, told where it is news.
+fn tell(failures: &watch::Sender<Failures>, name: &str, why: Option<String>) {
+    failures.send_if_modified(|known| {
+        let before = known.get(name);
+        let after =
+            why.map(|why| Failure { why, attempts: before.map_or(1, |it| it.attempts + 1) });
+        if before == after.as_ref() {
+            return false;
+        }
+        let all = Arc::make_mut(known);
+        match after {
+            Some(failure) => drop(all.insert(name.to_owned(), failure)),
+            None => drop(all.remove(name)),
+        }
+        true
+    });
 }
 
 /// Keeps every credential fresh until `end`. A failure leaves the old one in use until its end.
@@ -40,6 +70,7 @@ pub(crate) async fn keep(renewing: Renewing, end: CancellationToken) {
             _ = look.tick() => {}
             Some(done) = asking.join_next() => {
                 let (name, result) = done.expect("asking does not panic");
+                tell(&renewing.failures, &name, result.as_ref().err().map(|error| format!("{error:#}")));
                 if let Err(error) = &result {
                     tracing::warn!(link = name, error = format!("{error:#}"), "a link's credential was not renewed");
                 }
@@ -48,6 +79,14 @@ pub(crate) async fn keep(renewing: Renewing, end: CancellationToken) {
         }
         let Some(term) = renewing.fence.permit(Instant::now()) else { continue };
         let remotes = renewing.remotes.borrow().clone();
+        // What is no credential of ours any more has no failures.
+        renewing.failures.send_if_modified(|known| {
+            let gone = known.keys().any(|name| !remotes.credentials.contains_key(name));
+            if gone {
+                Arc::make_mut(known).retain(|name, _| remotes.credentials.contains_key(name));
+            }
+            gone
+        });
         let all = remotes.credentials.iter();
         let all = all.map(|(name, one)| (name.as_str(), one.fingerprint(), one.life()));
         for name in dates.due(all, SystemTime::now(), rand::random) {
@@ -171,6 +210,19 @@ mod tests {
             let all = all.map(|(name, (fingerprint, life))| (*name, *fingerprint, *life));
             self.dates.due(all, at(now), || 0.5)
         }
+    }
+
+    #[test]
+    fn failures_are_told_counted_and_forgiven() {
+        let (failures, mut told) = watch::channel(Failures::default());
+        tell(&failures, "west", None);
+        assert!(!told.has_changed().unwrap(), "nothing was wrong, and nothing is");
+        tell(&failures, "west", Some("ISM2502 no".into()));
+        tell(&failures, "west", Some("ISM2502 no".into()));
+        let expected = Failure { why: "ISM2502 no".into(), attempts: 2 };
+        assert_eq!(told.borrow_and_update()["west"], expected);
+        tell(&failures, "west", None);
+        assert!(told.borrow_and_update().is_empty());
     }
 
     #[test]

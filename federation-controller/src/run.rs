@@ -5,6 +5,7 @@ use crate::links;
 use crate::numbers::Numbers;
 use crate::publish::Publisher;
 use crate::renew::{self, Renewing};
+use crate::resolve;
 use crate::status::{Facts, Saved, Shown, Statuses, shown};
 use crate::store::Store;
 use anyhow::Context as _;
@@ -62,6 +63,9 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     let last_zone: Zone = zone_store.load().unwrap_or_default();
     // Whatever an old zone lacks may exist by now: never NXDOMAIN from it.
     let (zone, zones) = watch::channel(Arc::new(Zone { complete: false, ..last_zone }));
+    // Whoever is asked about names that are not ours knows the world's; else the machine's resolvers.
+    let upstreams = config.dns.iter().flat_map(|dns| dns.upstreams.clone()).collect::<Vec<_>>();
+    let resolvers = if upstreams.is_empty() { resolve::system() } else { upstreams };
     let dns = config.dns.clone().map(|dns| {
         let options = dns::Options {
             listen: dns.listen,
@@ -90,7 +94,12 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
         },
         end.clone(),
     );
+    let (wanted_names, names_wanted) = watch::channel(BTreeSet::new());
+    let (found_names, names) = watch::channel(resolve::Table::default());
+    tokio::spawn(resolve::keep(resolvers, names_wanted, found_names, end.clone()));
+    let (failures, failed) = watch::channel(renew::Failures::default());
     let renewing = Renewing {
+        failures,
         shelf: Shelf::new(client.clone(), &config.root_namespace),
         remotes: remotes.clone(),
         fence: fence.clone(),
@@ -105,6 +114,9 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
             end.clone(),
         ),
         remotes,
+        failed,
+        names,
+        wanted_names,
         objects: link_objects::start(
             client.clone(),
             &config.root_namespace,
@@ -213,6 +225,8 @@ fn pages(view: &View) -> Pages {
 struct PlanPage {
     entries: Vec<mesh::inventory::ServiceEntry>,
     gateways: Vec<mesh::inventory::RemoteGateway>,
+    /// Virtual addresses that are kept from other hosts for a while.
+    resting: Vec<mesh::inventory::Resting>,
     deletions: Vec<String>,
     findings: Vec<Finding>,
 }
@@ -222,6 +236,7 @@ impl PlanPage {
         Self {
             entries: plan.entries.values().cloned().collect(),
             gateways: plan.gateways.values().cloned().collect(),
+            resting: plan.resting.values().cloned().collect(),
             deletions: plan.deletions.iter().map(ToString::to_string).collect(),
             findings: plan.findings.clone(),
         }
@@ -232,6 +247,9 @@ impl PlanPage {
 struct Controller {
     own: own_watch::Watched,
     remotes: watch::Receiver<Arc<Remotes>>,
+    failed: watch::Receiver<renew::Failures>,
+    names: watch::Receiver<resolve::Table>,
+    wanted_names: watch::Sender<BTreeSet<mesh::name::Hostname>>,
     objects: watch::Receiver<Objects>,
     progress: watch::Receiver<Progress>,
     fence: Fence,
@@ -266,6 +284,7 @@ impl Controller {
                 news = self.remotes.changed() => news,
                 news = self.objects.changed() => news,
                 news = self.progress.changed() => news,
+                news = self.names.changed() => news,
                 _ = tick.tick() => Ok(()),
             };
             if news.is_err() {
@@ -283,7 +302,15 @@ impl Controller {
         let (now, wall) = (Instant::now(), SystemTime::now());
 
         if let (Some(own), Some(objects)) = (&own, &objects) {
-            self.publisher.renew(own, objects, &remotes);
+            let names = self.names.borrow_and_update().clone();
+            self.publisher.renew(own, objects, &remotes, &names, wall);
+            self.wanted_names.send_if_modified(|before| {
+                let news = *before != self.publisher.names;
+                if news {
+                    before.clone_from(&self.publisher.names);
+                }
+                news
+            });
             send(&self.desired, self.publisher.desired.clone());
             if let Some(zone) = self.publisher.zone.clone()
                 && !Arc::ptr_eq(&self.zone.borrow(), &zone)
@@ -343,6 +370,8 @@ impl Controller {
         wall: SystemTime,
     ) {
         let Some(objects) = objects else { return };
+        let failed = self.failed.borrow().clone();
+        self.numbers.renewals(&failed);
         let names: BTreeSet<&String> = objects.keys().chain(remotes.links.keys()).collect();
         let mut wanted = Wanted::default();
         (wanted.create, wanted.delete) = links::objects_wanted(objects, remotes);
@@ -353,6 +382,9 @@ impl Controller {
                 remote: remotes.links.get(*name),
                 judged: self.publisher.judged.get(*name),
                 summary: self.publisher.plan.links.get(*name),
+                standing: self.publisher.standing,
+                credential: remotes.credentials.get(*name).map(|one| one.life()),
+                renewal: failed.get(*name),
             };
             // Before the secrets are listed, a missing one is not known to be missing.
             if facts.remote.is_none() && !remotes.synced {

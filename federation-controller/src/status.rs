@@ -1,10 +1,12 @@
 //! What is said of each link: conditions with ages, in its ClusterLink, on the admin page, as
 //! metrics, and on disk for a start while no API server answers.
 
-use crate::links::{Consent, Judged, Trust};
+use crate::links::{self, Consent, Judged, Trust};
+use crate::renew::Failure;
 use cluster::api::Time;
 use cluster::api::cluster_link::{ClusterLink, ClusterLinkStatus, Condition};
 use cluster::remote::{Problem, Reachable, Remote};
+use cluster::renewal::Life;
 use mesh::federate::LinkSummary;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -17,6 +19,12 @@ pub(crate) struct Facts<'a> {
     pub remote: Option<&'a Remote>,
     pub judged: Option<&'a Judged>,
     pub summary: Option<&'a LinkSummary>,
+    /// All that is planned stands in our own API server.
+    pub standing: bool,
+    /// Of a credential that this controller renews: how long the one in use lives.
+    pub credential: Option<Life>,
+    /// Why it could not be renewed at the last attempt.
+    pub renewal: Option<&'a Failure>,
 }
 
 /// A condition before its age is known: kind, status, reason, message.
@@ -95,6 +103,8 @@ fn status(facts: &Facts<'_>, old: ClusterLinkStatus, now: SystemTime) -> Cluster
             status.last_heard = Some(time(heard.wall));
         }
     }
+    let known = |judged| links::known(judged, remote);
+    status.complete = facts.standing && facts.judged.is_some_and(known);
     // An unsynced link keeps its numbers with what it published; a link that counts for nothing has none.
     match facts.summary {
         Some(summary) if told.is_some() => {
@@ -136,11 +146,13 @@ fn conditions(facts: &Facts<'_>, old: &ClusterLinkStatus) -> Vec<Said> {
     let synced = synced(facts, old);
     let trusted = trusted(facts, old);
     let ready = ready(facts, [&accepted, &synced, &trusted, &reachable]);
-    vec![accepted, reachable, synced, trusted, ready]
+    let credential = credential(facts);
+    [accepted, reachable, synced, trusted].into_iter().chain(credential).chain([ready]).collect()
 }
 
 fn rank(kind: &str) -> usize {
-    let order = ["Accepted", "Reachable", "Synced", "TrustEstablished", "Ready"];
+    let order =
+        ["Accepted", "Reachable", "Synced", "TrustEstablished", "CredentialRenewed", "Ready"];
     order.iter().position(|one| *one == kind).unwrap_or(order.len())
 }
 
@@ -275,6 +287,28 @@ fn trusted(facts: &Facts<'_>, old: &ClusterLinkStatus) -> Said {
             ),
         },
     }
+}
+
+/// Whether the link's token is kept fresh; nothing of a credential that is not ours to renew. It is no
+/// part of Ready: until its end the token in use is as good as ever.
+fn credential(facts: &Facts<'_>) -> Option<Said> {
+    const KIND: &str = "CredentialRenewed";
+    let ends = facts.credential?.expires;
+    let until = time(ends).0;
+    Some(match facts.renewal {
+        None => (KIND, "True", "Fresh".into(), format!("The token in use lives until {until}.")),
+        Some(failure) => (
+            KIND,
+            "False",
+            "RenewalFailed".into(),
+            format!(
+                "It could not be renewed, {} attempts so far; the token in use lives until {until}, \
+                 and after that this link is not heard any more: {}. It is tried again by itself; \
+                 isthmus link {} with both contexts mints a new one at once.",
+                failure.attempts, failure.why, facts.name
+            ),
+        ),
+    })
 }
 
 /// Ready where calls can work: what is reachable is not part of it, since a link outlives its API.

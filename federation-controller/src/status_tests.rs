@@ -13,11 +13,14 @@ fn at(seconds: u64) -> SystemTime {
 struct World {
     root: String,
     statuses: Statuses,
+    credential: Option<Life>,
+    renewal: Option<Failure>,
 }
 
 impl World {
     fn new() -> Self {
-        Self { root: root("mesh"), statuses: Statuses::default() }
+        let statuses = Statuses::default();
+        Self { root: root("mesh"), statuses, credential: None, renewal: None }
     }
     fn say(&mut self, accepted: bool, remotes: &Remotes, now: u64) -> ClusterLinkStatus {
         let objects = BTreeMap::from([object("west", accepted)]);
@@ -28,6 +31,9 @@ impl World {
             remote: remotes.links.get("west"),
             judged: judged.get("west"),
             summary: None,
+            standing: true,
+            credential: self.credential,
+            renewal: self.renewal.as_ref(),
         };
         self.statuses.renew(&facts, at(now)).clone()
     }
@@ -55,6 +61,46 @@ fn a_new_link_awaits_consent() {
         ("u-w", "net-west", 1)
     );
     assert!(status.condition("Accepted").unwrap().message.contains("Fix: "));
+}
+
+#[test]
+fn a_link_is_complete_while_it_is_accepted_and_heard() {
+    let mut w = World::new();
+    let mut remotes = w.synced();
+    assert!(!w.say(false, &remotes, 100).complete);
+    assert!(w.say(true, &remotes, 101).complete);
+    remotes.links.get_mut("west").unwrap().state.reachable.is = Reachable::Unknown;
+    assert!(!w.say(true, &remotes, 102).complete);
+    // No secret leads there, and that is certain: it counts for nothing.
+    let gone = Remotes { synced: true, ..Remotes::default() };
+    assert!(w.say(true, &gone, 103).complete);
+}
+
+#[test]
+fn a_credential_that_is_not_renewed_is_said_and_hurts_nothing_yet() {
+    let mut w = World::new();
+    let remotes = w.synced();
+    assert_eq!(
+        w.say(true, &remotes, 100).condition("CredentialRenewed"),
+        None,
+        "not ours to renew"
+    );
+    w.credential = Some(Life { issued: at(0), expires: at(1_000) });
+    let status = w.say(true, &remotes, 101);
+    assert_eq!(status.condition("CredentialRenewed").unwrap().status, "True");
+    w.renewal =
+        Some(Failure { why: "ISM2502 west gives no new token. Fix: let it".into(), attempts: 3 });
+    let status = w.say(true, &remotes, 102);
+    let said = status.condition("CredentialRenewed").unwrap();
+    assert_eq!((said.status.as_str(), said.reason.as_str()), ("False", "RenewalFailed"));
+    for word in ["3 attempts", "1970-01-01T00:16:40Z", "ISM2502", "isthmus link west"] {
+        assert!(said.message.contains(word), "{word}: {}", said.message);
+    }
+    assert_eq!(status.condition("Ready").unwrap().status, "True");
+    w.renewal = None;
+    let status = w.say(true, &remotes, 200);
+    let said = status.condition("CredentialRenewed").unwrap();
+    assert_eq!((said.status.as_str(), said.last_transition_time.0.as_second()), ("True", 200));
 }
 
 #[test]
@@ -97,7 +143,7 @@ fn a_restart_forgets_neither_identity_nor_trust() {
     let mut w = World::new();
     let remotes_before = w.synced();
     let before = w.say(true, &remotes_before, 100);
-    let mut again = World { root: w.root.clone(), statuses: Statuses::default() };
+    let mut again = World { root: w.root.clone(), ..World::new() };
     again.statuses.remember("west", before);
     let status = again.say(true, &remotes(&[("west", None)]), 200);
     assert_eq!(status.uid, "u-w");

@@ -265,6 +265,7 @@ async fn a_link_from_its_secret_to_its_end() {
     .await;
     println!("back -> followed: {took:?}");
 
+    let addresses = east.entry("shop", ENTRY).await.unwrap()["spec"]["addresses"].clone();
     // The secret goes: said at once, withdrawn soon; consent stays a person's.
     let secrets = east.api("v1", "Secret", "isthmus-system");
     secrets.delete("istio-remote-secret-west", &Default::default()).await.unwrap();
@@ -280,6 +281,17 @@ async fn a_link_from_its_secret_to_its_end() {
         east.entry("shop", ENTRY).await.is_none().then_some(())
     })
     .await;
+    // Its addresses rest where a restart finds them, and are its own again if it comes back.
+    let rests = east.resting("shop", ENTRY).await.expect("its addresses rest");
+    assert_eq!(rests.1, addresses);
+    controller.stop().await;
+    controller = Controller::start(&east, states[0].path());
+    until("the restarted controller has planned", Duration::from_secs(20), async || {
+        let page: Value = serde_json::from_str(&controller.page("/plan").await?).ok()?;
+        (!page["resting"].as_array()?.is_empty()).then_some(())
+    })
+    .await;
+    assert_eq!(east.resting("shop", ENTRY).await.as_ref(), Some(&rests), "forgotten by a restart");
     until("the gateway is withdrawn", Duration::from_secs(10), async || {
         east.read("gateway.networking.k8s.io/v1", "Gateway", "isthmus-system", "isthmus-west")
             .await
@@ -291,10 +303,15 @@ async fn a_link_from_its_secret_to_its_end() {
 
     // And deleting the link's object withdraws consent, though the secret is there.
     east.remote_secret(&west, LINK, &west.authority).await;
-    until("hello is imported again", Duration::from_secs(10), async || {
+    let (again, _) = until("hello is imported again", Duration::from_secs(10), async || {
         east.entry("shop", ENTRY).await
     })
     .await;
+    assert_eq!(again["spec"]["addresses"], addresses);
+    let single = east.entry("shop", "hello.shop.west.global").await.unwrap();
+    let uid = &west.read("v1", "Namespace", "", "kube-system").await.unwrap()["metadata"]["uid"];
+    assert_eq!(&single["metadata"]["labels"]["isthmus.dev/source-uid"], uid);
+    assert!(again["metadata"]["labels"]["isthmus.dev/source-uid"].is_null(), "of many sources");
     let links = east.api("isthmus.dev/v1alpha1", "ClusterLink", "isthmus-system");
     links.delete("west", &Default::default()).await.unwrap();
     until("hello is withdrawn", Duration::from_secs(10), async || {
@@ -383,6 +400,16 @@ async fn a_link_renews_its_credential() {
     })
     .await;
     println!("bond deleted -> Unauthorized: {took:?}");
+    // That it is not renewed shows where people look, not only in the log.
+    until("the failed renewal is told", Duration::from_secs(30), async || {
+        let link = east.link("west").await?;
+        let said = condition(&link, "CredentialRenewed").filter(|c| c["status"] == "False")?;
+        let message = said["message"].as_str()?;
+        assert!(["ISM2502", "isthmus link west"].iter().all(|it| message.contains(it)), "{said}");
+        let metrics = controller.page("/metrics").await?;
+        metrics.contains("isthmus_link_renewal_failures{cluster=\"west\"}").then_some(())
+    })
+    .await;
     assert_eq!(copies(&east.entry("shop", ENTRY).await.unwrap()), 2, "withdrawn by a revocation");
 
     // A new one by hand is used at once, whatever ours says; with it gone, ours goes too.
@@ -393,7 +420,8 @@ async fn a_link_renews_its_credential() {
     east.remote_secret(&west, minted.token.reveal(), &west.authority).await;
     until("the link works again", Duration::from_secs(30), async || {
         let link = east.link("west").await?;
-        condition(&link, "Reachable").filter(|c| c["status"] == "True").map(|_| ())
+        condition(&link, "Reachable").filter(|c| c["status"] == "True")?;
+        condition(&link, "CredentialRenewed").filter(|c| c["status"] == "True").map(|_| ())
     })
     .await;
     let secrets = east.api("v1", "Secret", "isthmus-system");

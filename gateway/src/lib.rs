@@ -66,7 +66,7 @@ pub async fn start(config: Config, end: CancellationToken) -> anyhow::Result<Run
     let pages = Pages::new().with_readiness(&readiness).with_metrics(&metrics);
     let admin = Listen::Tcp { address: config.admin, public: false };
     let starting = tokio::select! {
-        agent = agent::start(config.agent(), &readiness, over.clone()) => agent,
+        agent = agent::start(config.agent(), &readiness, &metrics, over.clone()) => agent,
         () = end.cancelled() => anyhow::bail!("ended before it had an identity"),
     };
     let agent = starting?;

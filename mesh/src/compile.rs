@@ -54,10 +54,8 @@ pub fn resource(world: &World, view: &View, name: &ResourceName) -> Option<Arc<R
                 root_certificates: world.own.mesh.root_certificates.clone(),
             })
         }),
-        // What a control plane does not know yet is asked of the cluster's DNS, which does know
-        // whether all links were heard; so this zone never claims to be complete.
         ResourceKind::Zone => (*name == ResourceName::zone() && !gateway)
-            .then(|| Resource::Zone(crate::zone::zone(&world.own, false))),
+            .then(|| Resource::Zone(crate::zone::zone(&world.own, world.all_links_complete()))),
     };
     made.map(Arc::new)
 }

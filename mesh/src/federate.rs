@@ -7,7 +7,7 @@ mod vip;
 
 use crate::export::{Exports, ROOT_NAMESPACE};
 use crate::finding::{Finding, ObjectRef, Severity};
-use crate::inventory::{Inventory, RemoteGateway, ServiceEntry};
+use crate::inventory::{Inventory, RemoteGateway, Resting, ServiceEntry};
 use crate::name::{ClusterId, Hostname, ServiceName};
 use join::join;
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,8 @@ use std::net::IpAddr;
 pub struct Plan {
     pub entries: BTreeMap<ObjectRef, ServiceEntry>,
     pub gateways: BTreeMap<ObjectRef, RemoteGateway>,
+    /// Entries that name nothing any more, as long as their addresses rest.
+    pub resting: BTreeMap<ObjectRef, Resting>,
     /// Ours, no longer wanted, and every source that ever fed it is synced or gone.
     pub deletions: BTreeSet<ObjectRef>,
     /// Why something was left out or changed; sorted.
@@ -36,14 +38,19 @@ pub struct LinkSummary {
     pub refused: u32,
 }
 
+/// Seconds that a freed virtual address rests before another host may have it (decision 7): longer
+/// than resolvers and clients keep the old meaning.
+pub const REST: i64 = 600;
+
 /// Plans our own API server's content from what `own` has and what the accepted `links` export.
 ///
 /// A link that is not synced keeps what it published before. A cluster without a link (removed)
 /// loses its endpoints. Law: planning again over an applied plan changes nothing.
 ///
-/// Freed virtual addresses are not rested here (no clock): the caller deletes the entry they belong
-/// to last, and until then they are taken.
-pub fn plan(own: &Inventory, links: &[Exports]) -> Plan {
+/// An entry that is not wanted any more is not deleted at once: it stays, without a meaning, until its
+/// addresses have rested [`REST`] from `now` (seconds since the epoch). So a restart forgets nothing,
+/// and a host that comes back meanwhile has the address it had.
+pub fn plan(own: &Inventory, links: &[Exports], now: i64) -> Plan {
     let mut plan = Plan::default();
     let existing = Existing::of(own);
     let used = policy::distinct(own, links, &mut plan.findings);
@@ -81,7 +88,7 @@ pub fn plan(own: &Inventory, links: &[Exports]) -> Plan {
         let entry = join(own, &existing, &name, &shares, &mut plan.findings);
         plan.entries.insert(entry.object.clone(), entry);
     }
-    address(own, &existing, &mut plan);
+    address(own, &existing, now, &mut plan);
 
     let unwanted = |object: &&ObjectRef| {
         !plan.entries.contains_key(*object) && !plan.gateways.contains_key(*object)
@@ -92,22 +99,69 @@ pub fn plan(own: &Inventory, links: &[Exports]) -> Plan {
     let entries = own.entries.values().filter(|entry| entry.published);
     let entries = entries.filter(|entry| all_heard || entry.service.is_some());
     // What an unsynced link fed was taken over above as its share, so what is unwanted now has only
-    // sources that are synced or gone.
-    plan.deletions = entries
-        .map(|entry| &entry.object)
-        .chain(doors.map(|door| &door.object))
-        .filter(unwanted)
-        .cloned()
-        .collect();
+    // sources that are synced or gone; but a source is the cluster itself, by whatever name.
+    let silent = |uid: &Option<String>, admits: &dyn Fn(&Exports) -> bool| {
+        let same = |link: &Exports| !link.synced && Some(&link.uid) == uid.as_ref() && admits(link);
+        links.iter().any(same)
+    };
+    let single_silent = |entry: &ServiceEntry| {
+        let admits = |link: &Exports| {
+            entry.service.as_ref().is_none_or(|service| policy::admits(&link.import, service))
+        };
+        silent(&entry.source_uid, &admits)
+    };
+    let fed = own.entries.values().filter(|entry| entry.published && single_silent(entry));
+    let unheard: BTreeSet<&ServiceName> = fed.filter_map(|entry| entry.service.as_ref()).collect();
+    let joint = |entry: &ServiceEntry| entry.source_uid.is_none();
+    let silent_entry = |entry: &ServiceEntry| {
+        let service = entry.service.as_ref();
+        single_silent(entry) || (joint(entry) && service.is_some_and(|it| unheard.contains(it)))
+    };
+    let entries = entries.filter(|entry| unwanted(&&entry.object) && !silent_entry(entry));
+    let doors = doors
+        .filter(|door| unwanted(&&door.object) && !silent(&door.source_uid, &|_: &Exports| true));
+    let (resting, over) = rest(own, entries, &plan.entries, now);
+    plan.deletions = doors.map(|door| door.object.clone()).chain(over).collect();
+    plan.resting = resting;
     plan.findings.sort();
     plan.findings.dedup();
     plan
+}
+
+/// Of unwanted entries and those that rest already: what rests on, and what may be deleted.
+fn rest<'a>(
+    own: &Inventory,
+    unwanted: impl Iterator<Item = &'a ServiceEntry>,
+    wanted: &BTreeMap<ObjectRef, ServiceEntry>,
+    now: i64,
+) -> (BTreeMap<ObjectRef, Resting>, Vec<ObjectRef>) {
+    let hosts: BTreeSet<&Hostname> = wanted.values().map(|entry| &entry.hosts[0]).collect();
+    let freed = unwanted.filter_map(|entry| {
+        let (host, addresses) = (entry.hosts.first()?.clone(), entry.addresses.clone());
+        Some((entry.object.clone(), Resting { host, addresses, until: now + REST }))
+    });
+    // A clock that was ahead when it was written must not hold an address for years.
+    let before = own.resting.iter().map(|(object, rest)| {
+        (object.clone(), Resting { until: rest.until.min(now + REST), ..rest.clone() })
+    });
+    let (mut resting, mut over) = (BTreeMap::new(), Vec::new());
+    for (object, rest) in freed.chain(before).filter(|(object, _)| !wanted.contains_key(object)) {
+        // Its host may stand elsewhere now, with the same addresses.
+        let held = !rest.addresses.is_empty() && !hosts.contains(&rest.host);
+        if held && rest.until > now {
+            resting.insert(object, rest);
+        } else {
+            over.push(object);
+        }
+    }
+    (resting, over)
 }
 
 /// The entry of one cluster's copies alone: `hello.shop.west.global`.
 fn single(own: &Inventory, existing: &Existing<'_>, share: &Share) -> ServiceEntry {
     let host = share.service.cluster_host(&share.cluster);
     let mut entry = blank(own, existing, &share.service, vec![host], share.created);
+    entry.source_uid = share.source_uid.clone();
     entry.ports = join::named(share.ports.iter().map(|port| (port.number, port)));
     entry.endpoints = share.endpoints.clone();
     if entry.ports.is_empty() {
@@ -137,25 +191,31 @@ fn blank(
         subject_alt_names: Vec::new(),
         published: true,
         service: Some(service.clone()),
+        source_uid: None,
         hosts,
     }
 }
 
 /// Gives every entry that can be called its virtual addresses.
-fn address(own: &Inventory, existing: &Existing<'_>, plan: &mut Plan) {
+fn address(own: &Inventory, existing: &Existing<'_>, now: i64, plan: &mut Plan) {
     let host_of = |entry: &ServiceEntry| entry.hosts[0].clone();
     let wanted: BTreeSet<Hostname> = plan.entries.values().map(host_of).collect();
     let services = own.services.values().flat_map(|service| &service.addresses);
     let others = own.entries.values().filter(|entry| {
         !entry.published || entry.hosts.first().is_none_or(|host| !wanted.contains(host))
     });
-    let taken: BTreeSet<IpAddr> =
-        services.chain(others.flat_map(|entry| &entry.addresses)).copied().collect();
+    let resting = own.resting.values();
+    let resting = resting.filter(|rest| rest.until > now && !wanted.contains(&rest.host));
+    let taken: BTreeSet<IpAddr> = services
+        .chain(others.flat_map(|entry| &entry.addresses))
+        .chain(resting.flat_map(|rest| &rest.addresses))
+        .copied()
+        .collect();
     let callable = plan.entries.values().filter(|entry| !entry.ports.is_empty());
     let wishes = callable.map(|entry| vip::Wish {
         host: host_of(entry),
         created: entry.created,
-        has: existing.entry(&entry.hosts[0]).map_or_else(Vec::new, |has| has.addresses.clone()),
+        has: existing.addresses(&entry.hosts[0]),
     });
     let mesh = &own.mesh;
     let mut grants = vip::grant(mesh.vip_range, mesh.vip_range_v6, wishes.collect(), &taken);
@@ -192,8 +252,13 @@ fn address(own: &Inventory, existing: &Existing<'_>, plan: &mut Plan) {
 fn gateway(own: &Inventory, link: &Exports, findings: &mut Vec<Finding>) -> RemoteGateway {
     let object = ObjectRef::new("Gateway", ROOT_NAMESPACE, &format!("isthmus-{}", link.cluster));
     let has = own.remote_gateways.get(&object).filter(|door| door.published && !link.synced);
-    let offered = has.map_or(&link.gateways, |door| &door.addresses);
-    let addresses = policy::doors(own, link, offered, findings);
+    let mut offered = has.map_or(&link.gateways, |door| &door.addresses).clone();
+    // A name that is not resolved (any more, or since a restart) led to what stands.
+    if link.gateways.iter().any(|address| address.socket().is_none()) {
+        let standing = own.remote_gateways.get(&object).filter(|door| door.published);
+        offered.extend(standing.into_iter().flat_map(|door| door.addresses.iter().cloned()));
+    }
+    let addresses = policy::doors(own, link, &offered, findings);
     if addresses.is_empty() && link.synced {
         findings.push(finding(
             Severity::Warning,
@@ -212,6 +277,7 @@ fn gateway(own: &Inventory, link: &Exports, findings: &mut Vec<Finding>) -> Remo
         trust_domain: has
             .and_then(|door| door.trust_domain.clone())
             .or_else(|| Some(link.trust_domain.clone())),
+        source_uid: share::source_uid(&link.uid, has.and_then(|door| door.source_uid.as_ref())),
         object,
         cluster: Some(link.cluster.clone()),
         addresses,

@@ -6,6 +6,7 @@
 //! east service shop/hello 10.96.0.1|none|external 80/http[/name] … [prefer=PreferSameNode] [created=5] [affinity]
 //! east pod shop/hello hello-1 10.244.0.5 eu/a [account=hello] [unmeshed] [node=n1] [version=v1]
 //! east export shop/hello
+//! east link west [accepted] [complete]
 //! east rule shop/hello HOST [lb=RANDOM] [timeout=50] [subset=v1:version=v1]
 //! east peerauth shop/name STRICT|UNSET [port=8080:DISABLE] [app=hello]
 //! east passthrough *.local
@@ -13,7 +14,7 @@
 //! Service ports below 1000 lead to themselves + 8000 on the pod, the others to themselves.
 
 use crate::export::{Exports, ImportPolicy, exports};
-use crate::federate::{Plan, plan};
+use crate::federate::{self, Plan};
 use crate::finding::ObjectRef;
 use crate::inventory::*;
 use crate::name::*;
@@ -54,10 +55,12 @@ pub(crate) fn empty(cluster: &str) -> Inventory {
         endpoints: BTreeMap::new(),
         workloads: BTreeMap::new(),
         entries: BTreeMap::new(),
+        resting: BTreeMap::new(),
         remote_gateways: BTreeMap::new(),
         gateway_addresses: Vec::new(),
         passthrough_hosts: Vec::new(),
         service_exports: BTreeSet::new(),
+        links: BTreeMap::new(),
         destination_rules: BTreeMap::new(),
         peer_authentications: BTreeMap::new(),
         findings: Vec::new(),
@@ -183,6 +186,10 @@ fn fact(own: &mut Inventory, verb: &str, words: &[&str]) {
         ("export", [name, ..]) => {
             own.service_exports.insert(service(name));
         }
+        ("link", [name, said @ ..]) => {
+            let (accepted, complete) = (said.contains(&"accepted"), said.contains(&"complete"));
+            own.links.insert((*name).into(), Link { accepted, complete });
+        }
         ("rule", [name, host, rest @ ..]) => {
             let object = object("DestinationRule", name);
             let subset = |text: &&str| {
@@ -258,10 +265,19 @@ pub(crate) fn others(all: &Clusters, cluster: &str) -> Vec<Exports> {
     all.iter().filter(|(name, _)| *name != cluster).map(|(_, own)| told(own)).collect()
 }
 
+/// The moment of every plan that does not care, seconds since the epoch.
+pub(crate) const NOW: i64 = 1_000_000;
+
+pub(crate) fn plan(own: &Inventory, links: &[Exports]) -> Plan {
+    federate::plan(own, links, NOW)
+}
+
 /// As `cluster::apply` and then `cluster::parse` make it.
 pub(crate) fn apply(own: &Inventory, plan: &Plan) -> Inventory {
     let mut own = own.clone();
-    own.entries.retain(|object, _| !plan.deletions.contains(object));
+    let rests = |object: &ObjectRef| plan.resting.contains_key(object);
+    own.entries.retain(|object, _| !plan.deletions.contains(object) && !rests(object));
+    own.resting = plan.resting.clone();
     own.remote_gateways.retain(|object, _| !plan.deletions.contains(object));
     own.entries.extend(plan.entries.clone());
     own.remote_gateways.extend(plan.gateways.clone());

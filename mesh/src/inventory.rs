@@ -24,6 +24,8 @@ pub struct Inventory {
     pub workloads: BTreeMap<WorkloadName, Workload>,
     /// ServiceEntries: our own publications and the users'.
     pub entries: BTreeMap<ObjectRef, ServiceEntry>,
+    /// ServiceEntries of ours that name nothing any more and keep their addresses from others.
+    pub resting: BTreeMap<ObjectRef, Resting>,
     /// Gateway API Gateways of class `istio-remote`: the doors of other networks.
     pub remote_gateways: BTreeMap<ObjectRef, RemoteGateway>,
     /// Our own east-west gateway's addresses as other clusters reach it.
@@ -32,6 +34,8 @@ pub struct Inventory {
     pub passthrough_hosts: Vec<PassthroughServer>,
     /// ServiceExports (MCS API).
     pub service_exports: BTreeSet<ServiceName>,
+    /// ClusterLinks of the root namespace, by name.
+    pub links: BTreeMap<String, Link>,
     pub destination_rules: BTreeMap<ObjectRef, DestinationRule>,
     pub peer_authentications: BTreeMap<ObjectRef, PeerAuthentication>,
     /// What was wrong with objects, and what we did instead; sorted.
@@ -167,7 +171,18 @@ pub struct ServiceEntry {
     pub published: bool,
     /// The service it stands for, ours only: label `isthmus.dev/service` and `-namespace`.
     pub service: Option<ServiceName>,
+    /// Ours with the copies of one cluster alone: UID of that cluster's `kube-system`.
+    pub source_uid: Option<String>,
     pub created: i64,
+}
+
+/// Addresses that a host had, until somebody else may have them (decision 7).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resting {
+    pub host: Hostname,
+    pub addresses: Vec<IpAddr>,
+    /// Seconds since the epoch.
+    pub until: i64,
 }
 
 /// Ready endpoints of one cluster in one locality: a count, no address (decision 9).
@@ -238,6 +253,8 @@ pub struct RemoteGateway {
     /// Annotation [`labels::TRUST_DOMAIN`]: ours always carry it, so that a cluster that only
     /// calls and exports nothing is let in too.
     pub trust_domain: Option<TrustDomain>,
+    /// Ours: UID of its cluster's `kube-system`.
+    pub source_uid: Option<String>,
     pub published: bool,
 }
 
@@ -264,6 +281,16 @@ impl fmt::Display for GatewayAddress {
             None => write!(f, "{}:{}", self.host, self.port),
         }
     }
+}
+
+/// A ClusterLink, as far as absent names depend on it (decision 10).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// `spec.accepted`.
+    pub accepted: bool,
+    /// `status.complete`: all that its cluster exports is known here now, or certain to count for
+    /// nothing.
+    pub complete: bool,
 }
 
 /// An AUTO_PASSTHROUGH server of an Istio Gateway.

@@ -212,6 +212,12 @@ impl World {
             && self.own.services.get(name).is_some_and(|it| it.kind == ServiceKind::ClusterIp)
     }
 
+    /// Every accepted link is complete, as its own object says: the federation controller judges,
+    /// and both DNS servers of a cluster answer alike.
+    pub fn all_links_complete(&self) -> bool {
+        self.own.links.values().all(|link| link.complete || !link.accepted)
+    }
+
     /// Gateways that lead to a cluster in a network: its own, else the network's common ones.
     /// Never another cluster's: what stands behind them is other copies with other identities.
     pub(crate) fn doors(&self, network: &Network, cluster: &ClusterId) -> &[SocketAddr] {

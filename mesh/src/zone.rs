@@ -1,5 +1,6 @@
 //! What the names of the mesh mean in DNS: a table, and the answer to one question.
 
+use crate::export::is_reserved;
 use crate::inventory::{Inventory, ServiceKind};
 use crate::name::Hostname;
 use crate::world::is_published_form;
@@ -44,10 +45,12 @@ pub enum Answer {
     Forward,
 }
 
-/// The zone of one cluster: own Services, and what the federation published; `complete` is the
-/// caller's to know (all accepted links synced).
-pub fn zone(own: &Inventory, complete: bool) -> Zone {
-    let mut zone = Zone { names: BTreeMap::new(), namespaces: own.namespaces.clone(), complete };
+/// The zone of one cluster: own Services, and what the federation published; `links_complete` is the
+/// caller's to know (all accepted links synced). Own exports that are not published yet count too:
+/// their names are about to exist.
+pub fn zone(own: &Inventory, links_complete: bool) -> Zone {
+    let (names, namespaces) = (BTreeMap::new(), own.namespaces.clone());
+    let mut zone = Zone { names, namespaces, complete: links_complete };
     for (name, service) in &own.services {
         let mut addresses: Vec<IpAddr> = match service.kind {
             ServiceKind::ClusterIp => service.addresses.clone(),
@@ -84,6 +87,9 @@ pub fn zone(own: &Inventory, complete: bool) -> Zone {
             zone.names.entry(host.clone()).or_insert(addresses);
         }
     }
+    let mut exported = own.service_exports.iter().filter(|name| own.services.contains_key(name));
+    zone.complete &=
+        exported.all(|name| is_reserved(name) || zone.names.contains_key(&name.global_host()));
     zone
 }
 

@@ -36,11 +36,13 @@ impl Names {
         Ok(Some(Self { server, zone }))
     }
 
-    /// Answers from the zone that `snapshot` has, and follows it. Before the first zone nothing is
-    /// answered: a mesh name must not be asked of strangers because we do not know it yet.
+    /// Answers from the zone that `snapshot` has, and follows it; `live` where a control plane keeps
+    /// it, not a file. Before the first zone nothing is answered: a mesh name must not be asked of
+    /// strangers because we do not know it yet.
     pub(crate) async fn run(
         self,
         mut snapshot: watch::Receiver<Arc<Snapshot>>,
+        live: bool,
         end: CancellationToken,
     ) {
         let Self { server, zone } = self;
@@ -55,7 +57,7 @@ impl Names {
         }
         let follow = async {
             loop {
-                let new = zone_of(&snapshot.borrow_and_update());
+                let new = zone_of(&snapshot.borrow_and_update(), live);
                 if let Some(new) = new {
                     zone.send_if_modified(|old| {
                         let differs = **old != *new;
@@ -77,13 +79,35 @@ impl Names {
     }
 }
 
-fn zone_of(snapshot: &Snapshot) -> Option<Arc<Zone>> {
+/// While no control plane answers, what the last zone lacks may exist by now: its names stay, and
+/// no name is said not to exist (decisions 10 and 13).
+fn zone_of(snapshot: &Snapshot, live: bool) -> Option<Arc<Zone>> {
+    let current = snapshot.connected || !live;
     match &**snapshot.program.get(&ResourceName::zone())? {
-        Resource::Zone(zone) => Some(Arc::new(zone.clone())),
+        Resource::Zone(zone) => {
+            Some(Arc::new(Zone { complete: zone.complete && current, ..zone.clone() }))
+        }
         Resource::Listener(_)
         | Resource::Route(_)
         | Resource::Cluster(_)
         | Resource::Endpoints(_)
         | Resource::Secret(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_zone_without_its_control_plane_denies_nothing() {
+        let zone = Resource::Zone(Zone { complete: true, ..Zone::default() });
+        let program = [(ResourceName::zone(), Arc::new(zone))].into_iter().collect();
+        let mut snapshot = Snapshot { program, ..Snapshot::default() };
+        let complete = |snapshot: &Snapshot, live| zone_of(snapshot, live).unwrap().complete;
+        assert!(!complete(&snapshot, true), "told before, and nobody says it is still so");
+        assert!(complete(&snapshot, false), "a file is all there is");
+        snapshot.connected = true;
+        assert!(complete(&snapshot, true));
     }
 }

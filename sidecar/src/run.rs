@@ -49,7 +49,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     let numbers = Pages::new().with_metrics(&metrics);
     admin::serve(public(config.metrics), numbers, closed.clone()).await?;
 
-    let starting = agent::start(agent_config, &readiness, closed.clone());
+    let starting = agent::start(agent_config, &readiness, &metrics, closed.clone());
     let agent = tokio::select! {
         agent = starting => agent?,
         () = end.cancelled() => return Ok(()),
@@ -127,7 +127,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
         listen(listener, config.max_connections, &stop, &drain, serve);
     }
     if let Some(names) = names {
-        tokio::spawn(names.run(agent.snapshot.clone(), closed.clone()));
+        tokio::spawn(names.run(agent.snapshot.clone(), agent.want.is_some(), closed.clone()));
     }
     readiness.done("listeners");
     tracing::info!(pod = %config.pod, cluster = %config.cluster, "serving");

@@ -23,7 +23,7 @@ mod cache;
 mod sessions;
 
 pub(crate) use accepted::Peer;
-pub use sessions::{Session, Sessions};
+pub use sessions::{Counted, Session, Sessions};
 
 /// What there is to serve. Called often and from many tasks: answers come from memory.
 pub trait Source: Send + Sync {

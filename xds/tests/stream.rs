@@ -2,6 +2,9 @@
 
 mod support;
 
+use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use envoy_types::pb::google::rpc::Status;
 use futures::future::BoxFuture;
 use mesh::name::Identity;
 use mesh::program::*;
@@ -10,14 +13,15 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tokio_util::sync::CancellationToken;
 use xds::issue::{self, Issue, Refused, RequestFailed};
 use xds::node::Node;
-use xds::serve::{self, Changed, Sessions, Source};
+use xds::serve::{self, Changed, Counted, Sessions, Source};
+use xds::session::server::Limits;
 use xds::subscribe::{self, Connector, Subscription, Want};
 
 /// A control plane's memory.
@@ -232,6 +236,9 @@ async fn a_listener_brings_its_route_cluster_and_endpoints_and_takes_them_along(
     let session = plane.sessions.list().remove(0);
     assert_eq!((session.proxy, session.identity), (node().id(), hello()));
     assert_eq!(session.types.iter().map(|it| it.resources).sum::<usize>(), 4);
+    let counted = plane.sessions.counted();
+    assert_eq!(counted[&ResourceKind::Cluster], Counted { pushes: 1, rejects: 0 });
+    assert_eq!((counted[&ResourceKind::Zone].pushes, plane.sessions.slowed()), (0, 0));
 
     proxy.want.send(Want::Unsubscribe(listener())).await.unwrap();
     until(&proxy, |s| s.program.is_empty()).await;
@@ -353,6 +360,55 @@ async fn a_start_from_disk_shows_what_was_known_and_subscribes_again() {
     // The gateway's clusters went with its listener; all the rest stays.
     let shown = until(&proxy, |s| !s.program.contains_key(&gone)).await;
     assert!(shown.program.contains_key(&listener()));
+}
+
+#[tokio::test]
+async fn who_asks_too_often_is_slowed_and_who_refuses_is_counted() {
+    let world = World::new(support::program());
+    let plane = Plane::start(&world);
+    let channel = subscribe::channel(&plane.connector(Some(hello()))).await.unwrap();
+    let mut client = AggregatedDiscoveryServiceClient::new(channel);
+    let (send, requests) = mpsc::channel(1);
+    let type_url = xds::codec::type_url(ResourceKind::Secret).to_owned();
+    let ask = DeltaDiscoveryRequest {
+        node: Some(node().to_proto()),
+        type_url: type_url.clone(),
+        resource_names_subscribe: vec!["none-0".into()],
+        ..Default::default()
+    };
+    send.send(ask.clone()).await.unwrap();
+    let answers = client.delta_aggregated_resources(ReceiverStream::new(requests)).await;
+    let first = within(answers.unwrap().into_inner().message().map(Result::unwrap)).await.unwrap();
+    let refusal = DeltaDiscoveryRequest {
+        type_url,
+        response_nonce: first.nonce,
+        error_detail: Some(Status { message: "no".into(), ..Default::default() }),
+        ..Default::default()
+    };
+    send.send(refusal).await.unwrap();
+
+    // 200 more than a burst, at one per 5 ms: a second, and nothing is lost.
+    let limits = Limits::default();
+    let (all, start) = (limits.request_burst as usize + 200, Instant::now());
+    let asking = tokio::spawn(async move {
+        for number in 1..all {
+            let names = vec![format!("none-{number}")];
+            let more = DeltaDiscoveryRequest { resource_names_subscribe: names, ..ask.clone() };
+            send.send(more).await.unwrap();
+        }
+        send
+    });
+    let mut every = tokio::time::interval(Duration::from_millis(5));
+    while plane.sessions.list()[0].types[0].subscribed < all {
+        assert!(start.elapsed() < Duration::from_secs(30), "{:?}", plane.sessions.list());
+        every.tick().await;
+    }
+    let took = start.elapsed();
+    assert!(took >= limits.request_every * 190, "{all} requests were read in {took:?}");
+    assert!(plane.sessions.slowed() > 0);
+    let secrets = plane.sessions.counted()[&ResourceKind::Secret];
+    assert!(secrets.rejects == 1 && secrets.pushes > 0, "{secrets:?}");
+    drop(asking.await.unwrap());
 }
 
 #[tokio::test]

@@ -109,6 +109,11 @@ pub struct ClusterLinkStatus {
     pub services: u32,
     /// Ready endpoints behind them.
     pub endpoints: u32,
+    /// All that the cluster exports is known and published here as of now, or certain to count for
+    /// nothing. Where this is false for an accepted link, DNS says of absent `.global` and
+    /// `clusterset.local` names "not known" (SERVFAIL) instead of "does not exist" (NXDOMAIN). It
+    /// turns false when the link goes silent, too: whoever is not heard may have exported since.
+    pub complete: bool,
     /// When its API server last answered.
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub last_heard: Option<Time>,
@@ -120,7 +125,7 @@ pub struct ClusterLinkStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// Accepted, Reachable, Synced, TrustEstablished or Ready.
+    /// Accepted, Reachable, Synced, TrustEstablished, CredentialRenewed or Ready.
     #[serde(rename = "type")]
     #[schemars(length(max = 64))]
     pub kind: String,

@@ -6,7 +6,7 @@ use kube::core::{ApiResource, GroupVersionKind};
 use mesh::export;
 use mesh::federate::Plan;
 use mesh::finding::ObjectRef;
-use mesh::inventory::{EntryEndpoint, RemoteGateway, ServiceEntry, labels::TRUST_DOMAIN};
+use mesh::inventory::{EntryEndpoint, RemoteGateway, Resting, ServiceEntry, labels::TRUST_DOMAIN};
 use mesh::name::{Protocol, ServiceName};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,6 +49,9 @@ impl Desired {
         for (object, entry) in &plan.entries {
             objects.insert(object.clone(), entry_body(entry));
         }
+        for (object, rest) in &plan.resting {
+            objects.insert(object.clone(), resting_body(rest));
+        }
         for (object, gateway) in &plan.gateways {
             objects.insert(object.clone(), gateway_body(gateway));
         }
@@ -86,7 +89,11 @@ impl Body {
             own.iter().all(|(key, value)| all.get(key) == Some(value))
         };
         let same = if kind == GATEWAY { within(&self.spec, spec) } else { self.spec == *spec };
-        same && said(labels, &self.labels) && said(annotations, &self.annotations)
+        // An entry that rests and one that does not may differ in nothing else.
+        let rests = |all: &BTreeMap<String, String>| all.contains_key(label::RESTS_UNTIL);
+        same && said(labels, &self.labels)
+            && said(annotations, &self.annotations)
+            && rests(annotations) == rests(&self.annotations)
     }
 
     /// The whole object, for a server-side apply.
@@ -147,6 +154,7 @@ fn entry_body(entry: &ServiceEntry) -> Body {
         labels.insert(label::SERVICE.into(), service.name.clone());
         labels.insert(label::SERVICE_NAMESPACE.into(), service.namespace.clone());
     }
+    labels.extend(source(entry.source_uid.as_ref()));
     let mut spec = Map::new();
     spec.insert("hosts".into(), texts(&entry.hosts));
     spec.insert("location".into(), "MESH_INTERNAL".into());
@@ -178,6 +186,31 @@ fn entry_body(entry: &ServiceEntry) -> Body {
         entry.subject_alt_names.iter().map(|id| id.to_string().into()).collect(),
     );
     Body { labels, annotations: BTreeMap::new(), spec: Value::Object(spec) }
+}
+
+/// Its host and addresses for people to read; no service, no port, no copy.
+fn resting_body(rest: &Resting) -> Body {
+    let labels = managed([(label::REVISION, "isthmus".to_owned())]);
+    let until = crate::api::time(rest.until).0.to_string();
+    let spec = json!({
+        "hosts": [rest.host.as_str()], "location": "MESH_INTERNAL", "resolution": "STATIC",
+        "addresses": texts(&rest.addresses),
+    });
+    Body { labels, annotations: [(label::RESTS_UNTIL.to_owned(), until)].into(), spec }
+}
+
+/// A UID as a label, where it can be one: another cluster's API server may say anything.
+fn source(uid: Option<&String>) -> Option<(String, String)> {
+    let legal = |uid: &&String| {
+        let end = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+        let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let bytes = uid.as_bytes();
+        bytes.len() <= 63
+            && end(bytes.first())
+            && end(bytes.last())
+            && bytes.iter().all(|byte| inner(*byte))
+    };
+    uid.filter(legal).map(|uid| (label::SOURCE_UID.to_owned(), uid.clone()))
 }
 
 fn endpoint(endpoint: &EntryEndpoint) -> Value {
@@ -224,6 +257,7 @@ fn gateway_body(gateway: &RemoteGateway) -> Body {
     if let Some(cluster) = &gateway.cluster {
         labels.insert(label::CLUSTER.into(), cluster.to_string());
     }
+    labels.extend(source(gateway.source_uid.as_ref()));
     let domain = gateway.trust_domain.as_ref();
     let annotations =
         domain.map(|domain| (TRUST_DOMAIN.to_owned(), domain.to_string())).into_iter().collect();

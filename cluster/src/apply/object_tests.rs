@@ -29,6 +29,7 @@ pub(super) fn entry() -> ServiceEntry {
         subject_alt_names: vec!["spiffe://west.mesh/ns/shop/sa/hello".parse().unwrap()],
         published: true,
         service: Some(service),
+        source_uid: None,
         created: 17,
     }
 }
@@ -81,6 +82,56 @@ fn an_entry() {
 }
 
 #[test]
+fn an_entry_that_rests() {
+    let rest = Resting {
+        host: "hello.shop.global".parse().unwrap(),
+        addresses: entry().addresses,
+        until: 1_000_000_000,
+    };
+    let body = resting_body(&rest);
+    check(
+        &body.json(&entry().object, Some("42"), 7),
+        expect![[r#"
+            apiVersion: networking.istio.io/v1
+            kind: ServiceEntry
+            metadata:
+              annotations:
+                isthmus.dev/rests-until: "2001-09-09T01:46:40Z"
+                isthmus.dev/term: "7"
+              labels:
+                app.kubernetes.io/managed-by: isthmus-federation
+                istio.io/rev: isthmus
+              name: hello.shop.global
+              namespace: shop
+              resourceVersion: "42"
+            spec:
+              addresses:
+              - "240.240.1.2"
+              - 2001:2::102
+              hosts:
+              - hello.shop.global
+              location: MESH_INTERNAL
+              resolution: STATIC
+        "#]],
+    );
+    // Waking it is a difference, even where the rest is equal.
+    let awake = Body { annotations: BTreeMap::new(), ..body.clone() };
+    assert!(!awake.stands_in(ENTRY, &body.labels, &body.annotations, &body.spec));
+    assert!(body.stands_in(ENTRY, &body.labels, &body.annotations, &body.spec));
+}
+
+#[test]
+fn a_uid_that_is_no_label_is_left_out() {
+    let label = |uid: &str| source(Some(&uid.to_owned())).map(|(_, uid)| uid);
+    let real = "5f0d5a0e-7a0e-4c8e-9f4e-0b1c2d3e4f50";
+    assert_eq!(label(real).as_deref(), Some(real));
+    for wrong in ["", "-a", "a b", "a/b", "\u{e4}", &"a".repeat(64)] {
+        assert_eq!(label(wrong), None, "{wrong}");
+    }
+    assert_eq!(source(None), None);
+}
+
+#[test]
 fn an_entry_without_copies_has_no_empty_lists() {
     let mut bare = entry();
     (bare.addresses, bare.ports, bare.endpoints, bare.subject_alt_names) = Default::default();
@@ -99,6 +150,7 @@ fn gateway() -> RemoteGateway {
             GatewayAddress { host: "gw.example.com".into(), port: 15443 },
         ],
         trust_domain: Some("west.mesh".parse().unwrap()),
+        source_uid: Some("u-w".into()),
         published: true,
     }
 }
@@ -117,6 +169,7 @@ fn a_gateway() {
                 isthmus.dev/trust-domain: west.mesh
               labels:
                 app.kubernetes.io/managed-by: isthmus-federation
+                isthmus.dev/source-uid: u-w
                 topology.istio.io/cluster: west
                 topology.istio.io/network: net-west
               name: isthmus-west

@@ -124,8 +124,17 @@ pub fn parse(object: &DynamicObject, root_namespace: &str) -> Parsed<RemoteGatew
         parsed.ok()
     });
     let published = is_published(&object.metadata) && notes.object.namespace == root_namespace;
+    let source_uid = labels.get(label::SOURCE_UID).filter(|_| published).cloned();
     let object = notes.object.clone();
-    notes.done(Some(RemoteGateway { object, network, cluster, addresses, trust_domain, published }))
+    notes.done(Some(RemoteGateway {
+        object,
+        network,
+        cluster,
+        addresses,
+        trust_domain,
+        source_uid,
+        published,
+    }))
 }
 
 /// The port of the first TLS listener; 15443 where there is no listener at all.
@@ -162,7 +171,7 @@ mod tests {
     }
 
     const OURS: &str = "labels: {topology.istio.io/network: net-west, topology.istio.io/cluster: west, \
-        app.kubernetes.io/managed-by: isthmus-federation}, annotations: {isthmus.dev/trust-domain: \
+        isthmus.dev/source-uid: u-w, app.kubernetes.io/managed-by: isthmus-federation}, annotations: {isthmus.dev/trust-domain: \
         west.mesh}, managedFields: [{manager: isthmus-federation, operation: Apply}]";
 
     #[test]
@@ -185,6 +194,7 @@ mod tests {
                 - host: lb.example.com
                   port: 15444
                 trust_domain: west.mesh
+                source_uid: u-w
                 published: true
             "#]],
         );
@@ -202,6 +212,7 @@ mod tests {
                 cluster: null
                 addresses: []
                 trust_domain: null
+                source_uid: null
                 published: false
                 Warning ISM3062 Gateway istio-system/isthmus-west metadata.labels.topology.istio.io/cluster: it is taken for a door of all clusters of its network: a cluster id is an RFC 1123 label; "No_Name" is not: only a-z, 0-9 and '-' are allowed. Fix: correct the label.
                 Refused ISM3063 Gateway istio-system/isthmus-west spec.addresses[0].value: "not a host" is neither an address nor a name; it is left out. Fix: correct it.

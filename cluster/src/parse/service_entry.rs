@@ -4,10 +4,12 @@ mod owner;
 #[cfg(test)]
 mod tests;
 
-use super::{Notes, Parsed, Rest, created, labels, spec};
+use super::{Notes, Parsed, Rest, created, is_published, labels, spec};
+use crate::api::label;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::DynamicObject;
 use mesh::inventory::labels as key;
-use mesh::inventory::{EntryEndpoint, ServiceEntry, ServicePort};
+use mesh::inventory::{EntryEndpoint, Resting, ServiceEntry, ServicePort};
 use mesh::name::{ClusterId, Hostname, Identity, Locality, Network, Protocol, ServiceName};
 use owner::Owner;
 use serde::Deserialize;
@@ -74,6 +76,21 @@ struct Endpoint {
     ports: BTreeMap<String, u32>,
 }
 
+/// Of an entry of ours that rests: its host and addresses. `None` for all others, and for one of whose
+/// date nobody can make sense, which is read like any other.
+pub fn resting(object: &DynamicObject) -> Option<Resting> {
+    let annotations = object.metadata.annotations.as_ref()?;
+    let until: Timestamp = annotations.get(label::RESTS_UNTIL)?.parse().ok()?;
+    if !is_published(&object.metadata) {
+        return None;
+    }
+    let mut notes = Notes::of("ServiceEntry", &object.metadata);
+    let spec = spec::<Spec>(object, &mut notes)?;
+    let host = spec.hosts.first()?.parse().ok()?;
+    let addresses = addresses(&spec.addresses, &mut notes);
+    Some(Resting { host, addresses, until: until.as_second() })
+}
+
 /// An entry that is ours (by label and field manager, and saying what we would say) is read without
 /// loss; a user's is checked first for hosts that are not its to name.
 pub fn parse(object: &DynamicObject, place: Place<'_>) -> Parsed<ServiceEntry> {
@@ -112,6 +129,9 @@ pub fn parse(object: &DynamicObject, place: Place<'_>) -> Parsed<ServiceEntry> {
         endpoints: endpoints(&spec.endpoints, place, &mut notes),
         subject_alt_names: identities(&spec.subject_alt_names, &mut notes),
         published: owner != Owner::User,
+        source_uid: labels(&object.metadata)
+            .remove(label::SOURCE_UID)
+            .filter(|_| owner != Owner::User),
         service: owner.service().cloned(),
         created: created(&object.metadata),
     };
@@ -325,7 +345,6 @@ fn identities(texts: &[String], notes: &mut Notes) -> Vec<Identity> {
 
 /// Ours by its labels, with the service it stands for.
 fn labelled_service(meta: &kube::api::ObjectMeta) -> Option<ServiceName> {
-    use crate::api::label;
     let labels = labels(meta);
     ServiceName::new(labels.get(label::SERVICE_NAMESPACE)?, labels.get(label::SERVICE)?).ok()
 }

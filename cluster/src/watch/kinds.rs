@@ -2,9 +2,11 @@
 
 use super::state::{Input, ServiceFacts};
 use super::store::{Item, Key};
+use crate::api::cluster_link::ClusterLink;
 use crate::follow::{Change, Follow, follow};
 use crate::heard::Heard;
 use crate::parse::{self, Parsed};
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
@@ -45,6 +47,9 @@ pub(super) fn spawn(
     let uid = |namespace: &Namespace| fine(parse::namespace::parse(namespace).map(|(_, uid)| uid));
     spawner.typed("Namespace", uid, Input::Namespace);
     spawner.mesh_config(&root);
+    let link = |link: &ClusterLink| fine(Some(parse::cluster_link::parse(link)));
+    let every = watcher::Config::default();
+    spawner.namespaced("ClusterLink", &root, every, link, Input::ClusterLink);
 
     const ISTIO: &str = "networking.istio.io";
     spawner.custom(
@@ -153,12 +158,32 @@ impl Spawner<'_> {
     }
 
     fn mesh_config(&mut self, root_namespace: &str) {
-        let heard = Heard::default();
-        let api = Api::namespaced(heard.listen(self.client.clone()), root_namespace);
         let one = format!("metadata.name={}", parse::mesh_config::NAME);
         let config = watcher::Config::default().fields(&one);
         let parse = |map: &ConfigMap| parse::mesh_config::parse(map);
-        self.follow("ConfigMap", vec![api], config, heard, parse, Input::MeshConfig);
+        self.namespaced("ConfigMap", root_namespace, config, parse, Input::MeshConfig);
+    }
+
+    fn namespaced<K, T>(
+        &mut self,
+        kind: &'static str,
+        namespace: &str,
+        config: watcher::Config,
+        parse: impl Fn(&K) -> Parsed<T> + Send + 'static,
+        wrap: fn(Change<Item<T>>) -> Input,
+    ) where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + Debug
+            + Send
+            + Sync
+            + 'static,
+        T: Send + 'static,
+    {
+        let heard = Heard::default();
+        let api = Api::namespaced(heard.listen(self.client.clone()), namespace);
+        self.follow(kind, vec![api], config, heard, parse, wrap);
     }
 
     fn follow<K, T>(

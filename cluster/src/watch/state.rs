@@ -10,8 +10,8 @@ use crate::parse::service_entry::{self, Place};
 use kube::api::DynamicObject;
 use mesh::finding::{Finding, ObjectRef};
 use mesh::inventory::{
-    DestinationRule, Inventory, MeshConfig, PassthroughServer, PeerAuthentication, RemoteGateway,
-    Service, ServiceEntry, WorkloadName,
+    DestinationRule, Inventory, Link, MeshConfig, PassthroughServer, PeerAuthentication,
+    RemoteGateway, Service, ServiceEntry, WorkloadName,
 };
 use mesh::name::{Locality, ServiceName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,6 +41,7 @@ pub(super) enum Input {
     PeerAuthentication(Change<Item<PeerAuthentication>>),
     DestinationRule(Change<Item<DestinationRule>>),
     ServiceExport(Change<Item<ServiceName>>),
+    ClusterLink(Change<Item<Link>>),
 }
 
 /// One cluster, kind by kind, and the inventory made of it.
@@ -59,6 +60,7 @@ pub(super) struct State {
     peer_authentications: Store<PeerAuthentication>,
     destination_rules: Store<DestinationRule>,
     service_exports: Store<ServiceName>,
+    cluster_links: Store<Link>,
     links: Links,
     /// The last good configuration: a bad or deleted one does not unmake a running mesh.
     mesh: Option<MeshConfig>,
@@ -77,7 +79,8 @@ struct Dirty {
     remote_gateways: BTreeSet<Key>,
     peer_authentications: BTreeSet<Key>,
     destination_rules: BTreeSet<Key>,
-    /// Mesh configuration, namespaces, doors, passthrough servers, exports: small, and made whole.
+    /// Mesh configuration, namespaces, doors, passthrough servers, exports, links: small, and made
+    /// whole.
     small: bool,
     findings: bool,
 }
@@ -98,6 +101,7 @@ impl State {
             peer_authentications: Store::default(),
             destination_rules: Store::default(),
             service_exports: Store::default(),
+            cluster_links: Store::default(),
             links: Links::default(),
             mesh: None,
             entry_findings: BTreeMap::new(),
@@ -164,6 +168,7 @@ impl State {
             }
             Input::Passthrough(change) => self.small(|state| state.passthrough.apply(change)),
             Input::ServiceExport(change) => self.small(|state| state.service_exports.apply(change)),
+            Input::ClusterLink(change) => self.small(|state| state.cluster_links.apply(change)),
             Input::RemoteGateway(change) => {
                 let touched = self.remote_gateways.apply(change);
                 self.dirty.remote_gateways.extend(touched.values.iter().cloned());
@@ -242,6 +247,7 @@ impl State {
             && self.peer_authentications.synced
             && self.destination_rules.synced
             && self.service_exports.synced
+            && self.cluster_links.synced
     }
 
     fn services_and_endpoints(&self, inventory: &mut Arc<Inventory>, dirty: &Dirty) {
@@ -317,8 +323,12 @@ impl State {
             network: &mesh.network,
         };
         for key in dirty {
-            let parsed =
-                self.entries.values.get(key).map(|object| service_entry::parse(object, place));
+            let object = self.entries.values.get(key);
+            let resting = object.and_then(service_entry::resting);
+            let object = object.filter(|_| resting.is_none());
+            let name = ObjectRef::new("ServiceEntry", &key.namespace, &key.name);
+            put(inventory, |all| &all.resting, |all| &mut all.resting, name, resting);
+            let parsed = object.map(|object| service_entry::parse(object, place));
             let (value, findings) = match parsed {
                 Some(parsed) => (parsed.value, parsed.findings),
                 None => (None, Vec::new()),
@@ -354,12 +364,15 @@ impl State {
         parts.passthrough_hosts = self.passthrough.values.values().flatten().cloned().collect();
         parts.passthrough_hosts.sort();
         parts.service_exports = self.service_exports.values.values().cloned().collect();
+        let links = self.cluster_links.values.iter();
+        parts.links = links.map(|(key, link)| (key.name.clone(), *link)).collect();
         let same = inventory.mesh == parts.mesh
             && inventory.uid == parts.uid
             && inventory.namespaces == parts.namespaces
             && inventory.gateway_addresses == parts.gateway_addresses
             && inventory.passthrough_hosts == parts.passthrough_hosts
-            && inventory.service_exports == parts.service_exports;
+            && inventory.service_exports == parts.service_exports
+            && inventory.links == parts.links;
         if !same {
             let inventory = Arc::make_mut(inventory);
             inventory.mesh = parts.mesh;
@@ -368,6 +381,7 @@ impl State {
             inventory.gateway_addresses = parts.gateway_addresses;
             inventory.passthrough_hosts = parts.passthrough_hosts;
             inventory.service_exports = parts.service_exports;
+            inventory.links = parts.links;
         }
     }
 
@@ -438,10 +452,12 @@ fn empty(mesh: MeshConfig) -> Inventory {
         endpoints: BTreeMap::new(),
         workloads: BTreeMap::new(),
         entries: BTreeMap::new(),
+        resting: BTreeMap::new(),
         remote_gateways: BTreeMap::new(),
         gateway_addresses: Vec::new(),
         passthrough_hosts: Vec::new(),
         service_exports: BTreeSet::new(),
+        links: BTreeMap::new(),
         destination_rules: BTreeMap::new(),
         peer_authentications: BTreeMap::new(),
         findings: Vec::new(),

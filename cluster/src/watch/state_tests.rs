@@ -80,6 +80,7 @@ fn world() -> State {
         Input::RemoteGateway(all(vec![])),
         Input::PeerAuthentication(all(vec![])),
         Input::DestinationRule(all(vec![])),
+        Input::ClusterLink(all(vec![])),
     ] {
         state.apply(input);
         assert!(state.inventory().is_none(), "not every kind has been listed");

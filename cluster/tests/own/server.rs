@@ -73,12 +73,17 @@ impl Server {
 
     /// A kubeconfig file as an administrator has it.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.kubeconfig_of("secret")
+    }
+
+    /// The same for whoever has this token.
+    pub(crate) fn kubeconfig_of(&self, token: &str) -> PathBuf {
         let path = self.dir.path().join("kubeconfig");
         let ca = self.dir.path().join("certs/apiserver.crt");
         let text = format!(
             "{{apiVersion: v1, kind: Config, current-context: t, clusters: [{{name: t, cluster: \
              {{server: 'https://127.0.0.1:{}', certificate-authority: {}}}}}], contexts: [{{name: t, \
-             context: {{cluster: t, user: t}}}}], users: [{{name: t, user: {{token: secret}}}}]}}",
+             context: {{cluster: t, user: t}}}}], users: [{{name: t, user: {{token: {token}}}}}]}}",
             self.port,
             ca.display()
         );

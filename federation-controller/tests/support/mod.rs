@@ -105,6 +105,7 @@ pub(crate) struct Cluster {
     server: Option<Process>,
 }
 
+const RESTS: &str = "isthmus.dev/rests-until";
 pub(crate) const ADMIN: &str = "admin-token";
 pub(crate) const LINK: &str = "link-token";
 pub(crate) const LINK_2: &str = "link-token-2";
@@ -252,8 +253,17 @@ impl Cluster {
         self.read("isthmus.dev/v1alpha1", "ClusterLink", "isthmus-system", name).await
     }
 
+    /// A published entry; one whose addresses only rest is none.
     pub(crate) async fn entry(&self, namespace: &str, name: &str) -> Option<Value> {
-        self.read("networking.istio.io/v1", "ServiceEntry", namespace, name).await
+        let found = self.read("networking.istio.io/v1", "ServiceEntry", namespace, name).await;
+        found.filter(|entry| entry["metadata"]["annotations"][RESTS].is_null())
+    }
+
+    /// What rests under this name: until when, and which addresses.
+    pub(crate) async fn resting(&self, namespace: &str, name: &str) -> Option<(Value, Value)> {
+        let found = self.read("networking.istio.io/v1", "ServiceEntry", namespace, name).await?;
+        let until = found["metadata"]["annotations"][RESTS].clone();
+        (!until.is_null()).then(|| (until, found["spec"]["addresses"].clone()))
     }
 
     /// Namespaces, CRDs, the mesh's ConfigMap, a gateway, and what a link may read.

@@ -109,7 +109,11 @@ pub fn affected(old: &World, new: &World) -> Affected {
     diff.gateways(&mut all);
     diff.rules(&mut all);
     diff.workloads(&mut all);
-    if a.namespaces != b.namespaces {
+    let exports = a.service_exports != b.service_exports;
+    if a.namespaces != b.namespaces
+        || exports
+        || old.all_links_complete() != new.all_links_complete()
+    {
         all.zone = true;
     }
     if a.passthrough_hosts != b.passthrough_hosts {

@@ -106,8 +106,15 @@ pub(super) fn doors(
                 link_object(link),
                 "",
                 format!("gateway address {} of cluster {} {why}", echo(address), link.cluster),
-                "let the gateway's Service have an address that this cluster can reach, or name \
-                 its range in spec.import.gatewayRanges.",
+                match severity {
+                    Severity::Warning | Severity::Note => {
+                        "see that this cluster's resolvers answer for it; it is asked again by itself."
+                    }
+                    Severity::Refused => {
+                        "let the gateway's Service have an address that this cluster can reach, or \
+                         name its range in spec.import.gatewayRanges."
+                    }
+                },
             ));
         }
         if refusal.is_none_or(|(_, severity, _)| severity != Severity::Refused) {
@@ -163,7 +170,7 @@ fn refusal(
         if address.host.parse::<Hostname>().is_err() {
             return refused("is neither an IP address nor a DNS name; it is not used.");
         }
-        let why = "is a DNS name; it is kept but not dialled, since names are not resolved yet.";
+        let why = "is a DNS name that is not resolved just now; addresses it had before are kept.";
         return Some((3111, Severity::Warning, why));
     };
     let named = policy.gateway_ranges.iter().any(|range| range.contains(&ip));

@@ -8,6 +8,7 @@ use crate::name::{
     ClusterId, Hostname, Identity, Locality, Network, Protocol, ServiceName, TrustDomain,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 /// Ports, localities and accounts one export may have; more is refused aloud.
 const PARTS_MAX: usize = 256;
@@ -20,6 +21,8 @@ const READY_MAX: u32 = 100_000;
 pub(super) struct Share {
     pub(super) service: ServiceName,
     pub(super) cluster: ClusterId,
+    /// UID of that cluster's `kube-system`; `None` while it was never heard.
+    pub(super) source_uid: Option<String>,
     pub(super) created: i64,
     /// Sorted by number.
     pub(super) ports: Vec<ExportedPort>,
@@ -29,16 +32,30 @@ pub(super) struct Share {
     pub(super) kept: bool,
 }
 
+/// The cluster as its link says, or, where the link was never heard, as we wrote it before.
+pub(super) fn source_uid(link: &str, before: Option<&String>) -> Option<String> {
+    if link.is_empty() { before.cloned() } else { Some(link.to_owned()) }
+}
+
 /// What we published before, by first host.
 pub(super) struct Existing<'a> {
     by_host: BTreeMap<&'a Hostname, &'a ServiceEntry>,
+    resting: BTreeMap<&'a Hostname, &'a [IpAddr]>,
 }
 
 impl<'a> Existing<'a> {
     pub(super) fn of(own: &'a Inventory) -> Self {
         let published = own.entries.values().filter(|entry| entry.published);
         let by_host = published.filter_map(|entry| Some((entry.hosts.first()?, entry))).collect();
-        Self { by_host }
+        let resting = own.resting.values();
+        let resting = resting.map(|rest| (&rest.host, rest.addresses.as_slice())).collect();
+        Self { by_host, resting }
+    }
+
+    /// Virtual addresses a host has, or had and that still rest.
+    pub(super) fn addresses(&self, host: &Hostname) -> Vec<IpAddr> {
+        let standing = self.entry(host).map(|entry| entry.addresses.as_slice());
+        standing.or_else(|| self.resting.get(host).copied()).unwrap_or_default().to_vec()
     }
 
     pub(super) fn entry(&self, host: &Hostname) -> Option<&'a ServiceEntry> {
@@ -58,6 +75,7 @@ pub(super) fn own(own: &Inventory, existing: &Existing<'_>) -> Vec<Share> {
     let share = |service: ExportedService| Share {
         identities: identities(&service, &mesh.trust_domain, &mesh.cluster, existing),
         cluster: mesh.cluster.clone(),
+        source_uid: source_uid(&own.uid, None),
         created: service.created,
         ports: service.ports,
         endpoints: Vec::new(),
@@ -178,6 +196,7 @@ fn heard_share(
     Some(Share {
         service: name.clone(),
         cluster: link.cluster.clone(),
+        source_uid: source_uid(&link.uid, None),
         created: service.created,
         ports: ports.into_values().collect(),
         endpoints,
@@ -271,6 +290,7 @@ fn kept_share(link: &Exports, service: &ServiceName, entry: &ServiceEntry) -> Sh
     Share {
         service: service.clone(),
         cluster: link.cluster.clone(),
+        source_uid: source_uid(&link.uid, entry.source_uid.as_ref()),
         created: entry.created,
         ports: ports.collect(),
         endpoints: theirs().map(unrestricted).collect(),

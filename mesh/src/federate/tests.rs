@@ -4,9 +4,9 @@ mod laws;
 
 pub(crate) use laws::mesh_text;
 
-use super::{Plan, plan};
+use super::{Plan, REST};
 use crate::export::{Exports, ImportPolicy};
-use crate::fixture::{clusters, linked, others, told};
+use crate::fixture::{NOW, apply, clusters, linked, others, plan, told};
 use crate::inventory::{GatewayAddress, Inventory};
 use crate::name::{Hostname, ServiceName};
 use expect_test::{Expect, expect};
@@ -45,6 +45,9 @@ fn show(plan: &Plan) -> String {
         let addresses: Vec<String> = door.addresses.iter().map(ToString::to_string).collect();
         let domain = door.trust_domain.as_ref().unwrap();
         writeln!(seen, "{} {} {domain} {addresses:?}", door.object, door.network).unwrap();
+    }
+    for (object, rest) in &plan.resting {
+        writeln!(seen, "rest {object} {:?} for {} s", rest.addresses, rest.until - NOW).unwrap();
     }
     for object in &plan.deletions {
         writeln!(seen, "delete {object}").unwrap();
@@ -162,7 +165,9 @@ fn an_unheard_link_keeps_what_it_published() {
     assert_eq!(kept.deletions, BTreeSet::new());
     // Consent is ours to take back, heard or not.
     let refused = Exports { import: ImportPolicy::default(), ..unheard };
-    assert_eq!(plan(&own, &[refused]).deletions.len(), 2);
+    assert_eq!(plan(&own, &[refused.clone()]).resting.len(), 2);
+    let known = Exports { uid: "uid-west".into(), ..refused };
+    assert_eq!(plan(&own, &[known]).resting.len(), 2);
 }
 
 #[test]
@@ -182,7 +187,81 @@ fn a_heard_link_that_exports_nothing_loses_its_entries() {
     let silent = Exports { services: Default::default(), ..told(&all["west"]) };
     let plan = plan(&own, &[silent]);
     assert_eq!((plan.entries.len(), plan.gateways.len()), (0, 1));
-    assert_eq!(plan.deletions, own.entries.keys().cloned().collect());
+    assert!(plan.deletions.is_empty(), "their addresses rest first");
+    assert_eq!(plan.resting.keys().collect::<Vec<_>>(), own.entries.keys().collect::<Vec<_>>());
+}
+
+#[test]
+fn a_freed_address_rests_ten_minutes_and_a_restart_forgets_nothing() {
+    // Five usable addresses: hello has two, and the two exports of each newcomer want two more.
+    let mut all = clusters(&format!(
+        "{PAIR}
+         west service shop/late 10.96.0.2 80/http/web created=7
+         west service shop/later 10.96.0.3 80/http/web created=8"
+    ));
+    all.get_mut("east").unwrap().mesh.vip_range = "240.240.0.0/29".parse().unwrap();
+    let own = linked(&all, "east");
+    let of = |own: &Inventory, host: &str| {
+        let entries = own.entries.values().filter(|entry| entry.hosts[0].as_str() == host);
+        entries.flat_map(|entry| entry.addresses.clone()).collect::<Vec<_>>()
+    };
+    let had = of(&own, "hello.shop.global");
+    let held: BTreeSet<_> = own.entries.values().flat_map(|it| it.addresses.clone()).collect();
+
+    let west = all.get_mut("west").unwrap();
+    west.service_exports =
+        ["late", "later"].map(|name| ServiceName::new("shop", name).unwrap()).into();
+    let links = others(&all, "east");
+    // Everything that is known afterwards is in the API server, so this is also a restart.
+    let own = apply(&own, &super::plan(&own, &links, NOW));
+    assert_eq!((own.entries.len(), own.resting.len()), (4, 2));
+    let mut all_v4 = own.entries.values().flat_map(|it| &it.addresses).filter(|ip| ip.is_ipv4());
+    assert!(all_v4.all(|ip| !held.contains(ip)), "{own:?}");
+    let full = |plan: &Plan| plan.findings.iter().any(|finding| finding.code == 3110);
+    let almost = super::plan(&own, &links, NOW + REST - 1);
+    assert!(full(&almost) && almost.resting == own.resting, "one v4 address too few for four");
+    let rested = super::plan(&own, &links, NOW + REST);
+    assert!(!full(&rested) && rested.resting.is_empty());
+    assert_eq!(rested.deletions, own.resting.keys().cloned().collect());
+
+    // Whoever comes back in time has what it had.
+    let west = all.get_mut("west").unwrap();
+    west.service_exports = [ServiceName::new("shop", "hello").unwrap()].into();
+    let again = super::plan(&own, &others(&all, "east"), NOW + 9);
+    assert_eq!(of(&apply(&own, &again), "hello.shop.global"), had);
+    assert_eq!(again.resting.len(), 4, "late and later rest in their turn");
+
+    // A clock that was a year ahead holds nothing for a year.
+    let mut ahead = own.clone();
+    ahead.resting.values_mut().for_each(|rest| rest.until = NOW + 365 * 86_400);
+    let seen = super::plan(&ahead, &links, NOW);
+    assert!(seen.resting.values().all(|rest| rest.until == NOW + REST));
+}
+
+#[test]
+fn an_entry_of_an_unheard_cluster_stays_under_its_links_new_name() {
+    let all = clusters(PAIR);
+    let own = linked(&all, "east");
+    let single = &own.entries.values().find(|it| it.hosts[0].as_str() == "hello.shop.west.global");
+    assert_eq!(single.unwrap().source_uid.as_deref(), Some("uid-west"));
+    assert!(own.remote_gateways.values().all(|it| it.source_uid.as_deref() == Some("uid-west")));
+    // The same cluster, called otherwise now, and not heard since.
+    let renamed = Exports {
+        link: "occident".into(),
+        cluster: "occident".parse().unwrap(),
+        synced: false,
+        services: Default::default(),
+        ..told(&all["west"])
+    };
+    let seen = plan(&own, &[renamed.clone()]);
+    let kept = |object: &crate::finding::ObjectRef| {
+        !seen.deletions.contains(object) && !seen.resting.contains_key(object)
+    };
+    assert!(own.entries.keys().all(kept) && own.remote_gateways.keys().all(kept), "{seen:?}");
+    // Heard, it is known to export nothing under that name.
+    let heard = plan(&own, &[Exports { synced: true, ..renamed }]);
+    assert!(heard.resting.contains_key(&single.unwrap().object));
+    assert!(own.remote_gateways.keys().all(|door| heard.deletions.contains(door)));
 }
 
 #[test]
@@ -204,8 +283,8 @@ fn a_removed_link_loses_all_even_while_another_is_unheard() {
           north net-north eu/a x1 {}
           spiffe://north.mesh/ns/shop/sa/hello
         Gateway isthmus-system/isthmus-north net-north north.mesh ["203.0.113.3:15443"]
+        rest ServiceEntry shop/hello.shop.west.global [240.240.142.229, 2001:2:0:333e:5611:5683:c29f:6d1b] for 600 s
         delete Gateway isthmus-system/isthmus-west
-        delete ServiceEntry shop/hello.shop.west.global
     "#]].assert_eq(&show(&plan(&own, &[north])));
 }
 
@@ -290,7 +369,7 @@ fn hostile_gateway_addresses_are_refused() {
             Refused ISM3101 ClusterLink isthmus-system/west: gateway address [2001:2::9]:15443 of cluster west lies in this cluster's range of virtual addresses; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
             Refused ISM3101 ClusterLink isthmus-system/west: gateway address [::1]:15443 of cluster west is a loopback address, so it would lead back here; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
             Refused ISM3101 ClusterLink isthmus-system/west: gateway address [fe80::1]:15443 of cluster west is link-local, where cloud metadata services live; it is not used. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
-            Warning ISM3111 ClusterLink isthmus-system/west: gateway address lb.example.com:15443 of cluster west is a DNS name; it is kept but not dialled, since names are not resolved yet. Fix: let the gateway's Service have an address that this cluster can reach, or name its range in spec.import.gatewayRanges.
+            Warning ISM3111 ClusterLink isthmus-system/west: gateway address lb.example.com:15443 of cluster west is a DNS name that is not resolved just now; addresses it had before are kept. Fix: see that this cluster's resolvers answer for it; it is asked again by itself.
         "#]],
     );
     // The demo runs on loopback, and says so.
@@ -299,6 +378,28 @@ fn hostile_gateway_addresses_are_refused() {
     let kept: Vec<String> =
         seen.gateways.values().flat_map(|it| &it.addresses).map(ToString::to_string).collect();
     assert_eq!(kept, ["127.0.0.1:15443"]);
+}
+
+#[test]
+fn a_gateway_whose_name_is_not_resolved_keeps_what_it_had() {
+    let all = clusters(PAIR);
+    let own = linked(&all, "east");
+    let at = |host: &str| GatewayAddress { host: host.into(), port: 15443 };
+    let doors = |own: &Inventory, gateways: Vec<GatewayAddress>| {
+        let west = Exports { gateways, ..told(&all["west"]) };
+        let plan = plan(own, &[west]);
+        let doors = plan.gateways.values().flat_map(|door| door.addresses.clone());
+        (doors.map(|door| door.host).collect::<Vec<_>>(), apply(own, &plan))
+    };
+    let (seen, own) = doors(&own, vec![at("lb.example.com")]);
+    assert_eq!(seen, ["203.0.113.2", "lb.example.com"], "PAIR's address led there");
+    let (seen, own) = doors(&own, vec![at("lb.example.com")]);
+    assert_eq!(seen, ["203.0.113.2", "lb.example.com"]);
+    let (seen, _) = doors(&own, vec![at("198.51.100.7")]);
+    assert_eq!(seen, ["198.51.100.7"], "resolved, the former address and the name are gone");
+    // What a name leads to is judged as any address is: DNS is a stranger's word.
+    let (seen, _) = doors(&own, vec![at("127.0.0.1"), at("169.254.169.254"), at("240.240.0.9")]);
+    assert_eq!(seen, [""; 0]);
 }
 
 #[test]

@@ -1,8 +1,7 @@
 //! Virtual addresses for names without a ClusterIP: the same in every cluster, without a talk.
 //!
-//! slot = hash(host) mod size, then linear probing; what a host has it keeps. A freed slot should
-//! rest 10 minutes before another host gets it (decision 7); that needs a clock, so whoever deletes
-//! an entry keeps its addresses in `taken` for so long.
+//! slot = hash(host) mod size, then linear probing; what a host has it keeps. A freed slot rests
+//! [`super::REST`] before another host gets it (decision 7): until then it is in `taken`.
 
 use crate::name::Hostname;
 use sha2::{Digest, Sha256};

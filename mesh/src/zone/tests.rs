@@ -1,7 +1,8 @@
 //! One zone, many questions.
 
-use super::{RecordType, answer, zone};
-use crate::fixture::{clusters, linked};
+use super::{Answer, RecordType, answer, zone};
+use crate::fixture::{clusters, linked, view, world};
+use crate::program::{Resource, ResourceName};
 use expect_test::{Expect, expect};
 use std::fmt::Write;
 
@@ -126,4 +127,33 @@ fn absent_names_are_ours_or_not() {
 fn other_types_of_a_known_name_have_no_data() {
     let zone = zone(&linked(&clusters(WORLD), "east"), true);
     assert_eq!(answer(&zone, "hello.shop.global", RecordType::Other), super::Answer::NoData);
+}
+
+/// What the zone of a sidecar in east says of a name nobody exports.
+#[track_caller]
+fn absent(facts: &str, expected: Answer) {
+    let all = clusters(&format!("{WORLD}\n{facts}"));
+    let own = linked(&all, "east");
+    let view = view(&own, "sidecar shop/x eu/a");
+    let made = crate::compile::resource(&world(own), &view, &ResourceName::zone()).unwrap();
+    let Resource::Zone(zone) = &*made else { panic!("{made:?}") };
+    assert_eq!(answer(zone, "nobody.shop.global", RecordType::A), expected, "{facts}");
+}
+
+#[test]
+fn absent_names_wait_for_every_accepted_link() {
+    absent("", Answer::NxDomain);
+    absent("east link west accepted complete", Answer::NxDomain);
+    absent("east link west", Answer::NxDomain);
+    absent("east link west accepted", Answer::ServFail);
+    let one_of_two = "east link west accepted complete\n east link north accepted";
+    absent(one_of_two, Answer::ServFail);
+}
+
+#[test]
+fn an_own_export_that_is_not_published_yet_is_not_denied() {
+    let all = clusters(&format!("{WORLD}\n east export shop/web\n east export shop/nothing"));
+    let of = |own| answer(&zone(own, true), "web.shop.global", RecordType::A);
+    assert_eq!(of(&all["east"]), Answer::ServFail);
+    assert!(matches!(of(&linked(&all, "east")), Answer::V4(_)));
 }

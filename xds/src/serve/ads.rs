@@ -135,9 +135,11 @@ impl Stream {
         tokio::pin!(age);
         let end = self.end.clone();
         self.request(&first)?;
+        let mut slow = false;
         loop {
             let wake = match self.next() {
                 Next::Send(response) => {
+                    self.registration.counts().pushed(&response.type_url);
                     tokio::select! {
                         sent = self.responses.send_timeout(Ok(response), UNREAD) => {
                             if sent.is_err() {
@@ -150,14 +152,20 @@ impl Stream {
                 }
                 Next::Wait(until) => until,
             };
+            let opens = self.registration.state().session.reads_at(Instant::now());
+            if opens.is_some() && !slow {
+                self.registration.counts().slowed();
+            }
+            slow = opens.is_some();
             let rested = async {
-                match wake {
+                match wake.into_iter().chain(opens).min() {
                     Some(until) => tokio::time::sleep_until(until.into()).await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
-                request = self.requests.message() => match request? {
+                // Unread, its requests fill its own window and nothing of ours.
+                request = self.requests.message(), if opens.is_none() => match request? {
                     Some(request) => self.request(&request)?,
                     None => return Ok("the client closed it"),
                 },
@@ -179,6 +187,7 @@ impl Stream {
             let reason: String = refusal.message.chars().take(512).collect();
             let kind = request.type_url.rsplit('.').next();
             tracing::warn!(proxy = self.node.id(), kind, reason, "a proxy refused resources");
+            self.registration.counts().rejected(&request.type_url);
         }
         let state = &mut *self.registration.state();
         state

@@ -1,16 +1,60 @@
 //! Who is connected, what was sent to whom, and what they said to it.
 
-use crate::session::server::{Limits, ServerSession, TypeStatus};
+use crate::codec;
+use crate::session::server::{Limits, SEND_ORDER, ServerSession, TypeStatus};
 use mesh::name::Identity;
+use mesh::program::ResourceKind;
 use mesh::world::View;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 /// All open sessions, for `/sessions` and `isthmus proxy-status`.
 #[derive(Debug, Clone, Default)]
-pub struct Sessions(Arc<Mutex<Registry>>);
+pub struct Sessions {
+    registry: Arc<Mutex<Registry>>,
+    counts: Arc<Counts>,
+}
+
+/// What was sent and refused, since the start and over all streams.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Responses sent.
+    pub pushes: u64,
+    /// Responses refused by a proxy (NACK).
+    pub rejects: u64,
+}
+
+/// Counted as it happens, without a lock.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pushes: [AtomicU64; SEND_ORDER.len()],
+    rejects: [AtomicU64; SEND_ORDER.len()],
+    slowed: AtomicU64,
+}
+
+impl Counts {
+    fn add(to: &[AtomicU64; SEND_ORDER.len()], type_url: &str) {
+        let kind = codec::kind_of(type_url);
+        if let Some(place) = SEND_ORDER.iter().position(|of| Some(*of) == kind) {
+            to[place].fetch_add(1, Relaxed);
+        }
+    }
+
+    pub(super) fn pushed(&self, type_url: &str) {
+        Self::add(&self.pushes, type_url);
+    }
+
+    pub(super) fn rejected(&self, type_url: &str) {
+        Self::add(&self.rejects, type_url);
+    }
+
+    pub(super) fn slowed(&self) {
+        self.slowed.fetch_add(1, Relaxed);
+    }
+}
 
 /// One proxy's stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -58,6 +102,22 @@ pub(super) struct Registration {
 }
 
 impl Sessions {
+    /// By type.
+    pub fn counted(&self) -> BTreeMap<ResourceKind, Counted> {
+        let Counts { pushes, rejects, .. } = &*self.counts;
+        let both = pushes.iter().zip(rejects);
+        let both = both.map(|(pushes, rejects)| Counted {
+            pushes: pushes.load(Relaxed),
+            rejects: rejects.load(Relaxed),
+        });
+        SEND_ORDER.into_iter().zip(both).collect()
+    }
+
+    /// How often a stream was left unread for a moment, since it asked too often.
+    pub fn slowed(&self) -> u64 {
+        self.counts.slowed.load(Relaxed)
+    }
+
     /// Sorted by proxy.
     pub fn list(&self) -> Vec<Session> {
         let open: Vec<_> = self.registry().open.values().map(Arc::clone).collect();
@@ -104,7 +164,7 @@ impl Sessions {
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry> {
-        self.0.lock().expect("no holder panics")
+        self.registry.lock().expect("no holder panics")
     }
 }
 
@@ -115,6 +175,10 @@ impl Open {
 }
 
 impl Registration {
+    pub(super) fn counts(&self) -> &Counts {
+        &self.sessions.counts
+    }
+
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.open.state()
     }

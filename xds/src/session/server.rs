@@ -12,8 +12,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 mod kind;
+mod pace;
 
 use kind::Kind;
+use pace::Pace;
 
 /// One stream's state. Feed it [`request`](Self::request)s and [`changed`](Self::changed), and
 /// ask [`next`](Self::next) until it says to wait.
@@ -26,6 +28,7 @@ pub struct ServerSession {
     limits: Limits,
     kinds: BTreeMap<ResourceKind, Kind>,
     responses: u64,
+    pace: Pace,
 }
 
 /// Clusters and endpoints before who refers to them.
@@ -48,6 +51,10 @@ pub struct Limits {
     /// A response is closed once its resources exceed so many bytes; a single greater resource
     /// travels alone.
     pub response_bytes: usize,
+    /// Requests a stream may make at once: a proxy that starts asks for each name by itself …
+    pub request_burst: u32,
+    /// … and then one per so long. More are left unread: the client is slowed, not cut off.
+    pub request_every: Duration,
     /// After the n-th refusal in a row a type rests for this times 2^(n-1) …
     pub nack_rest: Duration,
     /// … but never longer than this.
@@ -60,6 +67,8 @@ impl Default for Limits {
             names: 65_536,
             name_bytes: 512,
             response_bytes: 1 << 20,
+            request_burst: 1_000,
+            request_every: Duration::from_millis(5),
             nack_rest: Duration::from_millis(100),
             nack_rest_max: Duration::from_secs(10),
         }
@@ -125,7 +134,7 @@ pub struct TypeStatus {
 
 impl ServerSession {
     pub fn new(limits: Limits) -> Self {
-        Self { limits, kinds: BTreeMap::new(), responses: 0 }
+        Self { limits, kinds: BTreeMap::new(), responses: 0, pace: Pace::default() }
     }
 
     /// Takes an answer, new names, names no longer wanted, or all of them at once. Types we do
@@ -135,6 +144,7 @@ impl ServerSession {
         now: Instant,
         request: &DeltaDiscoveryRequest,
     ) -> Result<(), Violation> {
+        self.pace.count(now, &self.limits);
         let Some(of) = codec::kind_of(&request.type_url) else { return Ok(()) };
         self.within_limits(of, request)?;
         let kind = self.kinds.entry(of).or_default();
@@ -144,6 +154,11 @@ impl ServerSession {
         }
         kind.subscriptions(of, request);
         Ok(())
+    }
+
+    /// When the next request may be read; `None` is now.
+    pub fn reads_at(&self, now: Instant) -> Option<Instant> {
+        self.pace.opens(now, &self.limits)
     }
 
     /// News: these may differ from what was told.

@@ -68,6 +68,7 @@ fn ours_is_read_back_whole() {
             - spiffe://west.mesh/ns/shop/sa/hello
             published: true
             service: shop/hello
+            source_uid: null
             created: 1767323045
         "#]],
     );
@@ -89,6 +90,7 @@ fn ours_may_stand_in_the_root_namespace_and_have_no_ports() {
             subject_alt_names: []
             published: true
             service: shop/hello
+            source_uid: null
             created: 1767323045
         "#]],
     );
@@ -138,6 +140,7 @@ fn claims_for_another_namespace_or_host_publish_nothing() {
             subject_alt_names: []
             published: true
             service: shop/hello
+            source_uid: null
             created: 1767323045
             Refused ISM3301 ServiceEntry shop/hello.shop.global spec.hosts[0]: cart.shop.global is no name of shop/hello; it is left out. Fix: delete the entry; the federation controller writes its own again.
         "#]],
@@ -184,6 +187,7 @@ fn a_users_entry() {
             subject_alt_names: []
             published: false
             service: null
+            source_uid: null
             created: 0
         "#]],
     );
@@ -211,6 +215,7 @@ fn reserved_and_foreign_hosts_are_refused() {
             subject_alt_names: []
             published: false
             service: null
+            source_uid: null
             created: 0
             Refused ISM3302 ServiceEntry shop/hello.shop.global spec.hosts[0]: hello.shop.global is reserved, names of the mesh are written by the federation controller only; it is left out. Fix: name another host; to offer a service to other clusters write a ServiceExport.
             Refused ISM3302 ServiceEntry shop/hello.shop.global spec.hosts[1]: global is reserved, names of the mesh are written by the federation controller only; it is left out. Fix: name another host; to offer a service to other clusters write a ServiceExport.
@@ -263,6 +268,7 @@ fn each_mistake_costs_itself_only() {
             subject_alt_names: []
             published: false
             service: null
+            source_uid: null
             created: 0
             Warning ISM3002 ServiceEntry shop/hello.shop.global spec.colour: this field is not supported; the rest of the object is used without it. Fix: remove it, or do not rely on it.
             Warning ISM3002 ServiceEntry shop/hello.shop.global spec.exportTo: this field is not supported; the rest of the object is used without it. Fix: remove it, or do not rely on it.

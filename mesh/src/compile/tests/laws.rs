@@ -135,7 +135,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn what_is_not_affected_is_equal(a in mesh_text(), b in mesh_text(), mix in 0..9) {
+    fn what_is_not_affected_is_equal(a in mesh_text(), b in mesh_text(), mix in 0..10) {
         let (a, b) = (linked(&clusters(&a), "east"), linked(&clusters(&b), "east"));
         // Single differences, too: all of `a` but one part.
         let b = match mix {
@@ -147,6 +147,7 @@ proptest! {
             5 => Inventory { service_exports: b.service_exports, ..a.clone() },
             6 => Inventory { workloads: b.workloads, ..a.clone() },
             7 => Inventory { services: b.services, ..a.clone() },
+            8 => Inventory { links: b.links, ..a.clone() },
             _ => Inventory {
                 peer_authentications: b.peer_authentications,
                 passthrough_hosts: b.passthrough_hosts,
@@ -209,7 +210,7 @@ proptest! {
     #[test]
     fn all_values_survive_json(text in mesh_text()) {
         let all = clusters(&text);
-        let plan = crate::federate::plan(&all["east"], &crate::fixture::others(&all, "east"));
+        let plan = crate::fixture::plan(&all["east"], &crate::fixture::others(&all, "east"));
         let own = linked(&all, "east");
         let program = compile(&world(own.clone()), &view(&own, ZONE_A));
         prop_assert_eq!(again(&plan), plan);

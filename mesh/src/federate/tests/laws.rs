@@ -1,7 +1,6 @@
 //! What holds for every mesh.
 
-use crate::federate::plan;
-use crate::fixture::{apply, clusters, linked, others};
+use crate::fixture::{apply, clusters, linked, others, plan};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
@@ -24,6 +23,8 @@ fn line() -> impl Strategy<Value = String> {
         "passthrough *.global",
         "passthrough a.shop.svc.cluster.local",
         "namespace pay",
+        "link west accepted",
+        "link west accepted complete",
         "cluster net-east merge",
         "cluster net-north gateway=203.0.113.44:15443",
     ]);
@@ -73,6 +74,7 @@ proptest! {
             prop_assert_eq!(&second.entries, &first.entries);
             prop_assert_eq!(&second.gateways, &first.gateways);
             prop_assert!(second.deletions.is_empty());
+            prop_assert_eq!(&second.resting, &first.resting);
             if round == 0 {
                 for (bit, link) in links.iter_mut().enumerate() {
                     link.synced = deaf & (1 << bit) == 0;

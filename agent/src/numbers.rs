@@ -1,0 +1,48 @@
+//! The workload's certificate in numbers: how long it lives, and whether it is renewed.
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use runtime::metrics::Metrics;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+use trust::svid::Svid;
+
+/// Registers both; the counter is to be raised by each attempt that fails.
+pub(crate) fn register(metrics: &Metrics, svid: watch::Receiver<Arc<Svid>>, failed: Counter) {
+    metrics.register(|registry| {
+        registry.register(
+            "isthmus_certificate_renewal_failures",
+            "Attempts that did not renew the workload's certificate",
+            failed,
+        );
+        registry.register_collector(Box::new(Life(svid)));
+    });
+}
+
+/// Looked at when somebody asks.
+#[derive(Debug)]
+struct Life(watch::Receiver<Arc<Svid>>);
+
+impl Collector for Life {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (now, ends) = (SystemTime::now(), self.0.borrow().not_after);
+        let whole = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+        let left = match ends.duration_since(now) {
+            Ok(left) => whole(left),
+            Err(past) => -whole(past.duration()),
+        };
+        // The name Istio's own agent has for it.
+        let one = encoder.encode_descriptor(
+            "istio_agent_cert_expiry_seconds",
+            "Until the workload's certificate expires; negative if it has",
+            None,
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(left).encode(one)
+    }
+}
