@@ -27,6 +27,15 @@ pub fn own(client: Client, options: Options, end: CancellationToken) -> Watched 
     Watched { inventory: watched, health: heard }
 }
 
+/// What a list of objects is to a control plane, without an API server: for tests, and to look at what a
+/// change would do. `None` where there is no (good) ConfigMap `isthmus-mesh` or no `kube-system`.
+pub fn read(
+    objects: &[kube::api::DynamicObject],
+    root_namespace: &str,
+) -> anyhow::Result<Option<Arc<Inventory>>> {
+    kinds::read(objects, root_namespace)
+}
+
 /// How to watch the own cluster.
 #[derive(Debug, Clone)]
 pub struct Options {

@@ -244,7 +244,6 @@ mod tests {
             zone: receiver,
             metrics: Default::default(),
         })
-        .await
         .unwrap();
         let (upstreams, end) = (server.addresses(), CancellationToken::new());
         let serving = tokio::spawn(server.run(end.clone()));

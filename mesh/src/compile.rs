@@ -15,7 +15,7 @@ use crate::name::{Locality, Network};
 use crate::program::{
     ClusterName, Direction, Program, Resource, ResourceKind, ResourceName, ValidationContext,
 };
-use crate::world::{Role, View, World};
+use crate::world::{Dialect, Role, View, World};
 use std::sync::Arc;
 
 /// One resource as this client is to see it; `None` where it does not exist for it.
@@ -37,6 +37,7 @@ pub fn resource(world: &World, view: &View, name: &ResourceName) -> Option<Arc<R
             match cluster.direction {
                 Direction::SniDnat if gateway => gateway::cluster(world, &cluster),
                 Direction::Outbound if !gateway => outbound::cluster(world, view, &cluster),
+                Direction::Inbound if !gateway => inbound::cluster(cluster),
                 Direction::SniDnat | Direction::Outbound | Direction::Inbound => None,
             }
         }
@@ -83,9 +84,16 @@ pub fn names(world: &World, view: &View, kind: ResourceKind) -> Vec<ResourceName
             names.extend(known.then_some(inbound));
             names
         }
-        ResourceKind::Route | ResourceKind::Cluster | ResourceKind::Endpoints => {
-            outbound::names(world, view, kind)
+        ResourceKind::Cluster => {
+            let mut names = outbound::names(world, view, kind);
+            // Our own proxies reach their workload without one.
+            let foreign = view.dialect == Dialect::Envoy;
+            names.extend(
+                foreign.then(|| ResourceName::new(kind, ClusterName::inbound(0).to_string())),
+            );
+            names
         }
+        ResourceKind::Route | ResourceKind::Endpoints => outbound::names(world, view, kind),
     }
 }
 

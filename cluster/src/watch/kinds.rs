@@ -1,6 +1,7 @@
-//! The kinds of the own cluster: where each is found, and what is kept of its objects.
+//! The kinds of the own cluster: where each is found, what is kept of its objects, and who brings
+//! them: followers of an API server, or a list of objects.
 
-use super::state::{Input, ServiceFacts};
+use super::state::{Input, ServiceFacts, State};
 use super::store::{Item, Key};
 use crate::api::cluster_link::ClusterLink;
 use crate::follow::{Change, Follow, follow};
@@ -9,9 +10,11 @@ use crate::parse::{self, Parsed};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
+use mesh::inventory::Inventory;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -28,9 +31,70 @@ pub(super) fn spawn(
     end: &CancellationToken,
     tasks: &mut JoinSet<()>,
 ) -> BTreeMap<&'static str, Heard> {
-    let root: Arc<str> = root_namespace.into();
     let mut spawner = Spawner { client, send, end, tasks, heard: BTreeMap::new() };
+    visit(root_namespace, &mut spawner);
+    spawner.heard
+}
 
+/// What these objects are to a control plane; kinds that it does not read are passed over. An object
+/// that is not of its kind's shape, which no API server would have taken, is an error.
+pub(super) fn read(
+    objects: &[DynamicObject],
+    root_namespace: &str,
+) -> anyhow::Result<Option<Arc<Inventory>>> {
+    let mut reader = Reader { objects, state: State::new(root_namespace), problem: None };
+    visit(root_namespace, &mut reader);
+    match reader.problem {
+        Some(problem) => Err(problem),
+        None => Ok(reader.state.inventory()),
+    }
+}
+
+/// Whoever brings the objects of a kind.
+trait Bring {
+    /// All there are.
+    fn everywhere<K, T>(
+        &mut self,
+        kind: &'static str,
+        parse: impl Fn(&K) -> Parsed<T> + Send + 'static,
+        wrap: fn(Change<Item<T>>) -> Input,
+    ) where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+        T: Send + 'static;
+
+    /// Those of one namespace, or the one of that name there.
+    fn within<K, T>(
+        &mut self,
+        kind: &'static str,
+        namespace: &str,
+        name: Option<&str>,
+        parse: impl Fn(&K) -> Parsed<T> + Send + 'static,
+        wrap: fn(Change<Item<T>>) -> Input,
+    ) where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + Debug
+            + Send
+            + Sync
+            + 'static,
+        T: Send + 'static;
+
+    /// `versions`: the preferred one first. What follows a dot in `kind` tells two kinds of one name
+    /// apart; it is not part of the kind.
+    fn custom<T: Send + 'static>(
+        &mut self,
+        kind: &'static str,
+        group: &str,
+        versions: &[&str],
+        parse: impl Fn(&DynamicObject) -> Parsed<T> + Send + 'static,
+        wrap: fn(Change<Item<T>>) -> Input,
+    );
+}
+
+/// Every kind, with what is kept of it.
+fn visit(root_namespace: &str, bring: &mut impl Bring) {
+    let root: Arc<str> = root_namespace.into();
     let place = Arc::clone(&root);
     let service = move |service: &Service| {
         let (own, door) =
@@ -38,21 +102,22 @@ pub(super) fn spawn(
         let findings = own.findings.into_iter().chain(door.findings).collect();
         Parsed { value: Some(ServiceFacts { service: own.value, door: door.value }), findings }
     };
-    spawner.typed("Service", service, Input::Service);
+    bring.everywhere("Service", service, Input::Service);
     let slice = |slice: &EndpointSlice| parse::endpoint_slice::parse(slice);
-    spawner.typed("EndpointSlice", slice, Input::Slice);
-    spawner.typed("Pod", |pod: &Pod| fine(parse::pod::parse(pod)), Input::Pod);
+    bring.everywhere("EndpointSlice", slice, Input::Slice);
+    bring.everywhere("Pod", |pod: &Pod| fine(parse::pod::parse(pod)), Input::Pod);
     let node = |node: &Node| fine(parse::node::parse(node).map(|(_, locality)| locality));
-    spawner.typed("Node", node, Input::Node);
+    bring.everywhere("Node", node, Input::Node);
     let uid = |namespace: &Namespace| fine(parse::namespace::parse(namespace).map(|(_, uid)| uid));
-    spawner.typed("Namespace", uid, Input::Namespace);
-    spawner.mesh_config(&root);
+    bring.everywhere("Namespace", uid, Input::Namespace);
+    let one = Some(parse::mesh_config::NAME);
+    let config = |map: &ConfigMap| parse::mesh_config::parse(map);
+    bring.within("ConfigMap", &root, one, config, Input::MeshConfig);
     let link = |link: &ClusterLink| fine(Some(parse::cluster_link::parse(link)));
-    let every = watcher::Config::default();
-    spawner.namespaced("ClusterLink", &root, every, link, Input::ClusterLink);
+    bring.within("ClusterLink", &root, None, link, Input::ClusterLink);
 
     const ISTIO: &str = "networking.istio.io";
-    spawner.custom(
+    bring.custom(
         "ServiceEntry",
         ISTIO,
         &["v1"],
@@ -72,7 +137,7 @@ pub(super) fn spawn(
         Input::Entry,
     );
     let place = Arc::clone(&root);
-    spawner.custom(
+    bring.custom(
         "Gateway.networking.istio.io",
         ISTIO,
         &["v1"],
@@ -80,35 +145,34 @@ pub(super) fn spawn(
         Input::Passthrough,
     );
     let place = Arc::clone(&root);
-    spawner.custom(
+    bring.custom(
         "Gateway",
         "gateway.networking.k8s.io",
         &["v1"],
         move |gateway| parse::gateway::parse(gateway, &place),
         Input::RemoteGateway,
     );
-    spawner.custom(
+    bring.custom(
         "PeerAuthentication",
         "security.istio.io",
         &["v1"],
         parse::peer_authentication::parse,
         Input::PeerAuthentication,
     );
-    spawner.custom(
+    bring.custom(
         "DestinationRule",
         ISTIO,
         &["v1"],
         parse::destination_rule::parse,
         Input::DestinationRule,
     );
-    spawner.custom(
+    bring.custom(
         "ServiceExport",
         "multicluster.x-k8s.io",
         &["v1beta1", "v1alpha1"],
         parse::service_export::parse,
         Input::ServiceExport,
     );
-    spawner.heard
 }
 
 fn fine<T>(value: Option<T>) -> Parsed<T> {
@@ -124,68 +188,6 @@ struct Spawner<'a> {
 }
 
 impl Spawner<'_> {
-    fn typed<K, T>(
-        &mut self,
-        kind: &'static str,
-        parse: impl Fn(&K) -> Parsed<T> + Send + 'static,
-        wrap: fn(Change<Item<T>>) -> Input,
-    ) where
-        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
-        T: Send + 'static,
-    {
-        let heard = Heard::default();
-        let apis = vec![Api::all(heard.listen(self.client.clone()))];
-        self.follow(kind, apis, watcher::Config::default(), heard, parse, wrap);
-    }
-
-    fn custom<T: Send + 'static>(
-        &mut self,
-        kind: &'static str,
-        group: &str,
-        versions: &[&str],
-        parse: impl Fn(&DynamicObject) -> Parsed<T> + Send + 'static,
-        wrap: fn(Change<Item<T>>) -> Input,
-    ) {
-        let heard = Heard::default();
-        let client = heard.listen(self.client.clone());
-        // What follows a dot tells two kinds of one name apart; it is not part of the kind.
-        let name = kind.split('.').next().expect("a split has a first part");
-        let apis = versions.iter().map(|version| {
-            let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, name));
-            Api::all_with(client.clone(), &resource)
-        });
-        self.follow(kind, apis.collect(), watcher::Config::default(), heard, parse, wrap);
-    }
-
-    fn mesh_config(&mut self, root_namespace: &str) {
-        let one = format!("metadata.name={}", parse::mesh_config::NAME);
-        let config = watcher::Config::default().fields(&one);
-        let parse = |map: &ConfigMap| parse::mesh_config::parse(map);
-        self.namespaced("ConfigMap", root_namespace, config, parse, Input::MeshConfig);
-    }
-
-    fn namespaced<K, T>(
-        &mut self,
-        kind: &'static str,
-        namespace: &str,
-        config: watcher::Config,
-        parse: impl Fn(&K) -> Parsed<T> + Send + 'static,
-        wrap: fn(Change<Item<T>>) -> Input,
-    ) where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + DeserializeOwned
-            + Debug
-            + Send
-            + Sync
-            + 'static,
-        T: Send + 'static,
-    {
-        let heard = Heard::default();
-        let api = Api::namespaced(heard.listen(self.client.clone()), namespace);
-        self.follow(kind, vec![api], config, heard, parse, wrap);
-    }
-
     fn follow<K, T>(
         &mut self,
         kind: &'static str,
@@ -203,5 +205,166 @@ impl Spawner<'_> {
         let task =
             follow(Follow { apis, config, heard }, trim, wrap, self.send.clone(), self.end.clone());
         self.tasks.spawn(task);
+    }
+}
+
+impl Bring for Spawner<'_> {
+    fn everywhere<K, T>(
+        &mut self,
+        kind: &'static str,
+        parse: impl Fn(&K) -> Parsed<T> + Send + 'static,
+        wrap: fn(Change<Item<T>>) -> Input,
+    ) where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+        T: Send + 'static,
+    {
+        let heard = Heard::default();
+        let apis = vec![Api::all(heard.listen(self.client.clone()))];
+        self.follow(kind, apis, watcher::Config::default(), heard, parse, wrap);
+    }
+
+    fn within<K, T>(
+        &mut self,
+        kind: &'static str,
+        namespace: &str,
+        name: Option<&str>,
+        parse: impl Fn(&K) -> Parsed<T> + Send + 'static,
+        wrap: fn(Change<Item<T>>) -> Input,
+    ) where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + Debug
+            + Send
+            + Sync
+            + 'static,
+        T: Send + 'static,
+    {
+        let heard = Heard::default();
+        let api = Api::namespaced(heard.listen(self.client.clone()), namespace);
+        let every = watcher::Config::default();
+        let config = match name {
+            None => every,
+            Some(name) => every.fields(&format!("metadata.name={name}")),
+        };
+        self.follow(kind, vec![api], config, heard, parse, wrap);
+    }
+
+    fn custom<T: Send + 'static>(
+        &mut self,
+        kind: &'static str,
+        group: &str,
+        versions: &[&str],
+        parse: impl Fn(&DynamicObject) -> Parsed<T> + Send + 'static,
+        wrap: fn(Change<Item<T>>) -> Input,
+    ) {
+        let heard = Heard::default();
+        let client = heard.listen(self.client.clone());
+        let apis = versions.iter().map(|version| {
+            let resource =
+                ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, bare(kind)));
+            Api::all_with(client.clone(), &resource)
+        });
+        self.follow(kind, apis.collect(), watcher::Config::default(), heard, parse, wrap);
+    }
+}
+
+fn bare(kind: &str) -> &str {
+    kind.split('.').next().expect("a split has a first part")
+}
+
+/// Hands out a list of objects, kind by kind.
+struct Reader<'a> {
+    objects: &'a [DynamicObject],
+    state: State,
+    problem: Option<anyhow::Error>,
+}
+
+impl Reader<'_> {
+    fn of<'a>(
+        &'a self,
+        kind: &'a str,
+        versions: &'a [String],
+    ) -> impl Iterator<Item = &'a DynamicObject> {
+        self.objects.iter().filter(move |object| {
+            let types = object.types.as_ref();
+            types.is_some_and(|it| it.kind == kind && versions.contains(&it.api_version))
+        })
+    }
+
+    fn hand<K, T>(
+        &mut self,
+        wanted: impl Fn(&ObjectMeta) -> bool,
+        parse: impl Fn(&K) -> Parsed<T>,
+        wrap: fn(Change<Item<T>>) -> Input,
+    ) where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    {
+        let (kind, version) = (K::kind(&()), [K::api_version(&()).into_owned()]);
+        let (mut items, mut problem) = (Vec::new(), None);
+        for object in self.of(&kind, &version).filter(|object| wanted(&object.metadata)) {
+            match object.clone().try_parse::<K>() {
+                Ok(object) => items.push((Key::of(&object), parse(&object))),
+                Err(error) => {
+                    let name = object.metadata.name.as_deref().unwrap_or_default();
+                    problem = Some(anyhow::Error::new(error).context(format!("{kind} {name}")));
+                }
+            }
+        }
+        self.problem = self.problem.take().or(problem);
+        self.state.apply(wrap(Change::Replaced(items)));
+    }
+}
+
+impl Bring for Reader<'_> {
+    fn everywhere<K, T>(
+        &mut self,
+        _: &'static str,
+        parse: impl Fn(&K) -> Parsed<T> + Send + 'static,
+        wrap: fn(Change<Item<T>>) -> Input,
+    ) where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+        T: Send + 'static,
+    {
+        self.hand(|_| true, parse, wrap);
+    }
+
+    fn within<K, T>(
+        &mut self,
+        _: &'static str,
+        namespace: &str,
+        name: Option<&str>,
+        parse: impl Fn(&K) -> Parsed<T> + Send + 'static,
+        wrap: fn(Change<Item<T>>) -> Input,
+    ) where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + Debug
+            + Send
+            + Sync
+            + 'static,
+        T: Send + 'static,
+    {
+        let here = |meta: &ObjectMeta| {
+            meta.namespace.as_deref() == Some(namespace)
+                && name.is_none_or(|name| meta.name.as_deref() == Some(name))
+        };
+        self.hand(here, parse, wrap);
+    }
+
+    fn custom<T: Send + 'static>(
+        &mut self,
+        kind: &'static str,
+        group: &str,
+        versions: &[&str],
+        parse: impl Fn(&DynamicObject) -> Parsed<T> + Send + 'static,
+        wrap: fn(Change<Item<T>>) -> Input,
+    ) {
+        let versions: Vec<String> =
+            versions.iter().map(|version| format!("{group}/{version}")).collect();
+        let objects = self.of(bare(kind), &versions);
+        let items = objects.map(|object| (Key::of(object), parse(object))).collect();
+        self.state.apply(wrap(Change::Replaced(items)));
     }
 }

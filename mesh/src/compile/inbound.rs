@@ -3,7 +3,7 @@
 use crate::export::{ROOT_NAMESPACE, selects};
 use crate::inventory::{MtlsMode, PeerAuthentication, Workload, WorkloadName};
 use crate::name::ServiceName;
-use crate::program::{InboundListener, InboundPort, Listener, Resource};
+use crate::program::{ClusterName, InboundListener, InboundPort, Listener, Resource};
 use crate::world::{View, World};
 use std::collections::BTreeMap;
 
@@ -30,6 +30,12 @@ pub(super) fn listener(world: &World, view: &View) -> Option<Resource> {
         ports,
         trust_domains: world.trust_domains().clone(),
     })))
+}
+
+/// The workload itself, on whichever port was called: one for all ports, since what is called says
+/// the port (`ORIGINAL_DST` in Envoy's words).
+pub(super) fn cluster(name: ClusterName) -> Option<Resource> {
+    (name == ClusterName::inbound(0)).then(|| Resource::Cluster(super::outbound::plain(name)))
 }
 
 /// Target ports a pod is an endpoint on, with the service and whether it speaks HTTP/1.1 there.

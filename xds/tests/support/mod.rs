@@ -139,8 +139,8 @@ pub(crate) fn program() -> Program {
         let value = Resource::Cluster(cluster(name, is_http));
         all.push((ResourceName::new(ResourceKind::Cluster, text), value));
     }
-    for port in [0, 5432, 8080, 8081, 9090] {
-        let name = ClusterName::inbound(port);
+    {
+        let name = ClusterName::inbound(0);
         let value = Cluster { server_identities: BTreeMap::new(), ..cluster(name.clone(), true) };
         let name = ResourceName::new(ResourceKind::Cluster, name.to_string());
         all.push((name, Resource::Cluster(value)));

@@ -100,7 +100,7 @@ fn encode_inbound(inbound: &InboundListener) -> wire::Listener {
                     transport_protocol: protocol.to_owned(),
                     ..Default::default()
                 }),
-                filters: vec![inbound_filter(port, *speaks_http)],
+                filters: vec![inbound_filter(*speaks_http)],
                 transport_socket,
                 ..Default::default()
             });
@@ -134,8 +134,9 @@ fn encode_inbound(inbound: &InboundListener) -> wire::Listener {
     }
 }
 
-fn inbound_filter(port: u16, speaks_http: bool) -> Filter {
-    let cluster = ClusterName::inbound(port);
+fn inbound_filter(speaks_http: bool) -> Filter {
+    // The one for all ports: it forwards to where the client wanted to go.
+    let cluster = ClusterName::inbound(0);
     if !speaks_http {
         return tcp(&cluster);
     }
