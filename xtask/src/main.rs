@@ -17,6 +17,8 @@ enum Chore {
         #[arg(long)]
         check: bool,
     },
+    /// Writes the golden files of xds/tests/golden anew: what each kind of client is sent.
+    Golden,
     /// Everything CI runs: format, lints, tests, licences and bans, then every promise.
     Test {
         /// Leaves out the promises on real clusters.
@@ -42,6 +44,7 @@ struct E2e {
 fn main() -> std::process::ExitCode {
     let end = match Chore::parse() {
         Chore::Codegen { check } => codegen(check),
+        Chore::Golden => golden(),
         Chore::Test { no_e2e } => test(no_e2e),
         Chore::E2e(options) => e2e(&options.rest),
         Chore::Bench { rest } => bench(&rest),
@@ -83,6 +86,12 @@ fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("starting {line}"))?;
     ensure!(status.success(), "`{line}` ended with {status}");
     Ok(())
+}
+
+/// The test that compares writes instead.
+fn golden() -> Result<()> {
+    let mut test = cargo();
+    run(test.args(["test", "--workspace", "--test", "golden"]).env("UPDATE_EXPECT", "1"))
 }
 
 /// `isthmus crds` prints every CRD; each goes to deploy/crds/NAME.yaml.
