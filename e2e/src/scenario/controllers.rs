@@ -1,6 +1,6 @@
 //! API servers and control planes die, hang and vanish; calls go on, and what is unknown says so.
 
-use super::{HOST, Load, Rates, Stage, call};
+use super::{HOST, Load, Rates, Stage, call, resolve};
 use crate::fleet::Cluster;
 use crate::link::{condition, on_page};
 use crate::netns::Fault;
@@ -132,9 +132,28 @@ pub(super) async fn control_down(stage: &Stage<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Judges that the client's resolver comes to say this (in glibc's words) of a name nobody exports.
+async fn absent(stage: &Stage<'_>, promise: &str, words: &str) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let found = resolve(stage.fleet, stage.client()?, "nobody.shop.global").await;
+        let said = found.map_or_else(|e| format!("{e:#}"), |found| format!("{found:?}"));
+        let kept = said.contains(words);
+        if kept || start.elapsed() > Duration::from_secs(20) {
+            let figure = format!("after {:.2} s: {said}", start.elapsed().as_secs_f64());
+            stage.judge(promise, &figure, kept, &[]);
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 pub(super) async fn api_hangs(stage: &Stage<'_>) -> Result<()> {
     let (east, west) = (stage.cluster("east"), stage.cluster("west"));
     let limit = Duration::from_secs(60);
+    let (nxdomain, servfail) = ("Name or service not known", "Temporary failure");
+    absent(stage, "with all heard, a name that nobody exports is denied (NXDOMAIN)", nxdomain)
+        .await?;
     west.api.server.stop();
     unknown(
         stage,
@@ -142,8 +161,13 @@ pub(super) async fn api_hangs(stage: &Stage<'_>) -> Result<()> {
         until_unknown(east, "west", limit).await,
         35.0,
     );
+    absent(stage, "while west is not heard it is not denied (SERVFAIL)", servfail).await?;
+    let known = resolve(stage.fleet, stage.client()?, "hello.shop.west.global").await;
+    let figure = known.as_ref().map_or_else(|e| format!("{e:#}"), |found| format!("{found:?}"));
+    stage.judge("and what west exported keeps its name", &figure, known.is_ok(), &[]);
     west.api.server.resume();
     crate::link::until_condition(east, "west", "Reachable", "True", limit).await?;
+    absent(stage, "heard again, it is denied again", nxdomain).await?;
     west.node.fault("wan", Fault::Drop)?;
     unknown(
         stage,

@@ -165,7 +165,7 @@ fn an_unheard_link_keeps_what_it_published() {
     assert_eq!(kept.deletions, BTreeSet::new());
     // Consent is ours to take back, heard or not.
     let refused = Exports { import: ImportPolicy::default(), ..unheard };
-    assert_eq!(plan(&own, &[refused.clone()]).resting.len(), 2);
+    assert_eq!(plan(&own, std::slice::from_ref(&refused)).resting.len(), 2);
     let known = Exports { uid: "uid-west".into(), ..refused };
     assert_eq!(plan(&own, &[known]).resting.len(), 2);
 }
@@ -253,7 +253,7 @@ fn an_entry_of_an_unheard_cluster_stays_under_its_links_new_name() {
         services: Default::default(),
         ..told(&all["west"])
     };
-    let seen = plan(&own, &[renamed.clone()]);
+    let seen = plan(&own, std::slice::from_ref(&renamed));
     let kept = |object: &crate::finding::ObjectRef| {
         !seen.deletions.contains(object) && !seen.resting.contains_key(object)
     };
