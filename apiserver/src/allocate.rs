@@ -100,9 +100,14 @@ fn address(new: &mut Object, others: &[&Object], range: Ipv4Net) -> Result<(), C
     };
     spec["clusterIPs"] = json!([address]);
     spec["clusterIP"] = json!(address);
-    for (field, standard) in
-        [("ipFamilies", json!(["IPv4"])), ("ipFamilyPolicy", json!("SingleStack"))]
-    {
+    // Without selector nobody knows the families of a headless Service's endpoints.
+    let any = address == "None" && spec["selector"].as_object().is_none_or(|map| map.is_empty());
+    let (families, policy) = if any {
+        (json!(["IPv4", "IPv6"]), "RequireDualStack")
+    } else {
+        (json!(["IPv4"]), "SingleStack")
+    };
+    for (field, standard) in [("ipFamilies", families), ("ipFamilyPolicy", json!(policy))] {
         if spec[field].is_null() {
             spec[field] = standard;
         }

@@ -118,7 +118,7 @@ static ALL: &[Builtin] = &[
         short: &["svc"],
         status: true,
         put_creates: true,
-        names: NameRule::Label1035,
+        names: NameRule::Label,
         decode: decode::<api::core::v1::Service>,
         defaults: service::defaults,
         validate: service::validate,
@@ -132,6 +132,7 @@ static ALL: &[Builtin] = &[
         short: &["ep"],
         put_creates: true,
         decode: decode::<api::core::v1::Endpoints>,
+        defaults: slice::endpoints_defaults,
         validate: slice::endpoints,
         ..PLAIN
     },

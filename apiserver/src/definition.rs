@@ -139,6 +139,10 @@ fn judge_versions(spec: &Value, causes: &mut Vec<Cause>) {
     if stored != 1 {
         let why = "must have exactly one version marked as storage version";
         causes.push(Cause::invalid("spec.versions", &spec["versions"], why));
+        if stored == 0 {
+            let why = "must have the storage version";
+            causes.push(Cause::invalid("status.storedVersions", &json!([]), why));
+        }
     }
     for (index, version) in versions.iter().enumerate() {
         let place = |field: &str| format!("spec.versions[{index}].{field}");
@@ -153,23 +157,27 @@ fn judge_versions(spec: &Value, causes: &mut Vec<Cause>) {
             ));
         }
         let schema = &version["schema"]["openAPIV3Schema"];
+        // The only version's schema is told as everybody's.
+        let root = match versions.len() {
+            1 => "spec.validation.openAPIV3Schema".to_owned(),
+            _ => place("schema.openAPIV3Schema"),
+        };
         if !schema.is_object() {
             let why = "schemas are required";
             causes.push(Cause::required(place("schema.openAPIV3Schema"), why));
             continue;
         }
         if text(schema, &["type"]) != "object" {
-            let place = place("schema.openAPIV3Schema.type");
+            let place = format!("{root}.type");
             causes.push(match schema.get("type") {
                 None => Cause::required(place, "must not be empty at the root"),
                 Some(kind) => Cause::invalid(place, kind, "must be object at the root"),
             });
         }
-        let place = place("schema.openAPIV3Schema");
-        structural(&place, schema, true, causes);
+        structural(&root, schema, true, causes);
         if causes.is_empty() {
             if let Err(why) = crate::schema::Checker::new(schema) {
-                causes.push(Cause::invalid(place, &json!(""), why));
+                causes.push(Cause::invalid(root, &json!(""), why));
             }
         }
     }

@@ -18,7 +18,6 @@ const ANNOTATIONS_MAX: usize = 256 << 10;
 pub(crate) enum NameRule {
     Subdomain,
     Label,
-    Label1035,
     /// Any text that can be one part of a path: RBAC's names.
     Path,
 }
@@ -29,7 +28,6 @@ impl NameRule {
         match self {
             Self::Subdomain => subdomain(name),
             Self::Label => label(name),
-            Self::Label1035 => label_1035(name),
             Self::Path => path(name),
         }
     }
@@ -138,22 +136,24 @@ pub(crate) fn metadata(object: &Value, rule: NameRule) -> Vec<Cause> {
     if total > ANNOTATIONS_MAX {
         causes.push(Cause::too_long("metadata.annotations", ANNOTATIONS_MAX));
     }
-    for finalizer in meta("finalizers").and_then(Value::as_array).into_iter().flatten() {
+    let finalizers = meta("finalizers").and_then(Value::as_array).into_iter().flatten();
+    for (index, finalizer) in finalizers.enumerate() {
+        let place = format!("metadata.finalizers[{index}]");
         let text = finalizer.as_str().unwrap_or_default();
         let mut wrong = qualified(text);
         if wrong.is_empty() && !text.contains('/') && !STANDARD_FINALIZERS.contains(&text) {
             wrong
                 .push("name is neither a standard finalizer name nor is it fully qualified".into());
         }
-        let wrong = wrong.iter().map(|why| Cause::invalid("metadata.finalizers", finalizer, why));
+        let wrong = wrong.iter().map(|why| Cause::invalid(&place, finalizer, why));
         causes.extend(wrong);
     }
     let owners = meta("ownerReferences").and_then(Value::as_array).into_iter().flatten();
     let mut controllers = 0;
-    for (index, owner) in owners.enumerate() {
+    for owner in owners {
         for field in ["apiVersion", "kind", "name", "uid"] {
             if owner[field].as_str().unwrap_or_default().is_empty() {
-                let place = format!("metadata.ownerReferences[{index}].{field}");
+                let place = format!("metadata.ownerReferences.{field}");
                 let why = if field == "apiVersion" {
                     "version must not be empty"
                 } else {

@@ -1,9 +1,9 @@
 //! From a request's line and headers to what is asked.
 
 use crate::kind::{Kind, Registry};
-use crate::refusal::Refusal;
+use crate::refusal::{Cause, Refusal};
 use http::{HeaderMap, Method, header};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -113,9 +113,12 @@ impl Params {
             "" => Ok(false),
             "All" => Ok(true),
             other => {
-                let message =
-                    format!("dryRun: Unsupported value: {other:?}: supported values: \"All\"");
-                Err(Refusal::new(422, "Invalid", message))
+                let cause = Cause::unsupported("dryRun", &json!([other]), &["All"]);
+                let said = format!("{}: {}", cause.field, cause.message);
+                let message = format!("CreateOptions.meta.k8s.io \"\" is invalid: {said}");
+                let mut refusal = Refusal::new(422, "Invalid", message);
+                refusal.causes = vec![cause];
+                Err(refusal)
             }
         }
     }
@@ -150,7 +153,8 @@ pub(crate) fn parse(
         ["api" | "apis", ..] => return read_only(method, Ask::Discovery(trimmed.to_owned())),
         _ => return Err(no_page()),
     };
-    let found = |plural: &str| registry.find(group, version, plural).cloned().ok_or_else(no_page);
+    let absent = || if crate::builtin::owns(group) { no_resource() } else { no_page() };
+    let found = |plural: &str| registry.find(group, version, plural).cloned().ok_or_else(absent);
     let (kind, namespace, rest) = match rest {
         // The namespaces themselves.
         ["namespaces"] | ["namespaces", _] | ["namespaces", _, "status" | "finalize"] => {
@@ -170,7 +174,7 @@ pub(crate) fn parse(
     let placed = kind.namespaced != namespace.is_empty();
     let crosses = kind.namespaced && name.is_empty() && !kind.is_review();
     if !placed && !(crosses && *method != Method::POST && *method != Method::DELETE) {
-        return Err(if crosses { Refusal::method_not_allowed() } else { no_page() });
+        return Err(if crosses { Refusal::method_not_allowed() } else { absent() });
     }
     served(&kind, subresource)?;
     let params = Params::parse(query);
@@ -193,6 +197,11 @@ pub(crate) fn parse(
 
 fn no_page() -> Refusal {
     Refusal::new(404, "NotFound", "404 page not found")
+}
+
+/// Nothing here, in a group that is.
+fn no_resource() -> Refusal {
+    Refusal::new(404, "NotFound", "the server could not find the requested resource")
 }
 
 fn read_only(method: &Method, ask: Ask) -> Result<Ask, Refusal> {
@@ -234,7 +243,7 @@ fn served(kind: &Kind, subresource: &str) -> Result<(), Refusal> {
         let what = format!("{}/{subresource}", kind.qualified());
         return Err(Refusal::not_implemented(&what, "use a real cluster; nothing runs pods here"));
     }
-    Err(Refusal::new(404, "NotFound", "the server could not find the requested resource"))
+    Err(no_resource())
 }
 
 fn verb(
@@ -292,7 +301,7 @@ pub(crate) fn body(verb: Verb, headers: &HeaderMap, bytes: &[u8]) -> Result<Valu
         ("application/apply-patch+yaml" | "application/yaml", _) => true,
         (_, Verb::Patch(_)) | ("application/json" | "", _) => false,
         _ => {
-            let hint = "Fix: send application/json or application/yaml; protobuf and CBOR are not read here";
+            let hint = "Fix: send application/json or application/yaml, as `kubectl apply` and `kubectl create -f` do; protobuf and CBOR are not read here";
             return Err(Refusal::media_type(&given, hint));
         }
     };

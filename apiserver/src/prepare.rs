@@ -219,6 +219,17 @@ pub(crate) fn validate(
         Rules::Custom(_) | Rules::Review => NameRule::Subdomain,
     };
     let mut causes = names::metadata(new, rule);
+    if let Some(old) = old.filter(|old| object::is_deleting(old)) {
+        let before = object::items(old, &["metadata", "finalizers"]);
+        let after = object::items(new, &["metadata", "finalizers"]);
+        let late: Vec<&Value> = after.iter().filter(|one| !before.contains(one)).collect();
+        if !late.is_empty() {
+            let why = format!(
+                "no new finalizers can be added if the object is being deleted, found new finalizers {late:?}"
+            );
+            causes.push(Cause::forbidden("metadata.finalizers", &why));
+        }
+    }
     match &kind.rules {
         Rules::Builtin(builtin) => causes.extend((builtin.validate)(new, old, server.policy)),
         Rules::Custom(custom) => causes.extend(custom.validate(new)),

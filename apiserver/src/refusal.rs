@@ -210,8 +210,11 @@ impl Refusal {
     pub(crate) fn status(&self) -> Value {
         let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": self.message, "reason": self.reason, "code": self.code,
+            "message": self.message, "code": self.code,
         });
+        if !self.reason.is_empty() {
+            status["reason"] = json!(self.reason);
+        }
         let mut details = serde_json::Map::new();
         if let Some((name, group, kind)) = &self.about {
             for (key, text) in [("name", name), ("group", group), ("kind", kind)] {

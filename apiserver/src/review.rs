@@ -2,6 +2,7 @@
 
 use crate::access::{self, Wish};
 use crate::identity::{Bound, Claims, ISSUER, Reference, User};
+use crate::kind::Kind;
 use crate::object::{self, at, fresh_uid, items, text, timestamp};
 use crate::operation::Operation;
 use crate::refusal::{Cause, Refusal};
@@ -22,7 +23,7 @@ impl Server {
         let status = match &*kind.plural {
             "tokenreviews" => self.review_token(&spec),
             "selfsubjectreviews" => json!({"userInfo": user.to_json()}),
-            "selfsubjectaccessreviews" => self.judge(user, &spec)?,
+            "selfsubjectaccessreviews" => self.judge(&kind, user, &spec)?,
             "selfsubjectrulesreviews" => {
                 let namespace = text(&spec, &["namespace"]);
                 if namespace.is_empty() {
@@ -47,7 +48,7 @@ impl Server {
                     let causes = vec![Cause::invalid("spec.user", &json!(""), why)];
                     return Err(Refusal::invalid(&kind, "", causes));
                 }
-                self.judge(&subject, &spec)?
+                self.judge(&kind, &subject, &spec)?
             }
             _ => return Err(Refusal::internal("an unknown review")),
         };
@@ -72,13 +73,14 @@ impl Server {
         }
     }
 
-    fn judge(&self, user: &User, spec: &Value) -> Result<Value, Refusal> {
+    fn judge(&self, kind: &Kind, user: &User, spec: &Value) -> Result<Value, Refusal> {
         let resource = &spec["resourceAttributes"];
         let path = &spec["nonResourceAttributes"];
         if resource.is_object() == path.is_object() {
-            let message =
+            let why =
                 "exactly one of nonResourceAttributes or resourceAttributes must be specified";
-            return Err(Refusal::bad_request(message));
+            let cause = Cause::invalid("spec.resourceAttributes", resource, why);
+            return Err(Refusal::invalid(kind, "", vec![cause]));
         }
         let wish = if resource.is_object() {
             let part = |field: &str| text(resource, &[field]).to_owned();

@@ -42,12 +42,12 @@ pub(crate) fn fill(value: &mut Value, schema: &Value) {
         Value::Object(map) => {
             let properties = schema["properties"].as_object();
             for (name, below) in properties.into_iter().flatten() {
-                let absent = match map.get(name) {
-                    None => true,
-                    Some(value) => value.is_null() && below["nullable"] != true,
-                };
-                if absent && below.get("default").is_some() {
-                    map.insert(name.clone(), below["default"].clone());
+                let null = map.get(name).is_some_and(Value::is_null) && below["nullable"] != true;
+                if null {
+                    map.remove(name);
+                }
+                if let Some(standard) = below.get("default").filter(|_| !map.contains_key(name)) {
+                    map.insert(name.clone(), standard.clone());
                 }
             }
             for (name, value) in map {
@@ -119,8 +119,9 @@ fn translate(schema: &Value) -> Value {
         };
         out.insert(word.clone(), value);
     }
-    if map.get("x-kubernetes-int-or-string") == Some(&json!(true)) && !out.contains_key("anyOf") {
-        out.insert("anyOf".into(), json!([{"type": "integer"}, {"type": "string"}]));
+    if map.get("x-kubernetes-int-or-string") == Some(&json!(true)) {
+        out.remove("anyOf");
+        out.insert("type".into(), json!(["integer", "string"]));
     }
     if map.get("nullable") == Some(&json!(true)) {
         return json!({"anyOf": [{"type": "null"}, out]});

@@ -84,6 +84,15 @@ impl Task<'_> {
         found.ok_or_else(|| Refusal::not_found(kind, name))
     }
 
+    /// A built-in kind's name and version go without saying.
+    fn name_kind(&self, body: &mut Value) {
+        let kind = &self.operation.kind;
+        if let Some(fields) = body.as_object_mut().filter(|_| !kind.is_custom()) {
+            fields.entry("kind").or_insert_with(|| json!(kind.kind));
+            fields.entry("apiVersion").or_insert_with(|| json!(kind.api_version()));
+        }
+    }
+
     /// Checks that a body is of this kind and place.
     fn fits(&self, body: &Value) -> Result<(), Refusal> {
         let Operation { kind, namespace, name, verb, .. } = &self.operation;
@@ -92,7 +101,7 @@ impl Task<'_> {
         }
         let (given_kind, given_version) = (text(body, &["kind"]), text(body, &["apiVersion"]));
         let version = kind.api_version();
-        if given_kind.is_empty() || given_version.is_empty() {
+        if kind.is_custom() && (given_kind.is_empty() || given_version.is_empty()) {
             let what = if given_kind.is_empty() { "Kind" } else { "apiVersion" };
             let message = format!("Object '{what}' is missing in '{}'", shorten(body));
             return Err(Refusal::bad_request(message));
@@ -156,11 +165,14 @@ impl Task<'_> {
     }
 
     fn create(&mut self) -> Result<Outcome, Refusal> {
-        let body = self.operation.body.take();
+        let mut body = self.operation.body.take();
+        self.name_kind(&mut body);
         self.fits(&body)?;
         let mut new = self.decode(&body)?;
         if !text(&new, &["metadata", "resourceVersion"]).is_empty() {
-            return Err(Refusal::bad_request(
+            return Err(Refusal::new(
+                500,
+                "",
                 "resourceVersion should not be set on objects to be created",
             ));
         }
@@ -256,7 +268,8 @@ impl Task<'_> {
     }
 
     fn update(&mut self) -> Result<Outcome, Refusal> {
-        let body = self.operation.body.take();
+        let mut body = self.operation.body.take();
+        self.name_kind(&mut body);
         self.fits(&body)?;
         let new = self.decode(&body)?;
         let kind = self.kind();
@@ -459,7 +472,7 @@ impl Task<'_> {
                 kind.api_version(),
                 kind.kind
             );
-            return Err(Refusal::internal(message));
+            return Err(Refusal::new(500, "", message));
         }
         if let Some(path) = alien.first() {
             if self.operation.params.text("fieldValidation") == "Strict" {

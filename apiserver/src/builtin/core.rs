@@ -59,7 +59,7 @@ fn data(new: &Object, old: Option<&Object>, fields: &[&str]) -> Vec<Cause> {
         }
     }
     if size > DATA_MAX {
-        let field = if fields.len() > 1 { "" } else { "data" };
+        let field = if fields.len() > 1 { "[]" } else { "data" };
         causes.push(Cause::too_long(field, DATA_MAX));
     }
     if let Some(old) = old.filter(|old| old["immutable"] == true) {

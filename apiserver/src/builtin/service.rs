@@ -125,9 +125,7 @@ pub(super) fn validate(new: &Object, old: Option<&Object>, _: Policy) -> Vec<Cau
 fn judge_external(spec: &Value, causes: &mut Vec<Cause>) {
     let name = text(spec, &["externalName"]).trim_end_matches('.').to_owned();
     if name.is_empty() {
-        let value = spec.get("externalName").cloned().unwrap_or_else(|| json!(""));
-        let why = names::subdomain("").remove(0);
-        causes.push(Cause::invalid("spec.externalName", &value, why));
+        causes.push(Cause::required("spec.externalName", ""));
     } else {
         let wrong = names::subdomain(&name).into_iter();
         causes.extend(wrong.map(|why| Cause::invalid("spec.externalName", &json!(name), why)));

@@ -14,12 +14,27 @@ const ADDRESSES_MAX: usize = 100;
 const PORTS_MAX: usize = 100;
 
 pub(super) fn defaults(object: &mut Object) {
+    for endpoint in object["endpoints"].as_array_mut().into_iter().flatten() {
+        if endpoint["conditions"].is_null() {
+            endpoint["conditions"] = json!({});
+        }
+    }
     for port in object["ports"].as_array_mut().into_iter().flatten() {
         if port["name"].is_null() {
             port["name"] = json!("");
         }
         if port["protocol"].is_null() {
             port["protocol"] = json!("TCP");
+        }
+    }
+}
+
+pub(super) fn endpoints_defaults(object: &mut Object) {
+    for subset in object["subsets"].as_array_mut().into_iter().flatten() {
+        for port in subset["ports"].as_array_mut().into_iter().flatten() {
+            if port["protocol"].is_null() {
+                port["protocol"] = json!("TCP");
+            }
         }
     }
 }
@@ -79,6 +94,10 @@ fn judge(place: &str, kind: &str, address: &Value, policy: Policy, causes: &mut 
     match (kind, parsed) {
         ("IPv4", Ok(ip)) if ip.is_ipv4() => special(place, ip, address, policy, causes),
         ("IPv6", Ok(ip)) if ip.is_ipv6() => special(place, ip, address, policy, causes),
+        ("IPv4" | "IPv6", Ok(_)) => {
+            let list = place.rsplit_once('[').map_or(place, |(list, _)| list);
+            causes.push(Cause::invalid(list, address, format!("must be an {kind} address")));
+        }
         ("IPv4", _) => {
             causes.push(Cause::invalid(place, address, "must be a valid IPv4 address"));
         }
@@ -130,9 +149,7 @@ fn judge_ports(prefix: &str, ports: &[Value], numbered: bool, causes: &mut Vec<C
         }
         seen.push(name);
         let number = port["port"].as_i64();
-        if number.is_some_and(|number| !(1..=65535).contains(&number))
-            || (numbered && number.is_none())
-        {
+        if numbered && !number.is_some_and(|number| (1..=65535).contains(&number)) {
             let why = "must be between 1 and 65535, inclusive";
             causes.push(Cause::invalid(place("port"), &json!(number.unwrap_or(0)), why));
         }

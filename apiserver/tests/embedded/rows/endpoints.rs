@@ -34,6 +34,7 @@ pub(super) fn rows() -> Vec<Row> {
         post("an endpoint's bad hostname", SLICES, slice("b", "IPv4", json!([{"addresses": ["10.0.0.1"], "hostname": "A"}]), http.clone())),
         post("an endpoint's bad node", SLICES, slice("b", "IPv4", json!([{"addresses": ["10.0.0.1"], "nodeName": "A"}]), http.clone())),
         post("an endpoint's port 0", SLICES, slice("b", "IPv4", at("10.0.0.1"), json!([{"port": 0}]))),
+        post("an endpoint's port 70000", SLICES, slice("high", "IPv4", at("10.0.0.1"), json!([{"port": 70000}]))),
         post("an endpoint's port without number", SLICES, slice("any", "IPv4", at("10.0.0.1"), json!([{"name": "x"}]))).shows("/ports"),
         post("two endpoint ports of one name", SLICES, slice("b", "IPv4", at("10.0.0.1"), json!([{"port": 1}, {"port": 2}]))),
         post("an endpoint port's bad name", SLICES, slice("b", "IPv4", at("10.0.0.1"), json!([{"name": "A", "port": 1}]))),

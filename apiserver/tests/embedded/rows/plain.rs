@@ -129,6 +129,8 @@ pub(super) fn rows() -> Vec<Row> {
         post("a Node", "/api/v1/nodes", json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}})),
         merge("a Node's status", "/api/v1/nodes/n/status", json!({"status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.1"}]}})).shows("/status/addresses"),
         get("an unknown kind", "/api/v1/namespaces/t/unicorns"),
+        get("an unknown kind of a known group", "/apis/coordination.k8s.io/v1/namespaces/t/unicorns"),
+        get("an unknown version of a known group", "/apis/coordination.k8s.io/v9/namespaces/t/leases"),
         get("an unknown group", "/apis/example.org/v1/unicorns"),
         get("an unknown version", "/api/v9/pods"),
         get("an unknown page", "/unicorns"),

@@ -39,7 +39,9 @@ pub(super) fn rows() -> Vec<Row> {
         post("a bad selector", SERVICES, service("b", json!({"selector": {"a b": "c"}, "ports": [{"port": 1}]}))),
         post("an unknown affinity", SERVICES, service("b", json!({"sessionAffinity": "Some", "ports": [{"port": 1}]}))),
         post("a headless Service", SERVICES, service("headless", json!({"clusterIP": "None", "ports": [{"port": 1}]})))
-            .shows("/spec/clusterIP /spec/clusterIPs /spec/ipFamilies"),
+            .shows("/spec/clusterIP /spec/clusterIPs /spec/ipFamilies /spec/ipFamilyPolicy"),
+        post("a headless Service with a selector", SERVICES, service("headless2", json!({"clusterIP": "None", "selector": {"a": "b"}, "ports": [{"port": 1}]})))
+            .shows("/spec/ipFamilies /spec/ipFamilyPolicy"),
         post("an address of one's own", SERVICES, service("own", json!({"clusterIP": "10.96.77.7", "ports": [{"port": 1}]}))).shows("/spec/clusterIP /spec/clusterIPs"),
         post("an address that is taken", SERVICES, service("b", json!({"clusterIP": "10.96.77.7", "ports": [{"port": 1}]}))),
         post("an address of elsewhere", SERVICES, service("b", json!({"clusterIP": "192.168.1.1", "ports": [{"port": 1}]}))),
