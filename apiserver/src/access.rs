@@ -77,6 +77,72 @@ pub(crate) fn rules(store: &Store, user: &User, namespace: &str) -> Vec<Value> {
     all
 }
 
+/// The first right in a role's rules, or in the rules a binding gives, that its author does not have: nobody gives
+/// what is not his. Who may `escalate` roles or `bind` this one may.
+pub(crate) fn excess(store: &Store, user: &User, object: &Object) -> Option<String> {
+    let kind = text(object, &["kind"]);
+    let namespace = text(object, &["metadata", "namespace"]);
+    let (given, verb, plural, name) = match kind {
+        "Role" | "ClusterRole" => {
+            let plural = if kind == "Role" { "roles" } else { "clusterroles" };
+            let name = text(object, &["metadata", "name"]);
+            (items(object, &["rules"]).to_vec(), "escalate", plural, name)
+        }
+        "RoleBinding" | "ClusterRoleBinding" => {
+            let own = text(object, &["roleRef", "kind"]) == "Role";
+            let (plural, place) = if own { ("roles", namespace) } else { ("clusterroles", "") };
+            let name = text(object, &["roleRef", "name"]);
+            let role = store.get(&format!("{RBAC}/{plural}"), &(place.to_owned(), name.to_owned()));
+            let rules = role.map(|role| items(&role.value, &["rules"]).to_vec());
+            (rules.unwrap_or_default(), "bind", plural, name)
+        }
+        _ => return None,
+    };
+    let free = Wish {
+        verb: verb.into(),
+        group: RBAC.into(),
+        resource: plural.into(),
+        namespace: namespace.into(),
+        name: name.into(),
+        path: String::new(),
+    };
+    if may(store, user, &free) {
+        return None;
+    }
+    let own = rules(store, user, namespace);
+    given.iter().flat_map(wishes).find_map(|wish| {
+        let held = own.iter().any(|rule| allows(rule, &wish));
+        (!held).then(|| format!("{} {}{} {}", wish.verb, wish.resource, wish.path, wish.name))
+    })
+}
+
+/// A rule as the single rights it gives.
+fn wishes(rule: &Value) -> Vec<Wish> {
+    let words = |field: &str| -> Vec<String> {
+        items(rule, &[field]).iter().filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    let mut all = vec![];
+    let mut names = words("resourceNames");
+    if names.is_empty() {
+        names.push(String::new());
+    }
+    for verb in words("verbs") {
+        for path in words("nonResourceURLs") {
+            all.push(Wish { verb: verb.clone(), path, ..Wish::default() });
+        }
+        for group in words("apiGroups") {
+            for resource in words("resources") {
+                for name in &names {
+                    let (verb, group, name) = (verb.clone(), group.clone(), name.clone());
+                    let resource = resource.clone();
+                    all.push(Wish { verb, group, resource, name, ..Wish::default() });
+                }
+            }
+        }
+    }
+    all
+}
+
 fn is(subject: &Value, user: &User, place: &str) -> bool {
     let name = text(subject, &["name"]);
     match text(subject, &["kind"]) {

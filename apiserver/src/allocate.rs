@@ -40,10 +40,10 @@ fn keep(new: &mut Object, old: Option<&Object>) {
         let before = items(old, &["spec", "ports"]).to_vec();
         for port in new["spec"]["ports"].as_array_mut().into_iter().flatten() {
             let same = |b: &&Value| b["port"] == port["port"] && b["protocol"] == port["protocol"];
-            if port["nodePort"].is_null() {
-                if let Some(standing) = before.iter().find(same).map(|b| b["nodePort"].clone()) {
-                    port["nodePort"] = standing;
-                }
+            if port["nodePort"].is_null()
+                && let Some(standing) = before.iter().find(same).map(|b| b["nodePort"].clone())
+            {
+                port["nodePort"] = standing;
             }
         }
     }

@@ -175,10 +175,10 @@ fn judge_versions(spec: &Value, causes: &mut Vec<Cause>) {
             });
         }
         structural(&root, schema, true, causes);
-        if causes.is_empty() {
-            if let Err(why) = crate::schema::Checker::new(schema) {
-                causes.push(Cause::invalid(root, &json!(""), why));
-            }
+        if causes.is_empty()
+            && let Err(why) = crate::schema::Checker::new(schema)
+        {
+            causes.push(Cause::invalid(root, &json!(""), why));
         }
     }
 }

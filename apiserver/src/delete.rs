@@ -25,11 +25,11 @@ impl Task<'_> {
         if kind.is("", "namespaces") && LASTING.contains(&&*key.1) {
             return Err(Refusal::forbidden(&kind, &key.1, "this namespace may not be deleted"));
         }
-        let gone = self.remove(&kind, key.clone(), &found)?;
+        let became = self.remove(&kind, key.clone(), &found)?;
+        let stays = became.is_none() || object::finalizers(&found.value);
         let returns = ["pods", "services", "serviceaccounts", "namespaces"];
-        if gone.is_none() || kind.group.is_empty() && returns.contains(&&*kind.plural) {
-            let entry =
-                gone.or_else(|| self.server.store.get(&kind.resource, &key)).unwrap_or(found);
+        if stays || kind.group.is_empty() && returns.contains(&&*kind.plural) {
+            let entry = became.unwrap_or(found);
             return Ok(Outcome::Object { code: 200, entry, kind, warnings: vec![] });
         }
         let mut details =
@@ -93,7 +93,8 @@ impl Task<'_> {
         Ok(Outcome::List { kind, entries: chosen, revision, next: None, left: 0 })
     }
 
-    /// Removes an object, or marks it where something must happen first. Returns its end, if it came.
+    /// Removes an object, or marks it where something must happen first. Returns what it became,
+    /// where it was not marked before.
     fn remove(
         &mut self,
         kind: &Arc<Kind>,
@@ -121,7 +122,12 @@ impl Task<'_> {
                 }
             }
             let resource = kind.resource.clone();
-            self.commit(vec![Change { resource, key: key.clone(), value: Some(marked) }])?;
+            let change = Change { resource, key: key.clone(), value: Some(marked) };
+            let marked = self.commit(vec![change])?.pop();
+            if namespace {
+                self.empty(&key.1)?;
+            }
+            return Ok(marked);
         }
         if namespace {
             self.empty(&key.1)?;

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) struct Fields {
     /// This place itself is in the set.
     pub(crate) member: bool,
-    pub(crate) below: BTreeMap<Step, Fields>,
+    pub(crate) below: BTreeMap<Step, Self>,
 }
 
 /// One step down: `f:name`, `k:{"key":1}` or `v:"value"`, in FieldsV1's own words.
@@ -173,10 +173,10 @@ impl Fields {
 
 /// JSON inside a step in the spelling of our own.
 fn canonical(step: &str) -> Step {
-    if let Some((kind @ ("k:" | "v:"), json)) = step.split_at_checked(2) {
-        if let Ok(value) = serde_json::from_str::<Value>(json) {
-            return Step(format!("{kind}{value}"));
-        }
+    if let Some((kind @ ("k:" | "v:"), json)) = step.split_at_checked(2)
+        && let Ok(value) = serde_json::from_str::<Value>(json)
+    {
+        return Step(format!("{kind}{value}"));
     }
     Step(step.to_owned())
 }

@@ -33,7 +33,7 @@ fn sets_are_joined_cut_and_compared() {
     let two = Fields::of(&json!({"b": {"c": 5}, "e": 1}), &Shape::default());
     assert_eq!(one.common(&two).paths(), [".b.c"]);
     assert_eq!(one.without(&two).paths(), [".a", ".b.d"]);
-    let mut both = one.clone();
+    let mut both = one;
     both.union(&two);
     assert_eq!(both.paths(), [".a", ".b.c", ".b.d", ".e"]);
     both.drop_path(&["b", "c"]);

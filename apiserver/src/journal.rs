@@ -172,7 +172,7 @@ fn options() -> OpenOptions {
 /// A file's name is on the disk once its folder is.
 fn sync_folder(path: &Path) -> std::io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    File::open(folder.unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
 fn sum<const N: usize>(parts: &[&[u8]]) -> [u8; N] {

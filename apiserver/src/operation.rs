@@ -173,7 +173,8 @@ pub(crate) fn parse(
     // Objects of namespaces are written in theirs, and those of the cluster in none.
     let placed = kind.namespaced != namespace.is_empty();
     let crosses = kind.namespaced && name.is_empty() && !kind.is_review();
-    if !placed && !(crosses && *method != Method::POST && *method != Method::DELETE) {
+    let reads = ![Method::POST, Method::DELETE].contains(method);
+    if !(placed || crosses && reads) {
         return Err(if crosses { Refusal::method_not_allowed() } else { absent() });
     }
     served(&kind, subresource)?;

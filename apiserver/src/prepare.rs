@@ -1,7 +1,9 @@
 //! What every write goes through: decoding, defaults, what is carried over, checks, allocation.
 
+use crate::access;
 use crate::allocate;
 use crate::definition;
+use crate::identity::User;
 use crate::kind::{Kind, Rules};
 use crate::names::{self, NameRule};
 use crate::object::{self, Object, fresh_uid, set_meta, text, timestamp};
@@ -53,7 +55,7 @@ pub(crate) fn only_given(given: &Value, decoded: &Value) -> Value {
             let kept = decoded.iter().filter_map(|(name, value)| {
                 let given = given
                     .get(name)
-                    .or((name == "data").then(|| given.get("stringData")).flatten())?;
+                    .or_else(|| (name == "data").then(|| given.get("stringData")).flatten())?;
                 Some((name.clone(), only_given(given, value)))
             });
             kept.collect()
@@ -238,13 +240,27 @@ pub(crate) fn validate(
     causes
 }
 
-/// What depends on other objects.
+/// What depends on other objects, and on who writes.
 pub(crate) fn admit(
     server: &Server,
+    user: &User,
     kind: &Kind,
     new: &Object,
     old: Option<&Object>,
 ) -> Result<(), Refusal> {
+    let rights = |object: &Object| {
+        ["rules", "roleRef", "subjects"].map(|field| object.get(field).cloned().unwrap_or_default())
+    };
+    if kind.group == "rbac.authorization.k8s.io"
+        && old.map(rights) != Some(rights(new))
+        && let Some(right) = access::excess(&server.store, user, new)
+    {
+        let why = format!(
+            "user {:?} (groups={:?}) is attempting to grant RBAC permissions not currently held: {right}",
+            user.name, user.groups
+        );
+        return Err(Refusal::forbidden(kind, object::name(new), &why));
+    }
     if kind.is("", "pods") && old.is_none() {
         let namespace = object::namespace(new);
         let account = text(new, &["spec", "serviceAccountName"]);
@@ -257,6 +273,11 @@ pub(crate) fn admit(
         }
     }
     if kind.is("apiextensions.k8s.io", "customresourcedefinitions") {
+        if text(new, &["spec", "conversion", "strategy"]) == "Webhook" {
+            let what = "conversion by webhook";
+            let hint = "give all versions one schema and strategy None, or use a real cluster";
+            return Err(Refusal::not_implemented(what, hint));
+        }
         let group = text(new, &["spec", "group"]);
         if crate::builtin::owns(group) {
             let why = format!("group {group} is built in");

@@ -12,7 +12,7 @@ pub(crate) struct Refusal {
     pub(crate) reason: &'static str,
     pub(crate) message: String,
     /// Name, group and kind of what it is about, where there is one.
-    pub(crate) about: Option<(String, String, String)>,
+    pub(crate) about: Option<Box<(String, String, String)>>,
     pub(crate) causes: Vec<Cause>,
     pub(crate) retry_after: Option<u32>,
 }
@@ -104,7 +104,7 @@ impl Refusal {
     }
 
     fn on(mut self, kind: &Kind, name: &str) -> Self {
-        self.about = Some((name.to_owned(), kind.group.clone(), kind.plural.clone()));
+        self.about = Some(Box::new((name.to_owned(), kind.group.clone(), kind.plural.clone())));
         self
     }
 
@@ -160,7 +160,7 @@ impl Refusal {
             format!("{}.{}", kind.kind, kind.group)
         };
         let mut refusal = Self::new(422, "Invalid", format!("{noun} {name:?} is invalid: {said}"));
-        refusal.about = Some((name.to_owned(), kind.group.clone(), kind.kind.clone()));
+        refusal.about = Some(Box::new((name.to_owned(), kind.group.clone(), kind.kind.clone())));
         refusal.causes = causes;
         refusal
     }
@@ -216,7 +216,8 @@ impl Refusal {
             status["reason"] = json!(self.reason);
         }
         let mut details = serde_json::Map::new();
-        if let Some((name, group, kind)) = &self.about {
+        if let Some(about) = &self.about {
+            let (name, group, kind) = &**about;
             for (key, text) in [("name", name), ("group", group), ("kind", kind)] {
                 if !text.is_empty() {
                     details.insert(key.into(), json!(text));

@@ -211,7 +211,7 @@ impl Server {
             );
             return Err(Refusal::conflict(kind, &name, &why));
         }
-        let reference = Some(Reference { name: name.clone(), uid: own.to_owned() });
+        let reference = Some(Reference { name, uid: own.to_owned() });
         match plural {
             "pods" => {
                 let account = text(&found.value, &["spec", "serviceAccountName"]);

@@ -52,7 +52,7 @@ pub(crate) fn fill(value: &mut Value, schema: &Value) {
             }
             for (name, value) in map {
                 let known = properties.and_then(|known| known.get(name));
-                if let Some(below) = known.or(schema.get("additionalProperties")) {
+                if let Some(below) = known.or_else(|| schema.get("additionalProperties")) {
                     fill(value, below);
                 }
             }
@@ -67,6 +67,8 @@ pub(crate) fn fill(value: &mut Value, schema: &Value) {
 pub(crate) struct Checker {
     validator: jsonschema::Validator,
     lists: bool,
+    /// It has rules in CEL, which nobody checks here.
+    rules: bool,
     schema: Value,
 }
 
@@ -80,7 +82,8 @@ impl Checker {
             .build(&translated)
             .map_err(|error| error.to_string())?;
         let lists = schema.to_string().contains("\"x-kubernetes-list-type\"");
-        Ok(Self { validator, lists, schema: schema.clone() })
+        let rules = schema.to_string().contains("\"x-kubernetes-validations\"");
+        Ok(Self { validator, lists, rules, schema: schema.clone() })
     }
 
     pub(crate) fn check(&self, object: &Value) -> Vec<Cause> {
@@ -92,6 +95,17 @@ impl Checker {
             unique("", object, &self.schema, &mut causes);
         }
         causes.dedup();
+        let blocks = [
+            "FieldValueNotSupported",
+            "FieldValueRequired",
+            "FieldValueTooLong",
+            "FieldValueTooMany",
+            "FieldValueTypeInvalid",
+        ];
+        if self.rules && causes.iter().any(|cause| blocks.contains(&cause.reason)) {
+            let why = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+            causes.push(Cause::invalid("<nil>", &Value::Null, why));
+        }
         causes
     }
 }
@@ -213,7 +227,7 @@ fn unique(place: &str, value: &Value, schema: &Value, causes: &mut Vec<Cause>) {
         Value::Object(map) => {
             for (name, value) in map {
                 let known = schema["properties"].get(name);
-                if let Some(below) = known.or(schema.get("additionalProperties")) {
+                if let Some(below) = known.or_else(|| schema.get("additionalProperties")) {
                     let place =
                         if place.is_empty() { name.clone() } else { format!("{place}.{name}") };
                     unique(&place, value, below, causes);

@@ -35,7 +35,9 @@ impl Selector {
         let fields = fields.split(',').map(str::trim).filter(|part| !part.is_empty()).map(|part| {
             let (path, same, value) = if let Some((path, value)) = part.split_once("!=") {
                 (path, false, value)
-            } else if let Some((path, value)) = part.split_once("==").or(part.split_once('=')) {
+            } else if let Some((path, value)) =
+                part.split_once("==").or_else(|| part.split_once('='))
+            {
                 (path, true, value)
             } else {
                 let message = format!("invalid selector: '{part}'; can't understand '{part}'");
@@ -150,7 +152,7 @@ fn requirement(part: &str) -> Option<Requirement> {
     if let Some((left, right)) = part.split_once("!=") {
         return Some(Requirement::NotIn(key(left)?, vec![value(right)?]));
     }
-    if let Some((left, right)) = part.split_once("==").or(part.split_once('=')) {
+    if let Some((left, right)) = part.split_once("==").or_else(|| part.split_once('=')) {
         return Some(Requirement::In(key(left)?, vec![value(right)?]));
     }
     if let Some((left, right)) = part.split_once('>') {

@@ -29,7 +29,8 @@ pub(crate) const BODY_MAX: usize = 3 << 20;
 const DRAINED_MAX: usize = 256 << 20;
 const BODY_PATIENCE: Duration = Duration::from_secs(30);
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
-const HEAD_PATIENCE: Duration = Duration::from_secs(30);
+/// For a head, and between requests: longer than clients keep an idle connection, so that they close it.
+const HEAD_PATIENCE: Duration = Duration::from_secs(100);
 const WRITE_PATIENCE: Duration = Duration::from_secs(30);
 const HEAD_MAX: usize = 64 << 10;
 const HEADERS_MAX: usize = 100;

@@ -9,10 +9,10 @@ pub(crate) struct Shape {
     pub(crate) list: List,
     /// A map that is replaced whole.
     pub(crate) atomic: bool,
-    pub(crate) fields: BTreeMap<String, Shape>,
+    pub(crate) fields: BTreeMap<String, Self>,
     /// Of every key that `fields` does not name.
-    pub(crate) rest: Option<Box<Shape>>,
-    pub(crate) items: Option<Box<Shape>>,
+    pub(crate) rest: Option<Box<Self>>,
+    pub(crate) items: Option<Box<Self>>,
 }
 
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -124,5 +124,5 @@ pub(crate) fn item_key(item: &Value, keys: &[(String, Option<Value>)]) -> Option
             key.insert(field.clone(), value.clone());
         }
     }
-    (!key.is_empty()).then(|| Value::Object(key))
+    (!key.is_empty()).then_some(Value::Object(key))
 }

@@ -229,7 +229,13 @@ impl Task<'_> {
         if !causes.is_empty() {
             return Err(Refusal::invalid(kind, object::name(&new), causes));
         }
-        prepare::admit(self.server, kind, &new, old)?;
+        prepare::admit(self.server, self.user, kind, &new, old)?;
+        if kind.is("apiextensions.k8s.io", "customresourcedefinitions")
+            && new["spec"]["versions"].to_string().contains("\"x-kubernetes-validations\"")
+        {
+            let warning = "x-kubernetes-validations (CEL) are not checked by this server";
+            self.warnings.push(warning.to_owned());
+        }
         if author.operation == "Update" {
             let nothing = json!({});
             let time = timestamp(now);
@@ -380,7 +386,8 @@ impl Task<'_> {
         if self.operation.params.text("fieldManager").is_empty() {
             let message = "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch";
             let mut refusal = Refusal::new(422, "Invalid", message);
-            refusal.about = Some((String::new(), "meta.k8s.io".into(), "PatchOptions".into()));
+            let about = (String::new(), "meta.k8s.io".into(), "PatchOptions".into());
+            refusal.about = Some(Box::new(about));
             refusal.causes = vec![Cause::required("fieldManager", "is required for apply patch")];
             return Err(refusal);
         }
@@ -474,12 +481,12 @@ impl Task<'_> {
             );
             return Err(Refusal::new(500, "", message));
         }
-        if let Some(path) = alien.first() {
-            if self.operation.params.text("fieldValidation") == "Strict" {
-                return Err(Refusal::bad_request(format!(
-                    "failed to create typed patch object: .{path}: field not declared in schema"
-                )));
-            }
+        if let Some(path) = alien.first()
+            && self.operation.params.text("fieldValidation") == "Strict"
+        {
+            return Err(Refusal::bad_request(format!(
+                "failed to create typed patch object: .{path}: field not declared in schema"
+            )));
         }
         Ok(prepare::only_given(&config, &decoded))
     }

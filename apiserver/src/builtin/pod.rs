@@ -122,11 +122,11 @@ pub(super) fn validate(new: &Object, old: Option<&Object>, _: Policy) -> Vec<Cau
             causes.push(Cause::invalid(format!("status.podIPs[{index}]"), &json!(ip), why));
         }
     }
-    if let Some(old) = old {
-        if frozen(old) != frozen(new) {
-            let why = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
-            causes.push(Cause::forbidden("spec", why));
-        }
+    if let Some(old) = old
+        && frozen(old) != frozen(new)
+    {
+        let why = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
+        causes.push(Cause::forbidden("spec", why));
     }
     causes
 }

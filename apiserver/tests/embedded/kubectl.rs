@@ -26,13 +26,10 @@ impl Kubectl {
         (output.status.success(), String::from_utf8(said).unwrap())
     }
 
-    #[track_caller]
-    fn good(&self, words: &[&str]) -> impl Future<Output = String> {
-        async move {
-            let (good, said) = self.run(words).await;
-            assert!(good, "kubectl {words:?}: {said}");
-            said
-        }
+    async fn good(&self, words: &[&str]) -> String {
+        let (good, said) = self.run(words).await;
+        assert!(good, "kubectl {words:?}: {said}");
+        said
     }
 }
 

@@ -293,7 +293,8 @@ async fn roles_let_in_and_keep_out() {
     ] {
         apply(&client, &object).await.unwrap();
     }
-    let accounts: Api<ServiceAccount> = Api::namespaced(client, "default");
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
+    let admin = client;
     let made = accounts
         .create_token_request("reader", &PostParams::default(), &TokenRequest::default())
         .await
@@ -310,6 +311,40 @@ async fn roles_let_in_and_keep_out() {
     assert_eq!(code(secrets.list(&ListParams::default()).await), 403);
     assert_eq!(code(secrets.delete("open", &DeleteParams::default()).await), 403);
     assert_eq!(code(Api::<Namespace>::all(reader).list(&ListParams::default()).await), 403);
+    // Nobody gives what is not his.
+    for object in [
+        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "author", "namespace": "default"},
+            "rules": [{"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["roles", "rolebindings"], "verbs": ["*"]}]}),
+        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "author", "namespace": "default"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "author"},
+            "subjects": [{"kind": "ServiceAccount", "name": "author", "namespace": "default"}]}),
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "author", "namespace": "default"}}),
+    ] {
+        apply(&admin, &object).await.unwrap();
+    }
+    let made = accounts
+        .create_token_request("author", &PostParams::default(), &TokenRequest::default())
+        .await
+        .unwrap();
+    let author = server.client_with(&made.status.unwrap().token.unwrap()).await;
+    let role = |verb: &str| {
+        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "given", "namespace": "default"},
+        "rules": [{"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["roles"], "verbs": ["get", verb]}]})
+    };
+    // With all verbs he has `escalate` too, and may; without, he may give what he has.
+    apply(&author, &role("list")).await.unwrap();
+    let narrow = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "author", "namespace": "default"},
+        "rules": [{"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["roles", "rolebindings"], "verbs": ["get", "create", "patch", "update"]}]});
+    apply(&admin, &narrow).await.unwrap();
+    assert_eq!(code(apply(&author, &role("delete")).await), 403);
+    apply(&author, &role("create")).await.unwrap();
+    let binding = |role: &str| {
+        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": format!("given-{role}"), "namespace": "default"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role},
+        "subjects": [{"kind": "ServiceAccount", "name": "author", "namespace": "default"}]})
+    };
+    assert_eq!(code(apply(&author, &binding("reader")).await), 403);
+    apply(&author, &binding("given")).await.unwrap();
     let nobody = server.client_with("made-up").await;
     assert_eq!(code(Api::<Namespace>::all(nobody).list(&ListParams::default()).await), 401);
     server.stop().await;

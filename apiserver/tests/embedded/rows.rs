@@ -3,6 +3,7 @@
 mod access;
 mod custom;
 mod endpoints;
+mod foreign;
 mod plain;
 mod services;
 
@@ -28,6 +29,8 @@ pub(crate) struct Row {
     pub(crate) shows: &'static str,
     /// Why the answers are not the same.
     pub(crate) differs: Option<&'static str>,
+    /// A path that is there soon after.
+    pub(crate) brings: &'static str,
 }
 
 impl Row {
@@ -41,6 +44,7 @@ impl Row {
             who: Who::Admin,
             shows: "",
             differs: None,
+            brings: "",
         }
     }
 
@@ -66,6 +70,11 @@ impl Row {
 
     pub(crate) fn differs(mut self, reason: &'static str) -> Self {
         self.differs = Some(reason);
+        self
+    }
+
+    fn brings(mut self, path: &'static str) -> Self {
+        self.brings = path;
         self
     }
 
@@ -116,5 +125,6 @@ pub(crate) fn rows() -> Vec<Row> {
     all.extend(endpoints::rows());
     all.extend(access::rows());
     all.extend(custom::rows());
+    all.extend(foreign::rows());
     all
 }

@@ -8,6 +8,7 @@ use http_body_util::BodyExt;
 use kube::Client;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// What is compared of an answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +27,19 @@ struct Subject {
 }
 
 impl Subject {
+    /// Waits until a path is there.
+    async fn serves(&self, path: &str) {
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        loop {
+            let request = http::Request::get(path).body(vec![]).unwrap();
+            if self.admin.request_text(request).await.is_ok() {
+                return;
+            }
+            assert!(std::time::Instant::now() < deadline, "{path} is never served");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     async fn ask(&self, row: &Row) -> Answer {
         let client = match row.who {
             Who::Admin => &self.admin,
@@ -80,6 +94,10 @@ async fn the_table_holds() {
     for row in rows() {
         let wanted = theirs.ask(&row).await;
         let given = ours.ask(&row).await;
+        if !row.brings.is_empty() {
+            theirs.serves(row.brings).await;
+            ours.serves(row.brings).await;
+        }
         // Words may differ, not what a program reads.
         let same = {
             let mut given = given.clone();

@@ -31,7 +31,7 @@ pub(super) fn rows() -> Vec<Row> {
         post("a Role for pages", ROLES, role("b", json!({"nonResourceURLs": ["/x"], "verbs": ["get"]}))),
         post("a binding", BINDINGS, binding("a", to("Role", "a"), web.clone())).shows("/subjects /roleRef"),
         post("a binding to nothing", BINDINGS, binding("b", to("Role", ""), web.clone())),
-        post("a binding to another kind", BINDINGS, binding("b", to("Pod", "a"), web.clone())),
+        post("a binding to another kind", BINDINGS, binding("b", to("Pod", "a"), web)),
         post("a binding of an unknown subject", BINDINGS, binding("b", to("Role", "a"), json!({"kind": "Robot", "name": "x"}))),
         post("a binding of a nameless user", BINDINGS, binding("b", to("Role", "a"), json!({"kind": "User"}))),
         merge("a binding's role stays", &format!("{BINDINGS}/a"), json!({"roleRef": {"name": "b"}})),

@@ -62,8 +62,8 @@ pub(super) fn rows() -> Vec<Row> {
         post("a definition stored nowhere", DEFINITIONS, definition(|d| d["spec"]["versions"][0]["storage"] = json!(false))),
         post("a definition whose root is no object", DEFINITIONS, definition(|d| d["spec"]["versions"][0]["schema"]["openAPIV3Schema"] = json!({"type": "string"}))),
         post("a definition without types", DEFINITIONS, definition(|d| { d["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"] = json!({"properties": {"a": {"type": "string"}}}); })),
-        post("a definition", DEFINITIONS, definition(|_| {})).shows("/spec/names /spec/conversion /metadata/generation"),
-        Row::new("served soon after", "GET", DEFINITIONS.to_owned() + "/things.example.com").shows("/spec/scope"),
+        post("a definition", DEFINITIONS, definition(|_| {})).shows("/spec/names /spec/conversion /metadata/generation")
+            .brings(THINGS),
         get("a definition is read", &format!("{DEFINITIONS}/things.example.com")).shows("/status/acceptedNames /status/storedVersions"),
         merge("a definition's scope stays", &format!("{DEFINITIONS}/things.example.com"), json!({"spec": {"scope": "Cluster"}})),
         post("a thing", THINGS, thing("a", json!({"size": 1}))).shows("/spec /metadata/generation"),
@@ -107,5 +107,27 @@ pub(super) fn rows() -> Vec<Row> {
         get("things", THINGS).shows("/kind /apiVersion"),
         delete("a thing is deleted", &format!("{THINGS}/a")).shows("/status /details/name /details/group /details/kind"),
         delete("a definition that is not there", &format!("{DEFINITIONS}/others.example.com")),
+        post("an owner", THINGS, thing("owner", json!({"size": 1}))),
+        get("kinds of applications", "/apis/apps/v1/namespaces/t/deployments")
+            .differs("no controllers run here: kinds that only they act on are not served"),
+        post("a rule in CEL", DEFINITIONS, definition(|d| {
+            d["metadata"]["name"] = json!("rules.example.com");
+            d["spec"]["names"] = json!({"plural": "rules", "kind": "Rule"});
+            d["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["x-kubernetes-validations"] =
+                json!([{"rule": "self.size != 5"}]);
+        }))
+        .brings("/apis/example.com/v1/namespaces/t/rules"),
+        post("a rule in CEL is broken", "/apis/example.com/v1/namespaces/t/rules", json!({"apiVersion": "example.com/v1", "kind": "Rule", "metadata": {"name": "a"}, "spec": {"size": 5}}))
+            .differs("x-kubernetes-validations are not checked here; a warning says so when the definition is written"),
+        post("a webhook that converts", DEFINITIONS, definition(|d| {
+            d["metadata"]["name"] = json!("hooks.example.com");
+            d["spec"]["names"] = json!({"plural": "hooks", "kind": "Hook"});
+            d["spec"]["conversion"] = json!({"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"], "clientConfig": {"url": "https://127.0.0.1:1/x"}}});
+        }))
+        .differs("this server calls nobody: 501 and what to do"),
+        post("a namespace that ends", "/api/v1/namespaces", json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ends"}})),
+        delete("a namespace ends", "/api/v1/namespaces/ends").shows("/status/phase"),
+        get("a namespace has ended", "/api/v1/namespaces/ends")
+            .differs("no controller runs here: a namespace and its contents go at once"),
     ]
 }

@@ -41,7 +41,7 @@ pub(super) fn rows() -> Vec<Row> {
         post("an endpoint port's bad protocol", SLICES, slice("b", "IPv4", at("10.0.0.1"), json!([{"port": 1, "protocol": "QUIC"}]))),
         post("endpoints that are text", SLICES, slice("b", "IPv4", json!("x"), http.clone())),
         post("101 addresses", SLICES, slice("b", "IPv4", json!([{"addresses": (1..=101).map(|n| format!("10.0.0.{n}")).collect::<Vec<_>>()}]), http.clone())),
-        post("1001 endpoints", SLICES, slice("b", "IPv4", (0..1001).map(|_| json!({"addresses": ["10.0.0.1"]})).collect(), http.clone())),
+        post("1001 endpoints", SLICES, slice("b", "IPv4", (0..1001).map(|_| json!({"addresses": ["10.0.0.1"]})).collect(), http)),
         merge("a slice changes", &format!("{SLICES}/a"), json!({"endpoints": [{"addresses": ["10.0.0.2"]}]})).shows("/endpoints /metadata/generation"),
         merge("a slice's family stays", &format!("{SLICES}/a"), json!({"addressType": "IPv6", "endpoints": []})),
         post("Endpoints", "/api/v1/namespaces/t/endpoints", json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "a"}, "subsets": [{"addresses": [{"ip": "10.0.0.1"}], "ports": [{"port": 80}]}]}))

@@ -88,6 +88,16 @@ pub(super) fn rows() -> Vec<Row> {
         apply("a Pod's status", &format!("{PODS}/a/status?force=true"), "kubelet", json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "status": {"phase": "Running", "podIP": "10.0.0.7", "podIPs": [{"ip": "10.0.0.7"}], "conditions": [{"type": "Ready", "status": "True"}]}}))
             .shows("/status/phase /status/podIP /status/podIPs"),
         get("Pods by address", &format!("{PODS}?fieldSelector=status.podIP%3D10.0.0.7")).shows("/items/0/metadata/name"),
+        post("a Pod on a node", PODS, pod("placed", {
+            let mut spec = container(good);
+            spec["nodeName"] = json!("n");
+            spec
+        })),
+        delete("a Pod on a node is deleted", &format!("{PODS}/placed"))
+            .shows("/metadata/deletionGracePeriodSeconds")
+            .differs("no kubelet runs here: a Pod goes at once"),
+        get("a Pod on a node is gone", &format!("{PODS}/placed")).differs("no kubelet runs here: a Pod goes at once"),
+        get("a Pod's log", &format!("{PODS}/a/log")).differs("nothing runs Pods here: 501 and what to do"),
         post("a token", "/api/v1/namespaces/t/serviceaccounts/web/token", json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"audiences": ["x"], "expirationSeconds": 600}})).shows("/spec/audiences /spec/expirationSeconds /kind"),
         post("a token of five seconds", "/api/v1/namespaces/t/serviceaccounts/web/token", json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"audiences": ["x"], "expirationSeconds": 5}})),
         post("a token of nobody", "/api/v1/namespaces/t/serviceaccounts/nobody/token", json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"audiences": ["x"]}})),
