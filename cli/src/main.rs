@@ -66,6 +66,8 @@ enum Verb {
     Why(why::Call),
     /// Print the CustomResourceDefinitions of isthmus.dev as YAML.
     Crds,
+    /// Run a small Kubernetes API server, for demos and tests.
+    Apiserver(program::Config),
     /// Run a cluster's control plane.
     ControlPlane(program::Config),
     /// Run a cluster's federation controller and its DNS.
@@ -112,6 +114,7 @@ async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Apiserver(config) => config.run(apiserver::run).await,
         Verb::ControlPlane(config) => config.run(control_plane::run).await,
         Verb::FederationController(config) => config.run(federation_controller::run).await,
         Verb::Gateway(config) => config.run(gateway::run).await,

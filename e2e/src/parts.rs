@@ -67,20 +67,45 @@ fn asset(name: &str) -> Option<PathBuf> {
 }
 
 fn kube_apiserver() -> Result<PathBuf> {
-    if let Some(path) = asset("kube-apiserver") {
+    kubernetes_program("kube-apiserver", &["--version"], &format!("Kubernetes {KUBERNETES}"))
+}
+
+/// kubectl of that release.
+fn kubectl() -> Result<PathBuf> {
+    let version = format!("Client Version: {KUBERNETES}");
+    kubernetes_program("kubectl", &["version", "--client"], &version)
+}
+
+/// A program of Kubernetes: given, cached, or built. `first` is the first line it says to `asked`.
+fn kubernetes_program(name: &str, asked: &[&str], first: &str) -> Result<PathBuf> {
+    if let Some(path) = asset(name) {
         return Ok(path);
     }
     let dir = cache()?.join("build/k8s");
-    let program = dir.join("kube-apiserver");
-    let version = Command::new(&program).arg("--version").output();
+    let program = dir.join(name);
+    let version = Command::new(&program).args(asked).output();
     let fits = |out: &std::process::Output| {
-        String::from_utf8_lossy(&out.stdout).trim() == format!("Kubernetes {KUBERNETES}")
+        String::from_utf8_lossy(&out.stdout).lines().next().map(str::trim) == Some(first)
     };
     if version.as_ref().is_ok_and(fits) {
         return Ok(program);
     }
-    eprintln!("building kube-apiserver {KUBERNETES} from Go modules, about 6 minutes on 2 cores");
+    eprintln!("building {name} {KUBERNETES} from Go modules, about 6 minutes on 2 cores");
     std::fs::create_dir_all(&dir)?;
+    wrap_kubernetes(&dir)?;
+    let stamp = format!("-s -w -X k8s.io/component-base/version.gitVersion={KUBERNETES}");
+    let fresh = format!("{name}.new");
+    run(Command::new("go")
+        .args(["build", "-ldflags", &stamp, "-o", &fresh])
+        .arg(format!("k8s.io/kubernetes/cmd/{name}"))
+        .current_dir(&dir))?;
+    // Renamed when whole, so that a killed build leaves nothing that looks finished.
+    std::fs::rename(dir.join(fresh), &program)?;
+    Ok(program)
+}
+
+/// Writes a Go module of our own that holds Kubernetes' programs.
+fn wrap_kubernetes(dir: &Path) -> Result<()> {
     let kubernetes = module("k8s.io/kubernetes", KUBERNETES)?;
     let plan = std::fs::read_to_string(&kubernetes.go_mod)?;
     // Kubernetes replaces its staging modules by folders of its repository, which a foreign main
@@ -106,20 +131,12 @@ fn kube_apiserver() -> Result<PathBuf> {
     std::fs::write(dir.join("go.mod"), text)?;
     std::fs::write(
         dir.join("tools.go"),
-        "//go:build tools\n\npackage tools\n\nimport _ \"k8s.io/kubernetes/cmd/kube-apiserver\"\n",
+        "//go:build tools\n\npackage tools\n\nimport (\n\t_ \"k8s.io/kubernetes/cmd/kube-apiserver\"\n\t_ \"k8s.io/kubernetes/cmd/kubectl\"\n)\n",
     )?;
-    run(Command::new("go").args(["mod", "tidy", "-e"]).current_dir(&dir))?;
-    let stamp = format!("-s -w -X k8s.io/component-base/version.gitVersion={KUBERNETES}");
-    run(Command::new("go")
-        .args(["build", "-ldflags", &stamp, "-o", "kube-apiserver.new"])
-        .arg("k8s.io/kubernetes/cmd/kube-apiserver")
-        .current_dir(&dir))?;
-    // Renamed when whole, so that a killed build leaves nothing that looks finished.
-    std::fs::rename(dir.join("kube-apiserver.new"), &program)?;
-    Ok(program)
+    run(Command::new("go").args(["mod", "tidy", "-e"]).current_dir(dir))
 }
 
-/// A folder with kube-apiserver and etcd, as `KUBEBUILDER_ASSETS` means it.
+/// A folder with kube-apiserver, kubectl and etcd, as `KUBEBUILDER_ASSETS` means it.
 pub fn assets() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("KUBEBUILDER_ASSETS") {
         return Ok(dir.into());
@@ -127,7 +144,8 @@ pub fn assets() -> Result<PathBuf> {
     let dir = cache()?.join("assets");
     std::fs::create_dir_all(&dir)?;
     let etcd = program_or_install("etcd", "etcd-server")?;
-    for (name, program) in [("kube-apiserver", kube_apiserver()?), ("etcd", etcd)] {
+    let programs = [("kube-apiserver", kube_apiserver()?), ("kubectl", kubectl()?), ("etcd", etcd)];
+    for (name, program) in programs {
         let link = dir.join(name);
         if link.symlink_metadata().is_ok() {
             std::fs::remove_file(&link)?;

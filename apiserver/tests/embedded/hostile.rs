@@ -1,0 +1,251 @@
+//! What a stranger, a full disk or a damaged file may do: an answer that says what to do, and nothing is lost.
+
+use crate::crash::{Program, free_port};
+use crate::real::client;
+use crate::support::{Running, apply, code};
+use futures::TryStreamExt;
+use http_body_util::BodyExt;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{Api, DeleteParams, ListParams, PostParams, WatchParams};
+use serde_json::{Value, json};
+use std::os::unix::process::CommandExt;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+fn authority(server: &Running) -> String {
+    use base64::Engine;
+    let text = server.text();
+    let authority = text["clusters"][0]["cluster"]["certificate-authority-data"].as_str().unwrap();
+    let bytes = base64::engine::general_purpose::STANDARD.decode(authority).unwrap();
+    String::from_utf8(bytes).unwrap()
+}
+
+/// A TLS connection to the server, to say what no client would.
+async fn raw(server: &Running) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+    use rustls::pki_types::pem::PemObject;
+    let mut roots = rustls::RootCertStore::empty();
+    let certificate =
+        rustls::pki_types::CertificateDer::from_pem_slice(authority(server).as_bytes()).unwrap();
+    roots.add(certificate).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    let address = server.url().trim_start_matches("https://").to_owned();
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    connector.connect("localhost".try_into().unwrap(), stream).await.unwrap()
+}
+
+#[tokio::test]
+async fn bodies_too_large_are_refused_and_the_server_goes_on() {
+    let server = Running::start().await;
+    let (url, token) = (server.url(), server.token());
+    let client = client(&url, &authority(&server), Some(&token));
+    let body = vec![b'x'; 100 << 20];
+    let request = http::Request::post("/api/v1/namespaces/default/configmaps")
+        .header("content-type", "application/json")
+        .body(kube::client::Body::from(body))
+        .unwrap();
+    let answer = client.send(request).await.unwrap();
+    assert_eq!(answer.status(), 413);
+    let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+    let status: Value = serde_json::from_slice(&bytes).unwrap();
+    assert_eq!(status["reason"], "RequestEntityTooLarge");
+    let maps: Api<ConfigMap> = Api::namespaced(client, "default");
+    maps.list(&ListParams::default()).await.unwrap();
+
+    // Headers without end.
+    let mut stream = raw(&server).await;
+    let long =
+        format!("GET /version HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n", "y".repeat(100 << 10));
+    let _ = stream.write_all(long.as_bytes()).await;
+    let mut answer = vec![];
+    let _ = stream.read_to_end(&mut answer).await;
+    assert!(
+        answer.is_empty() || answer.starts_with(b"HTTP/1.1 431"),
+        "{}",
+        String::from_utf8_lossy(&answer)
+    );
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_watches_leave_room_for_who_asks() {
+    let server = Running::start().await;
+    let (url, token, authority) = (server.url(), server.token(), authority(&server));
+    let mut held = vec![];
+    let (mut begun, mut refused) = (0, 0);
+    let started = Instant::now();
+    while begun + refused < 10_000 {
+        let batch = (0..50).map(|_| {
+            // A connection of its own for each, as strangers come.
+            let client = client(&url, &authority, Some(&token));
+            async move {
+                let request = http::Request::get("/api/v1/configmaps?watch=1")
+                    .body(kube::client::Body::empty())
+                    .unwrap();
+                (client.send(request).await, client)
+            }
+        });
+        for (answer, client) in futures::future::join_all(batch).await {
+            match answer {
+                Ok(answer) if answer.status() == 200 => {
+                    begun += 1;
+                    held.push((answer, client));
+                }
+                Ok(answer) => {
+                    assert_eq!(answer.status(), 429);
+                    assert!(answer.headers().contains_key("retry-after"));
+                    refused += 1;
+                }
+                Err(error) => panic!("after {begun} watches: {error}"),
+            }
+        }
+        // Once it refuses, it does so for good: the rest of the ten thousand is the same again.
+        if refused >= 500 {
+            break;
+        }
+    }
+    println!("{begun} watches held, {refused} refused, {:.1} s", started.elapsed().as_secs_f64());
+    assert!((1000..5000).contains(&begun) && refused >= 500, "{begun} held, {refused} refused");
+    // Somebody else is served meanwhile, and all who watch may go.
+    let fresh = server.client().await;
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "namespace": "default"}});
+    apply(&fresh, &map).await.unwrap();
+    drop(held);
+    let maps: Api<ConfigMap> = Api::namespaced(fresh, "default");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match maps.watch(&WatchParams::default().timeout(1), "0").await {
+            Ok(events) => break drop(events.try_collect::<Vec<_>>().await.unwrap()),
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watcher_that_reads_nothing_costs_nothing_and_is_cut() {
+    let server = Running::start().await;
+    let client = server.client().await;
+    let mut lazy = raw(&server).await;
+    let request = format!(
+        "GET /api/v1/configmaps?watch=1&resourceVersion=0 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n",
+        server.token()
+    );
+    lazy.write_all(request.as_bytes()).await.unwrap();
+    lazy.flush().await.unwrap();
+    // More than the history holds: 60 MB of changes while it does not read.
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
+    for n in 0..80 {
+        let map = json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": format!("m{n}")},
+            "data": {"pad": "x".repeat(800 << 10)},
+        });
+        let map: ConfigMap = serde_json::from_value(map).unwrap();
+        maps.create(&PostParams::default(), &map).await.unwrap();
+        maps.delete(&format!("m{n}"), &DeleteParams::default()).await.unwrap();
+    }
+    // Others watch on, and it is told 410 or is cut, with less than what was written.
+    let read = async {
+        let (mut seen, mut last, mut buffer) = (0, vec![], vec![0; 1 << 20]);
+        loop {
+            match lazy.read(&mut buffer).await {
+                Ok(0) | Err(_) => break,
+                Ok(count) => {
+                    seen += count;
+                    last.extend_from_slice(&buffer[..count]);
+                    let from = last.len().saturating_sub(4096);
+                    last.drain(..from);
+                }
+            }
+        }
+        (seen, String::from_utf8_lossy(&last).into_owned())
+    };
+    let (seen, last) =
+        tokio::time::timeout(Duration::from_secs(60), read).await.expect("it was cut");
+    assert!(seen < 100 << 20, "{seen} bytes were kept for it");
+    assert!(last.contains("\"code\":410"), "{seen} bytes, then {last:?}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_damaged_store_is_named_and_not_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let program = Program::start(folder.path(), port).await;
+    let client = cluster::client::connect(&folder.path().join("kubeconfig")).await.unwrap();
+    for name in ["a", "b"] {
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default"}});
+        apply(&client, &map).await.unwrap();
+    }
+    program.kill();
+    let path = folder.path().join("store/objects");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let output = Program::command(folder.path(), port)
+        .stderr(std::process::Stdio::piped())
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    for word in ["ISM7105", "store/objects", "offset", "Fix:"] {
+        assert!(said.contains(word), "{word} is not in {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_writes_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = free_port();
+    // A limit on files' sizes stands for the disk: it needs no root.
+    let mut command = Program::command(folder.path(), port);
+    let mut shell = std::process::Command::new("sh");
+    shell.arg("-c").arg("trap '' XFSZ; ulimit -f 400; exec \"$@\"").arg("sh");
+    shell.arg(command.get_program()).args(command.get_args());
+    shell.stderr(std::fs::File::create(folder.path().join("log")).unwrap()).process_group(0);
+    command = shell;
+    let mut child = command.spawn().unwrap();
+    let kubeconfig = folder.path().join("kubeconfig");
+    crate::support::until("the program is ready", || {
+        assert!(child.try_wait().unwrap().is_none(), "it ended");
+        kubeconfig.is_file().then_some(())
+    })
+    .await;
+    let client = cluster::client::connect(&kubeconfig).await.unwrap();
+    let map = |n: usize| {
+        json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": format!("m{n}"), "namespace": "default"},
+            "data": {"pad": "x".repeat(20_000)},
+        })
+    };
+    let mut kept = 0;
+    let refused = loop {
+        match apply(&client, &map(kept)).await {
+            Ok(_) => kept += 1,
+            Err(kube::Error::Api(status)) => break status,
+            Err(error) => panic!("{error}"),
+        }
+        assert!(kept < 1000, "the disk is never full");
+    };
+    assert_eq!(refused.code, 507, "{refused:?}");
+    assert!(refused.message.contains("Fix:") && kept > 2, "{kept}: {refused:?}");
+    // Reading goes on, and so does writing what still fits.
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
+    assert_eq!(maps.list(&ListParams::default()).await.unwrap().items.len(), kept);
+    assert_eq!(code(maps.get(&format!("m{kept}")).await), 404);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let program = Program::start(folder.path(), port).await;
+    let client = cluster::client::connect(&kubeconfig).await.unwrap();
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
+    assert_eq!(maps.list(&ListParams::default()).await.unwrap().items.len(), kept);
+    apply(&client, &map(kept)).await.unwrap();
+    program.kill();
+}

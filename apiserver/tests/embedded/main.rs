@@ -1,0 +1,10 @@
+//! The server as its clients meet it: kube-rs unchanged, beside a real kube-apiserver, killed, and under attack.
+
+mod crash;
+mod hostile;
+mod kubectl;
+mod objects;
+mod real;
+mod rows;
+mod support;
+mod table;
