@@ -2,8 +2,9 @@
 
 use anyhow::{Result, bail, ensure};
 use clap::{Args, Parser};
-use e2e::verdict::{self, Pillar, Verdict};
-use e2e::{fleet, forger, hello, load, parts, scenario};
+use e2e::scenario;
+use fleet::verdict::{self, Pillar, Verdict};
+use fleet::{forger, hello, load, parts};
 use std::path::PathBuf;
 use std::time::Duration;
 

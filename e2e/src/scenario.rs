@@ -9,12 +9,12 @@ mod links;
 mod mistakes;
 mod propagation;
 
-use crate::fleet::{Cluster, Fleet};
-use crate::launcher::{APP_USER, Pod};
-use crate::load;
-use crate::process::Process;
-use crate::verdict::{Outcome, Pillar, Record, Verdict};
 use anyhow::{Context, Result, bail};
+use fleet::launcher::{APP_USER, Pod};
+use fleet::load;
+use fleet::process::Process;
+use fleet::verdict::{Outcome, Pillar, Record, Verdict};
+use fleet::{Cluster, Fleet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -261,7 +261,7 @@ async fn inside(fleet: &Fleet, pod: &Pod, args: &[&str]) -> Result<String> {
 }
 
 /// One GET from a pod, as its application would send it.
-pub async fn call(fleet: &Fleet, pod: &Pod, url: &str, limit: f64) -> Result<crate::hello::Answer> {
+pub async fn call(fleet: &Fleet, pod: &Pod, url: &str, limit: f64) -> Result<fleet::hello::Answer> {
     let body = inside(fleet, pod, &["call", url, "--limit", &limit.to_string()]).await?;
     serde_json::from_str(&body).context("an answer that is not hello's")
 }
@@ -278,8 +278,8 @@ pub async fn call_until(
     pod: &Pod,
     url: &str,
     limit: Duration,
-    wanted: impl Fn(&crate::hello::Answer) -> bool,
-) -> Result<(Duration, crate::hello::Answer)> {
+    wanted: impl Fn(&fleet::hello::Answer) -> bool,
+) -> Result<(Duration, fleet::hello::Answer)> {
     let start = tokio::time::Instant::now();
     loop {
         let answer = call(fleet, pod, url, 2.0).await;

@@ -3,13 +3,13 @@
 use super::lies::{Back, probe};
 use super::links::{linked, unlink};
 use super::{HOST, Stage, call, call_until, resolve};
-use crate::client_hello::{Name, client_hello};
-use crate::fleet::{Cluster, SYSTEM};
-use crate::launcher::{PROXY_USER, http_get};
-use crate::link::{self, accept, secret_name, until, until_condition};
-use crate::netns::Netns;
-use crate::objects::{api, apply, parse};
 use anyhow::{Context, Result, bail, ensure};
+use fleet::client_hello::{Name, client_hello};
+use fleet::launcher::{PROXY_USER, http_get};
+use fleet::link::{self, accept, secret_name, until, until_condition};
+use fleet::netns::Netns;
+use fleet::objects::{api, apply, parse};
+use fleet::{Cluster, SYSTEM};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -250,7 +250,7 @@ async fn proxies(stage: &Stage<'_>) -> Result<()> {
     let said = isthmus(stage, Some(&pod.netns), &["proxy-config", "-o", "json"]).await?;
     let file = pod.dir.join("resources.json");
     std::fs::write(&file, &said.out)?;
-    let authority = crate::fleet::forger(&stage.fleet.trust, "west")?;
+    let authority = fleet::forger(&stage.fleet.trust, "west")?;
     let svid = authority.workload("spiffe://west.mesh/ns/isthmus-system/sa/isthmus-gateway")?;
     let (chain, key) = (pod.dir.join("file-chain.pem"), pod.dir.join("file-key.pem"));
     std::fs::write(&chain, format!("{}{}", svid.certificate, authority.certificate))?;
@@ -383,7 +383,7 @@ async fn secret_by_hand(stage: &Stage<'_>) -> Result<()> {
 
 /// What a link's credential may do, by the API server's own word and by trying.
 async fn rights(stage: &Stage<'_>, there: &Cluster, token: &str) -> Result<()> {
-    let holder = crate::apiserver::client(&there.api.url, &there.api.authority, token)?;
+    let holder = fleet::apiserver::client(&there.api.url, &there.api.authority, token)?;
     let mut found = vec![];
     for namespace in [SYSTEM, "shop", "kube-system", "default"] {
         let body = json!({

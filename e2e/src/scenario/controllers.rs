@@ -1,11 +1,11 @@
 //! API servers and control planes die, hang and vanish; calls go on, and what is unknown says so.
 
 use super::{HOST, Load, Rates, Stage, call};
-use crate::fleet::Cluster;
-use crate::link::{condition, on_page};
-use crate::netns::Fault;
-use crate::verdict::{Kind, figures};
 use anyhow::{Context, Result, bail};
+use fleet::Cluster;
+use fleet::link::{condition, on_page};
+use fleet::netns::Fault;
+use fleet::verdict::{Kind, figures};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -51,7 +51,7 @@ pub(super) async fn endpoints(stage: &Stage<'_>) -> Result<BTreeSet<String>> {
     let admin = SocketAddr::from(([127, 0, 0, 1], 15000));
     let limit = Duration::from_secs(2);
     let (_, body) = tokio::task::spawn_blocking(move || {
-        crate::launcher::http_get_at(&netns, admin, "/clusters", limit)
+        fleet::launcher::http_get_at(&netns, admin, "/clusters", limit)
     })
     .await??;
     endpoints_in(&body, HOST)
@@ -124,7 +124,7 @@ pub(super) async fn control_down(stage: &Stage<'_>) -> Result<()> {
         );
     }
     stage.note(&format!("Post: {}", figures(&records, Kind::Post, 0, u64::MAX)));
-    crate::link::until_condition(east, "west", "Reachable", "True", Duration::from_secs(60))
+    fleet::link::until_condition(east, "west", "Reachable", "True", Duration::from_secs(60))
         .await?;
     let after = endpoints(stage).await?;
     let figure = format!("before {before:?}, after {after:?}");
@@ -143,7 +143,7 @@ pub(super) async fn api_hangs(stage: &Stage<'_>) -> Result<()> {
         35.0,
     );
     west.api.server.resume();
-    crate::link::until_condition(east, "west", "Reachable", "True", limit).await?;
+    fleet::link::until_condition(east, "west", "Reachable", "True", limit).await?;
     west.node.fault("wan", Fault::Drop)?;
     unknown(
         stage,
@@ -152,7 +152,7 @@ pub(super) async fn api_hangs(stage: &Stage<'_>) -> Result<()> {
         35.0,
     );
     west.node.heal()?;
-    crate::link::until_condition(east, "west", "Reachable", "True", limit).await?;
+    fleet::link::until_condition(east, "west", "Reachable", "True", limit).await?;
     west.node.fault("wan", Fault::DropOut)?;
     unknown(
         stage,
@@ -161,6 +161,6 @@ pub(super) async fn api_hangs(stage: &Stage<'_>) -> Result<()> {
         35.0,
     );
     west.node.heal()?;
-    crate::link::until_condition(east, "west", "Reachable", "True", limit).await?;
+    fleet::link::until_condition(east, "west", "Reachable", "True", limit).await?;
     Ok(())
 }

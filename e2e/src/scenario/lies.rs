@@ -1,11 +1,11 @@
 //! What gateways and sidecars must refuse: strange ClientHellos, and servers that lie.
 
 use super::{Stage, call, call_until};
-use crate::client_hello::{Name, client_hello};
-use crate::fleet::forger;
-use crate::process::Process;
-use crate::verdict::Pillar;
 use anyhow::{Context, Result};
+use fleet::client_hello::{Name, client_hello};
+use fleet::forger;
+use fleet::process::Process;
+use fleet::verdict::Pillar;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

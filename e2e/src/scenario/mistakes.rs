@@ -3,12 +3,12 @@
 use super::cli::{Said, isthmus, judge_unnamed};
 use super::links::linked;
 use super::{HOST, Stage, call_until, resolve};
-use crate::fleet::{Cluster, SYSTEM, trust_domain};
-use crate::launcher::{PROXY_USER, Pod, http_get_at};
-use crate::link::{condition, read, until};
-use crate::netns::Netns;
-use crate::objects::{api, apply, delete};
 use anyhow::{Context, Result, bail};
+use fleet::launcher::{PROXY_USER, Pod, http_get_at};
+use fleet::link::{condition, read, until};
+use fleet::netns::Netns;
+use fleet::objects::{api, apply, delete};
+use fleet::{Cluster, SYSTEM, trust_domain};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -75,7 +75,7 @@ async fn names_and_roots(stage: &Stage<'_>) -> Result<()> {
     for program in [north.control_plane.get(), north.federation.get()] {
         program.context("north's programs run")?.stop();
     }
-    let stranger = crate::authority::Authority::new("another root")?.certificate;
+    let stranger = fleet::authority::Authority::new("another root")?.certificate;
     let cases = [
         (
             "two clusters with one id",
@@ -251,7 +251,7 @@ async fn until_says(stage: &Stage<'_>, pod: &Pod, config: &Value, word: &str) ->
     let file = pod.dir.join("second.yaml");
     std::fs::write(&file, serde_saphyr::to_string(config)?)?;
     let place = &stage.fleet.place;
-    let name = format!("second-{}", crate::load::micros_now());
+    let name = format!("second-{}", fleet::load::micros_now());
     let process = pod
         .job(&name, &place.parts.isthmus, &place.logs)
         .user(PROXY_USER)

@@ -2,8 +2,8 @@
 
 use super::controllers::endpoints_in;
 use super::{HOST, Stage, call, p99_ms};
-use crate::launcher::{Launcher, Pod};
 use anyhow::{Result, bail};
+use fleet::launcher::{Launcher, Pod};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};

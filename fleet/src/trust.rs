@@ -1,7 +1,7 @@
 //! One root for the fleet, and an intermediate for each cluster.
 
 use crate::authority::Authority;
-use crate::fleet::{Place, trust_domain};
+use crate::{Place, trust_domain};
 use anyhow::{Context, Result, ensure};
 use std::path::PathBuf;
 use std::process::Command;

@@ -1,8 +1,8 @@
 //! Linking two clusters, as an operator does with the program `isthmus`.
 
-use crate::fleet::{Cluster, Place, SYSTEM};
 use crate::objects::{api, apply, apply_yaml};
 use crate::trust::output;
+use crate::{Cluster, Place, SYSTEM};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::process::Command;
