@@ -205,7 +205,7 @@ impl Load {
         std::os::unix::fs::chown(&out, Some(APP_USER), Some(APP_USER))?;
         let text = |value: f64| value.to_string();
         let process = pod
-            .job("load", &fleet.place.parts.own, &fleet.place.logs)
+            .job("load", &fleet.home.parts.own.program, &fleet.home.logs)
             .user(APP_USER)
             .own_etc()
             .args(["load", "--http", &format!("{host}:80"), "--tcp", &format!("{host}:9000")])
@@ -246,10 +246,10 @@ impl Load {
 /// A verb of this program inside a pod, as its application.
 async fn inside(fleet: &Fleet, pod: &Pod, args: &[&str]) -> Result<String> {
     let out = tokio::process::Command::new("ip")
-        .args(["netns", "exec", pod.netns.name(), "setpriv"])
+        .args(["netns", "exec", pod.spot.netns()?.name(), "setpriv"])
         .args([format!("--reuid={APP_USER}"), format!("--regid={APP_USER}")])
         .args(["--clear-groups", "--"])
-        .arg(&fleet.place.parts.own)
+        .arg(&fleet.home.parts.own.program)
         .args(args)
         .kill_on_drop(true)
         .output()

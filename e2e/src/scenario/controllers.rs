@@ -47,11 +47,11 @@ fn unknown(stage: &Stage<'_>, what: &str, found: Result<(Duration, String)>, sec
 
 /// The gateway addresses the client's sidecar has for the service in use.
 pub(super) async fn endpoints(stage: &Stage<'_>) -> Result<BTreeSet<String>> {
-    let netns = stage.client()?.netns.path();
+    let door = stage.client()?.spot.door();
     let admin = SocketAddr::from(([127, 0, 0, 1], 15000));
     let limit = Duration::from_secs(2);
     let (_, body) = tokio::task::spawn_blocking(move || {
-        fleet::launcher::http_get_at(&netns, admin, "/clusters", limit)
+        fleet::spot::http_get_at(&door, admin, "/clusters", limit)
     })
     .await??;
     endpoints_in(&body, HOST)
@@ -78,7 +78,7 @@ pub(super) async fn control_down(stage: &Stage<'_>) -> Result<()> {
     let before = endpoints(stage).await?;
     for cluster in fleet.clusters.values() {
         for process in
-            [Some(&cluster.api.server), Some(&cluster.api.etcd), cluster.control_plane.get()]
+            [Some(&cluster.api.server), cluster.api.etcd.as_ref(), cluster.control_plane.get()]
         {
             process.context("the control plane runs")?.kill();
         }
@@ -144,23 +144,23 @@ pub(super) async fn api_hangs(stage: &Stage<'_>) -> Result<()> {
     );
     west.api.server.resume();
     fleet::link::until_condition(east, "west", "Reachable", "True", limit).await?;
-    west.node.fault("wan", Fault::Drop)?;
+    west.spot.fault("wan", Fault::Drop)?;
     unknown(
         stage,
         "packets to west's API server vanish",
         until_unknown(east, "west", limit).await,
         35.0,
     );
-    west.node.heal()?;
+    west.spot.heal()?;
     fleet::link::until_condition(east, "west", "Reachable", "True", limit).await?;
-    west.node.fault("wan", Fault::DropOut)?;
+    west.spot.fault("wan", Fault::DropOut)?;
     unknown(
         stage,
         "answers of west's API server vanish",
         until_unknown(east, "west", limit).await,
         35.0,
     );
-    west.node.heal()?;
+    west.spot.heal()?;
     fleet::link::until_condition(east, "west", "Reachable", "True", limit).await?;
     Ok(())
 }

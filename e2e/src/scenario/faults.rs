@@ -139,7 +139,7 @@ pub(super) async fn stop_gateway(stage: &Stage<'_>) -> Result<()> {
 pub(super) async fn drop_gateway(stage: &Stage<'_>) -> Result<()> {
     let pod = stage.cluster("west").pod("gateway-1")?;
     elsewhere(stage, "a gateway is a black hole", &[Pillar::Retries], || {
-        pod.netns.fault("wan", Fault::Drop)
+        pod.spot.fault("wan", Fault::Drop)
     })
     .await
 }

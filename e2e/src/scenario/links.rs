@@ -15,7 +15,7 @@ pub(super) async fn linked(fleet: &Fleet) -> Result<()> {
     for peer in ["west", "north"] {
         let peer = fleet.cluster(peer);
         if link::read(east, peer.name()).await?.is_none() {
-            println!("{}", link::both_ways(&fleet.place, east, peer).await?.trim_end());
+            println!("{}", link::both_ways(&fleet.home, east, peer).await?.trim_end());
         }
         for (here, remote) in [(east, peer), (peer, east)] {
             let limit = Duration::from_secs(40);
