@@ -36,6 +36,9 @@ pub(crate) struct Link {
     /// any that is not loopback or link-local.
     #[arg(long, value_delimiter = ',')]
     gateway_ranges: Vec<String>,
+    /// Both clusters run on this machine: addresses of loopback lead from one to the other.
+    #[arg(long)]
+    allow_loopback: bool,
     /// Isthmus' namespace in both clusters.
     #[arg(long, default_value = "isthmus-system")]
     root_namespace: String,
@@ -139,6 +142,7 @@ impl Link {
         let server = reachable_server(
             given.map_or(read.operator.server.as_str(), |(_, url)| url),
             &read.operator.context,
+            self.allow_loopback,
             &format!("pass --server {}=https://ADDRESS:PORT", read.operator.context),
         )?;
         let secret_name = format!("istio-remote-secret-{read_id}");

@@ -1,5 +1,6 @@
 //! `isthmus`: every question an operator has about the mesh, and every program of it as a verb.
 
+mod demo;
 mod export;
 mod link;
 mod output;
@@ -43,6 +44,8 @@ impl Target {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// See it work: three clusters on this machine, linked, attacked and hurt under load.
+    Demo(demo::Demo),
     /// Make the root of trust and each cluster's intermediate.
     #[command(subcommand)]
     Trust(trust::Verb),
@@ -78,15 +81,26 @@ enum Verb {
     Sidecar(program::Config),
     /// Capture a workload's traffic into its sidecar (nftables; needs NET_ADMIN).
     SidecarRedirect(sidecar::redirect::Redirect),
+    #[command(name = demo::VERB, hide = true, subcommand)]
+    DemoPart(demo::Part),
 }
 
 fn main() -> ExitCode {
+    if let Err(e) = fleet::process::end_with_parent() {
+        output::error(&e);
+        return ExitCode::FAILURE;
+    }
     let cli = Cli::parse();
     let done = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(run(cli.verb)));
+        .and_then(|runtime| {
+            let done = runtime.block_on(run(cli.verb));
+            // What still blocks a thread (a connect to somebody who is gone) is waited for by nobody.
+            runtime.shutdown_background();
+            done
+        });
     match done {
         Ok(code) => code,
         Err(e) => {
@@ -98,6 +112,8 @@ fn main() -> ExitCode {
 
 async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
+        Verb::Demo(demo) => demo.run().await,
+        Verb::DemoPart(part) => part.run().await,
         Verb::Trust(verb) => verb.run().await,
         Verb::CreateRemoteSecret(call) => call.run().await,
         Verb::Link(call) => call.run().await,

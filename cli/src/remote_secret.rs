@@ -27,6 +27,9 @@ pub(crate) struct Call {
     /// Address of this cluster's API server as the other cluster reaches it.
     #[arg(long, value_name = "URL")]
     server: Option<String>,
+    /// The other cluster runs on this machine: an address of loopback reaches this one.
+    #[arg(long)]
+    allow_loopback: bool,
     /// Name in the API server's certificate, where the address is not in it.
     #[arg(long, value_name = "NAME")]
     tls_server_name: Option<String>,
@@ -57,7 +60,12 @@ enum AuthType {
 }
 
 /// The API server's address as another cluster can use it, or why it cannot.
-pub(crate) fn reachable_server(server: &str, context: &str, hint: &str) -> Result<String> {
+pub(crate) fn reachable_server(
+    server: &str,
+    context: &str,
+    loopback: bool,
+    hint: &str,
+) -> Result<String> {
     let rest = server.strip_prefix("https://").with_context(|| {
         format!("ISM2004 the API server of {context} is {server}: not https. Fix: {hint}")
     })?;
@@ -69,7 +77,7 @@ pub(crate) fn reachable_server(server: &str, context: &str, hint: &str) -> Resul
     let host = host.trim_matches(['[', ']']);
     let here = host == "localhost"
         || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified());
-    if here {
+    if here && !loopback {
         bail!(
             "ISM2004 the kubeconfig of {context} points to this machine ({server}), not to an address \
              that another cluster can reach. Fix: {hint}"
@@ -105,6 +113,7 @@ impl Call {
         let server = reachable_server(
             self.server.as_deref().unwrap_or(&operator.server),
             &operator.context,
+            self.allow_loopback,
             "pass --server https://ADDRESS:PORT with an address the other cluster reaches",
         )?;
         let account =
@@ -139,14 +148,17 @@ mod tests {
             "https://0.0.0.0",
             "http://10.0.0.1",
         ] {
-            let error =
-                reachable_server(server, "kind-west", "pass --server").unwrap_err().to_string();
+            let error = reachable_server(server, "kind-west", false, "pass --server")
+                .unwrap_err()
+                .to_string();
             assert!(error.contains("ISM2004") && error.contains("kind-west"), "{server}: {error}");
         }
         for server in
             ["https://10.0.0.2:6443", "https://api.example.com", "https://[2001:db8::1]:6443/x"]
         {
-            assert_eq!(reachable_server(server, "west", "").unwrap(), server);
+            assert_eq!(reachable_server(server, "west", false, "").unwrap(), server);
         }
+        let near = "https://127.2.0.1:6443";
+        assert_eq!(reachable_server(near, "west", true, "").unwrap(), near);
     }
 }

@@ -2,8 +2,9 @@
 
 use anyhow::{Result, bail, ensure};
 use clap::{Args, Parser};
-use e2e::verdict::{self, Pillar, Verdict};
-use e2e::{fleet, forger, hello, load, parts, scenario};
+use e2e::scenario;
+use fleet::verdict::{self, Pillar, Verdict};
+use fleet::{forger, hello, load, parts};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -73,6 +74,9 @@ struct Run {
     /// Also writes the verdicts to this file, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// On the embedded API server (`isthmus apiserver`) in place of kube-apiserver and etcd.
+    #[arg(long)]
+    embedded: bool,
     /// First word of the fleet's namespaces.
     #[arg(long, default_value = "isth")]
     prefix: String,
@@ -107,7 +111,9 @@ fn run() -> Result<()> {
         Command::Hello(options) => runtime()?.block_on(hello::run(options)),
         Command::Load(options) => runtime()?.block_on(load::run(options)),
         Command::Call { url, limit } => {
-            runtime()?.block_on(load::call(&url, Duration::from_secs_f64(limit)))
+            let limit = Duration::from_secs_f64(limit);
+            println!("{}", runtime()?.block_on(load::get(&url, None, limit))?);
+            Ok(())
         }
         Command::Resolve { name } => runtime()?.block_on(load::resolve(&name)),
         Command::Forger(options) => runtime()?.block_on(forger::run(options)),
@@ -133,15 +139,25 @@ async fn interrupted() -> Result<()> {
     Ok(())
 }
 
+/// All three clusters with every program, not linked yet.
+async fn bring_up(home: fleet::Home, wan: fleet::netns::Netns) -> Result<fleet::Fleet> {
+    let started = std::time::Instant::now();
+    let phrase = "correct horse battery staple";
+    let fleet = fleet::Fleet::up(home, Some(wan), &fleet::CLUSTERS, phrase).await?;
+    println!("3 clusters with objects after {:.1} s", started.elapsed().as_secs_f64());
+    let took = fleet.start_programs().await?;
+    println!("every program ready after {:.1} s", took.as_secs_f64());
+    Ok(fleet)
+}
+
 fn up(prefix: String, isthmus: Option<PathBuf>) -> Result<()> {
-    let parts = parts::Parts::ready(isthmus)?;
+    let parts = parts::Parts::ready(isthmus, false)?;
     let options = fleet::Options { prefix, sabotage: None };
-    let (place, wan) = fleet::Place::claim(&options, parts)?;
+    let (home, wan) = fleet::Home::claim(&options, parts)?;
     runtime()?.block_on(async {
         let work = async {
-            let fleet = fleet::Fleet::up(place, wan).await?;
-            fleet.start_programs().await?;
-            println!("up; Ctrl-C takes it down. Logs: {}", fleet.place.logs.display());
+            let fleet = bring_up(home, wan).await?;
+            println!("up; Ctrl-C takes it down. Logs: {}", fleet.home.logs.display());
             interrupted().await
         };
         tokio::select! { end = work => end, end = interrupted() => end }
@@ -174,13 +190,12 @@ fn play(options: Run) -> Result<()> {
         }
         ensure!(chosen.len() > before, "there is no scenario `{name}`; --list names them");
     }
-    let parts = parts::Parts::ready(options.isthmus)?;
-    let place = fleet::Options { prefix: options.prefix, sabotage: options.sabotage };
-    let (place, wan) = fleet::Place::claim(&place, parts)?;
+    let parts = parts::Parts::ready(options.isthmus, options.embedded)?;
+    let fleet = fleet::Options { prefix: options.prefix, sabotage: options.sabotage };
+    let (home, wan) = fleet::Home::claim(&fleet, parts)?;
     let verdicts = runtime()?.block_on(async {
         let work = async {
-            let fleet = fleet::Fleet::up(place, wan).await?;
-            fleet.start_programs().await?;
+            let fleet = bring_up(home, wan).await?;
             let mut verdicts = vec![];
             for (scenario, without) in chosen {
                 let first = scenario::play(&fleet, scenario, without, options.sabotage).await;
@@ -191,7 +206,7 @@ fn play(options: Run) -> Result<()> {
                     verdicts.extend(first);
                 }
             }
-            println!("\nlogs of every program: {}", fleet.place.logs.display());
+            println!("\nlogs of every program: {}", fleet.home.logs.display());
             anyhow::Ok(verdicts)
         };
         tokio::select! {

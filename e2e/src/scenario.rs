@@ -9,12 +9,12 @@ mod links;
 mod mistakes;
 mod propagation;
 
-use crate::fleet::{Cluster, Fleet};
-use crate::launcher::{APP_USER, Pod};
-use crate::load;
-use crate::process::Process;
-use crate::verdict::{Outcome, Pillar, Record, Verdict};
 use anyhow::{Context, Result, bail};
+use fleet::launcher::{APP_USER, Pod};
+use fleet::load;
+use fleet::process::Process;
+use fleet::verdict::{Outcome, Pillar, Record, Verdict};
+use fleet::{Cluster, Fleet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -205,7 +205,7 @@ impl Load {
         std::os::unix::fs::chown(&out, Some(APP_USER), Some(APP_USER))?;
         let text = |value: f64| value.to_string();
         let process = pod
-            .job("load", &fleet.place.parts.own, &fleet.place.logs)
+            .job("load", &fleet.home.parts.own.program, &fleet.home.logs)
             .user(APP_USER)
             .own_etc()
             .args(["load", "--http", &format!("{host}:80"), "--tcp", &format!("{host}:9000")])
@@ -246,10 +246,10 @@ impl Load {
 /// A verb of this program inside a pod, as its application.
 async fn inside(fleet: &Fleet, pod: &Pod, args: &[&str]) -> Result<String> {
     let out = tokio::process::Command::new("ip")
-        .args(["netns", "exec", pod.netns.name(), "setpriv"])
+        .args(["netns", "exec", pod.spot.netns()?.name(), "setpriv"])
         .args([format!("--reuid={APP_USER}"), format!("--regid={APP_USER}")])
         .args(["--clear-groups", "--"])
-        .arg(&fleet.place.parts.own)
+        .arg(&fleet.home.parts.own.program)
         .args(args)
         .kill_on_drop(true)
         .output()
@@ -261,7 +261,7 @@ async fn inside(fleet: &Fleet, pod: &Pod, args: &[&str]) -> Result<String> {
 }
 
 /// One GET from a pod, as its application would send it.
-pub async fn call(fleet: &Fleet, pod: &Pod, url: &str, limit: f64) -> Result<crate::hello::Answer> {
+pub async fn call(fleet: &Fleet, pod: &Pod, url: &str, limit: f64) -> Result<fleet::hello::Answer> {
     let body = inside(fleet, pod, &["call", url, "--limit", &limit.to_string()]).await?;
     serde_json::from_str(&body).context("an answer that is not hello's")
 }
@@ -278,8 +278,8 @@ pub async fn call_until(
     pod: &Pod,
     url: &str,
     limit: Duration,
-    wanted: impl Fn(&crate::hello::Answer) -> bool,
-) -> Result<(Duration, crate::hello::Answer)> {
+    wanted: impl Fn(&fleet::hello::Answer) -> bool,
+) -> Result<(Duration, fleet::hello::Answer)> {
     let start = tokio::time::Instant::now();
     loop {
         let answer = call(fleet, pod, url, 2.0).await;

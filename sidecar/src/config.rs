@@ -1,5 +1,6 @@
 //! What a sidecar is told by its file.
 
+use crate::loopback::{Loopback, Table};
 use agent::{AgentConfig, Source};
 use anyhow::ensure;
 use ipnet::IpNet;
@@ -44,6 +45,8 @@ pub struct Config {
     /// Where redirected inbound connections arrive.
     #[serde(default = "inbound")]
     pub inbound: Many<SocketAddr>,
+    /// In place of both: no capture, names lead to addresses of the pod's own range of loopback.
+    pub loopback: Option<Loopback>,
     pub dns: Option<DnsConfig>,
     #[serde(default = "admin")]
     pub admin: SocketAddr,
@@ -150,6 +153,27 @@ impl Config {
         Ok(())
     }
 
+    /// The slots of a sidecar without capture.
+    pub(crate) fn table(&self) -> anyhow::Result<Option<Table>> {
+        let table = self.loopback.as_ref().map(|loopback| loopback.table(&self.pod_addresses));
+        table.transpose()
+    }
+
+    /// Where the application's own connections arrive.
+    pub(crate) fn outbound_listeners(&self, slots: Option<&Table>) -> Vec<SocketAddr> {
+        slots.map_or_else(|| self.outbound.all(), Table::listeners)
+    }
+
+    /// Where others' connections to the application arrive.
+    pub(crate) fn inbound_listeners(&self) -> Vec<SocketAddr> {
+        match &self.loopback {
+            Some(loopback) => {
+                loopback.inbound.iter().map(|port| (self.pod_addresses[0], *port).into()).collect()
+            }
+            None => self.inbound.all(),
+        }
+    }
+
     pub(crate) fn agent(&self) -> anyhow::Result<AgentConfig> {
         let source = match (&self.control_plane, &self.resources) {
             (Some(address), _) => {
@@ -184,7 +208,7 @@ impl Config {
             ),
         };
         let mut follow = vec![ResourceName::inbound()];
-        if self.dns.is_some() {
+        if self.dns.is_some() || self.loopback.is_some() {
             follow.push(ResourceName::zone());
         }
         Ok(AgentConfig {

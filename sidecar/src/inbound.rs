@@ -1,6 +1,6 @@
 //! What the mesh sends: who it is, whether that may be, and on to the application.
 
-use crate::original::{self, Own};
+use crate::original::{Capture, Meant, Own};
 use crate::outbound::{IDLE, Log, flags, until_cut};
 use crate::redirect::inbound_source;
 use crate::refusal::{Refusals, reset};
@@ -52,6 +52,7 @@ pub(crate) struct Inbound {
     pub(crate) telemetry: Telemetry,
     pub(crate) refusals: Refusals,
     pub(crate) me: Party,
+    pub(crate) capture: Capture,
     pub(crate) own: Own,
     pub(crate) terms: Terms,
 }
@@ -97,8 +98,10 @@ impl Terms {
 /// One connection and what is known of it.
 struct Arrival {
     peer: SocketAddr,
-    /// Where the application listens: the original destination.
+    /// What the peer connected to.
     to: SocketAddr,
+    /// Where the application listens.
+    application: SocketAddr,
     port: InboundPort,
     /// Verified by mutual TLS.
     identity: Option<Identity>,
@@ -108,8 +111,8 @@ struct Arrival {
 impl Inbound {
     /// Serves one connection to its end.
     pub(crate) async fn serve(&self, stream: TcpStream, peer: SocketAddr, live: Live) {
-        let to = match original::destination(&stream) {
-            Ok(to) => SocketAddr::new(to.ip().to_canonical(), to.port()),
+        let Meant { to, application } = match self.capture.inbound(&stream) {
+            Ok(meant) => meant,
             Err(problem) => return self.refuse(stream, "not_redirected", None, &problem),
         };
         if self.own.is_itself(to) {
@@ -128,7 +131,7 @@ impl Inbound {
             service: String::new(),
         });
         let mode = port.mtls;
-        let arrival = Arrival { peer, to, port, identity: None, server_name: None };
+        let arrival = Arrival { peer, to, application, port, identity: None, server_name: None };
         match mode {
             MtlsMode::Strict => {
                 let stream = Prefixed::new(Bytes::new(), stream);
@@ -177,7 +180,7 @@ impl Inbound {
             Ok(sniffed) => (sniffed, None),
             Err(_) if arrival.port.http => return self.refusals.count("inbound", "silent"),
             Err(_) => {
-                let server = match dial(arrival.to).await {
+                let server = match dial(arrival.application).await {
                     Ok(server) => server,
                     Err(problem) => {
                         self.refuse(stream, "application", Some(arrival.to), &problem);
@@ -226,9 +229,9 @@ impl Inbound {
             Err(_) => return self.refusals.count("inbound", "handshake_timeout"),
             Ok(Ok(stream)) => stream,
             Ok(Err(problem)) => {
-                let reason = match tls::refused_io(&problem) {
-                    Some(_) => "identity",
-                    None => "tls",
+                let (reason, problem) = match tls::refused_io(&problem) {
+                    Some(refused) => ("identity", refused.to_string()),
+                    None => ("tls", problem.to_string()),
                 };
                 self.refusals.count("inbound", reason);
                 let (peer, to) = (arrival.peer, arrival.to);
@@ -265,30 +268,30 @@ impl Inbound {
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let Arrival { peer, to, port, identity, server_name } = arrival;
-        let application = Application { address: to, service: port.service };
+        let Arrival { peer, to, application, port, identity, server_name } = arrival;
+        let application = Application { address: application, service: port.service };
         let downstream = Downstream { peer, local: to, identity, server_name };
         self.http.inbound(stream, application, downstream, live).await;
     }
 
-    /// Bytes to the application and back; `application` may be connected already.
+    /// Bytes to the application and back, which may be `connected` already.
     async fn tunnel<T>(
         &self,
         mut stream: T,
-        application: Option<TcpStream>,
+        connected: Option<TcpStream>,
         arrival: Arrival,
         live: &Live,
     ) where
         T: AsyncRead + AsyncWrite + Socket + Unpin,
     {
-        let Arrival { peer, to, port, identity, server_name } = arrival;
+        let Arrival { peer, to, application, port, identity, server_name } = arrival;
         let mut log = Log::begin(peer, to);
         log.line.upstream_cluster = Some(format!("inbound|{}||", to.port()));
         log.line.requested_server_name = server_name;
         log.line.downstream_peer_uri_san = identity.as_ref().map(ToString::to_string);
-        let connected = match application {
-            Some(application) => Ok(application),
-            None => dial(to).await,
+        let connected = match connected {
+            Some(connected) => Ok(connected),
+            None => dial(application).await,
         };
         let mut server = match connected {
             Ok(server) => server,
@@ -299,7 +302,7 @@ impl Inbound {
                 return reset(stream.socket());
             }
         };
-        log.line.upstream_host = Some(to.to_string());
+        log.line.upstream_host = Some(application.to_string());
         let numbers = self.telemetry.tcp(&self.conversation(&port, identity.as_ref()), "");
         numbers.opened();
         let copying = tunnel::copy(&mut stream, &mut server, IDLE);

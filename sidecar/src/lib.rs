@@ -3,6 +3,7 @@
 
 mod config;
 mod inbound;
+mod loopback;
 mod names;
 mod original;
 mod outbound;
@@ -13,4 +14,5 @@ mod sabotage;
 mod sniff;
 
 pub use config::{Config, DnsConfig, Many, SvidFiles};
+pub use loopback::{Loopback, Name, Slots};
 pub use run::run;

@@ -1,6 +1,7 @@
 //! The names a sidecar answers: the zone of its configuration, as soon as there is one.
 
 use crate::config::Config;
+use crate::loopback::Table;
 use dns::{Options, Server};
 use ipnet::IpNet;
 use mesh::program::{Resource, ResourceName, Snapshot};
@@ -15,11 +16,16 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct Names {
     server: Server,
     zone: watch::Sender<Arc<Zone>>,
+    slots: Option<Arc<Table>>,
 }
 
 impl Names {
     /// Binds; `None` where the file does not ask for DNS.
-    pub(crate) fn bind(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<Self>> {
+    pub(crate) fn bind(
+        config: &Config,
+        slots: Option<Arc<Table>>,
+        metrics: &Metrics,
+    ) -> anyhow::Result<Option<Self>> {
         let Some(dns) = &config.dns else { return Ok(None) };
         let (zone, receiver) = watch::channel(Arc::default());
         // Captured questions keep the pod's address as their source.
@@ -33,7 +39,7 @@ impl Names {
             zone: receiver,
             metrics: metrics.clone(),
         })?;
-        Ok(Some(Self { server, zone }))
+        Ok(Some(Self { server, zone, slots }))
     }
 
     /// Answers from the zone that `snapshot` has, and follows it; `live` where a control plane keeps
@@ -45,7 +51,7 @@ impl Names {
         live: bool,
         end: CancellationToken,
     ) {
-        let Self { server, zone } = self;
+        let Self { server, zone, slots } = self;
         let known = |snapshot: &Arc<Snapshot>| {
             snapshot.program.contains_key(&ResourceName::zone())
                 || snapshot.absent.contains(&ResourceName::zone())
@@ -59,6 +65,10 @@ impl Names {
             loop {
                 let new = zone_of(&snapshot.borrow_and_update(), live);
                 if let Some(new) = new {
+                    let new = match &slots {
+                        Some(slots) => slots.zone(&new).into(),
+                        None => new,
+                    };
                     zone.send_if_modified(|old| {
                         let differs = **old != *new;
                         if differs {
@@ -82,11 +92,15 @@ impl Names {
 /// While no control plane answers, what the last zone lacks may exist by now: its names stay, and
 /// no name is said not to exist (decisions 10 and 13).
 fn zone_of(snapshot: &Snapshot, live: bool) -> Option<Arc<Zone>> {
+    let zone = served(snapshot)?;
     let current = snapshot.connected || !live;
+    Some(Arc::new(Zone { complete: zone.complete && current, ..zone.clone() }))
+}
+
+/// The zone as the control plane served it.
+pub(crate) fn served(snapshot: &Snapshot) -> Option<&Zone> {
     match &**snapshot.program.get(&ResourceName::zone())? {
-        Resource::Zone(zone) => {
-            Some(Arc::new(Zone { complete: zone.complete && current, ..zone.clone() }))
-        }
+        Resource::Zone(zone) => Some(zone),
         Resource::Listener(_)
         | Resource::Route(_)
         | Resource::Cluster(_)

@@ -1,6 +1,6 @@
 //! What the application sends: by its original destination into the mesh, past it, or nowhere.
 
-use crate::original::{self, Own};
+use crate::original::{Capture, Own};
 use crate::refusal::{Refusals, reset};
 use anyhow::Context as _;
 use ipnet::IpNet;
@@ -32,6 +32,7 @@ pub(crate) struct Outbound {
     pub(crate) telemetry: Telemetry,
     pub(crate) refusals: Refusals,
     pub(crate) me: Party,
+    pub(crate) capture: Capture,
     pub(crate) own: Own,
     pub(crate) vip_ranges: Vec<IpNet>,
 }
@@ -50,10 +51,14 @@ enum Way {
 impl Outbound {
     /// Serves one connection to its end.
     pub(crate) async fn serve(&self, stream: TcpStream, peer: SocketAddr, live: Live) {
-        let destination = match original::destination(&stream) {
+        let destination = match self.capture.outbound(&stream) {
             Ok(destination) => destination,
             Err(problem) => {
-                return self.refuse(stream, "not_redirected", None, &problem);
+                let reason = match self.capture {
+                    Capture::Redirected => "not_redirected",
+                    Capture::Slots { .. } => "unknown_address",
+                };
+                return self.refuse(stream, reason, None, &problem);
             }
         };
         if self.own.is_itself(destination) {

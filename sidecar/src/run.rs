@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::inbound::{Inbound, Terms};
 use crate::names::Names;
-use crate::original::Own;
+use crate::original::{Capture, Own};
 use crate::outbound::Outbound;
 use crate::redirect::inbound_source;
 use crate::refusal::Refusals;
@@ -30,6 +30,7 @@ const WITHDRAWAL_MAX: Duration = Duration::from_secs(5);
 /// Serves until `end`, then drains.
 pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     config.check()?;
+    let slots = config.table()?.map(Arc::new);
     let agent_config = config.agent()?;
     let readiness = Readiness::new();
     readiness.wait_for("identity", "no certificate has been issued yet");
@@ -40,9 +41,9 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     let _close = closed.clone().drop_guard();
 
     // Bound first, so that a port in use is said at once and not after an identity was fetched.
-    let outbound = bind(&config.outbound.all()).await?;
-    let inbound = bind(&config.inbound.all()).await?;
-    let names = Names::bind(&config, &metrics)?;
+    let outbound = bind(&config.outbound_listeners(slots.as_deref())).await?;
+    let inbound = bind(&config.inbound_listeners()).await?;
+    let names = Names::bind(&config, slots.clone(), &metrics)?;
     let public = |address| Listen::Tcp { address, public: true };
     let health = Pages::new().with_readiness(&readiness);
     admin::serve(public(config.health), health, closed.clone()).await?;
@@ -89,12 +90,17 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     });
     let refusals = Refusals::register(&metrics);
     let own = || own(&config);
+    let capture = match slots {
+        Some(table) => Capture::Slots { table, snapshot: agent.snapshot.clone() },
+        None => Capture::Redirected,
+    };
     let out = Arc::new(Outbound {
         engine: engine.clone(),
         http: http.clone(),
         telemetry: telemetry.clone(),
         refusals: refusals.clone(),
         me: me.clone(),
+        capture: capture.clone(),
         own: own(),
         vip_ranges: config.vip_ranges.clone(),
     });
@@ -104,6 +110,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
         telemetry,
         refusals,
         me,
+        capture,
         own: own(),
         terms: Terms::new(agent.svid.clone(), agent.bundle.clone()),
     });
@@ -176,7 +183,10 @@ fn listen<F, A>(
 }
 
 fn own(config: &Config) -> Own {
+    // Without capture nothing is led in circles, and the pod's own ports are the application's.
+    let captured = config.loopback.is_none();
     let listeners = config.outbound.all().into_iter().chain(config.inbound.all());
+    let listeners = listeners.filter(|_| captured);
     let dns = config.dns.iter().flat_map(|dns| dns.listen.all());
     let pages = [config.admin, config.metrics, config.health];
     let ports = listeners.chain(dns).chain(pages).map(|address| address.port()).collect();

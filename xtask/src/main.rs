@@ -197,6 +197,9 @@ fn test(no_e2e: bool) -> Result<()> {
         }
     }
     closing.note("unit and integration tests", run(&mut tests));
+    if built {
+        closing.note("the demo keeps its promises, without root", demo());
+    }
     licences(&mut closing);
     if no_e2e {
         closing.left_out.push("promises on real clusters: --no-e2e was given".into());
@@ -291,6 +294,30 @@ fn bench(rest: &[String]) -> Result<()> {
     let release = built("")?.with_file_name("release");
     let gateway = release.join("isthmus-gateway");
     run(Command::new(release.join("isthmus-bench")).arg("--gateway").arg(gateway).args(rest))
+}
+
+/// `isthmus demo --check` as one runs it after a build, then without failover, which must turn it
+/// red. What they said stays in `demo.log` and `demo-sabotaged.log` beside the program.
+fn demo() -> Result<()> {
+    let program = built("isthmus")?;
+    let play = |log: &str, sabotage: Option<&str>| {
+        let log = program.with_file_name(log);
+        let mut demo = Command::new(&program);
+        demo.args(["demo", "--check", "--json"]).stdout(std::fs::File::create(&log)?);
+        // The demo's sidecars inherit it.
+        demo.envs(sabotage.map(|pillar| ("ISTHMUS_SABOTAGE", pillar)));
+        let end = run(&mut demo);
+        let said = std::fs::read_to_string(&log)?;
+        println!("{said}");
+        let figures = said.lines().last().unwrap_or_default().to_owned();
+        ensure!(figures.starts_with('{'), "it ended without its figures, see {}", log.display());
+        anyhow::Ok((end, figures))
+    };
+    play("demo.log", None)?.0?;
+    let (end, figures) = play("demo-sabotaged.log", Some("failover"))?;
+    let noticed = end.is_err() && figures.contains("\"ok\":false");
+    ensure!(noticed, "the demo did not notice that its sidecars fail over to nobody");
+    Ok(())
 }
 
 fn e2e(rest: &[String]) -> Result<()> {

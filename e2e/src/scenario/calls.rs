@@ -1,8 +1,8 @@
 //! The first promise: a name of another cluster is resolved and called.
 
 use super::{HOST, Stage, call, call_until, resolve};
-use crate::fleet::trust_domain;
 use anyhow::Result;
+use fleet::trust_domain;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 

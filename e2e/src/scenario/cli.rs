@@ -1,15 +1,14 @@
 //! An operator's walk through the program `isthmus`, with one kubeconfig that has all clusters.
 
-use super::lies::{Back, probe};
 use super::links::{linked, unlink};
 use super::{HOST, Stage, call, call_until, resolve};
-use crate::client_hello::{Name, client_hello};
-use crate::fleet::{Cluster, SYSTEM};
-use crate::launcher::{PROXY_USER, http_get};
-use crate::link::{self, accept, secret_name, until, until_condition};
-use crate::netns::Netns;
-use crate::objects::{api, apply, parse};
 use anyhow::{Context, Result, bail, ensure};
+use fleet::client_hello::{Back, Name, client_hello, probe};
+use fleet::launcher::PROXY_USER;
+use fleet::link::{self, accept, secret_name, until, until_condition};
+use fleet::objects::{api, apply, parse};
+use fleet::spot::{Spot, http_get};
+use fleet::{Cluster, SYSTEM};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -40,20 +39,16 @@ impl Said {
 /// Runs `isthmus`, inside a namespace where one is given.
 pub(super) async fn isthmus(
     stage: &Stage<'_>,
-    inside: Option<&Netns>,
+    inside: Option<&Spot>,
     args: &[&str],
 ) -> Result<Said> {
-    let place = &stage.fleet.place;
-    let mut command = match inside {
-        Some(netns) => {
-            let mut command = tokio::process::Command::new("nsenter");
-            command.arg(format!("--net={}", netns.path().display())).arg("--");
-            command.arg(&place.parts.isthmus);
-            command
-        }
-        None => tokio::process::Command::new(&place.parts.isthmus),
+    let home = &stage.fleet.home;
+    let program = &home.parts.isthmus;
+    let mut command: tokio::process::Command = match inside {
+        Some(spot) => spot.door().command(program).into(),
+        None => tokio::process::Command::new(program),
     };
-    command.args(args).env("KUBECONFIG", place.operator()).kill_on_drop(true);
+    command.args(args).env("KUBECONFIG", home.operator()).kill_on_drop(true);
     let out = tokio::time::timeout(Duration::from_secs(120), command.output())
         .await
         .with_context(|| format!("isthmus {} does not end", args.join(" ")))??;
@@ -105,7 +100,7 @@ async fn status(stage: &Stage<'_>) -> Result<()> {
             && links.iter().all(|link| link["ready"] == "True" && link["why"].is_null())
     });
     stage.judge("status -o json says the same", &json.figure(), ready, &[]);
-    let node = &stage.cluster("east").node;
+    let node = &stage.cluster("east").spot;
     let said = isthmus(stage, Some(node), &["status", "--admin", "127.0.0.1:15024"]).await?;
     let kept = said.code == Some(0) && said.says(&["->west", "->north", "True"]);
     stage.judge("status --admin asks a controller itself", &said.figure(), kept, &[]);
@@ -227,13 +222,13 @@ fn judge_done(stage: &Stage<'_>, promise: &str, done: &Result<Duration>) {
 async fn proxies(stage: &Stage<'_>) -> Result<()> {
     let (east, west) = (stage.cluster("east"), stage.cluster("west"));
     let args = ["proxy-status", "--admin", "127.0.0.1:15014"];
-    let said = isthmus(stage, Some(&east.node), &args).await?;
+    let said = isthmus(stage, Some(&east.spot), &args).await?;
     let rows = said.out.lines().filter(|line| line.contains("client-1")).count();
     let kept = said.code == Some(0) && rows >= 4 && said.out.contains("gateway-1");
     let promise = "proxy-status lists the proxies of a control plane and what they took";
     stage.judge(promise, &said.figure(), kept, &[]);
 
-    let client = &stage.client()?.netns;
+    let client = &stage.client()?.spot;
     let said = isthmus(stage, Some(client), &["proxy-config"]).await?;
     let wanted = ["Listener", "Cluster", "outbound|80||hello.shop.global"];
     let kept = said.code == Some(0) && said.says(&wanted);
@@ -247,10 +242,10 @@ async fn proxies(stage: &Stage<'_>) -> Result<()> {
 
     // A second gateway beside west's first, from nothing but what the first prints.
     let pod = west.pod("gateway-1")?;
-    let said = isthmus(stage, Some(&pod.netns), &["proxy-config", "-o", "json"]).await?;
+    let said = isthmus(stage, Some(&pod.spot), &["proxy-config", "-o", "json"]).await?;
     let file = pod.dir.join("resources.json");
     std::fs::write(&file, &said.out)?;
-    let authority = crate::fleet::forger(&stage.fleet.trust, "west")?;
+    let authority = stage.fleet.trust.authority("west")?;
     let svid = authority.workload("spiffe://west.mesh/ns/isthmus-system/sa/isthmus-gateway")?;
     let (chain, key) = (pod.dir.join("file-chain.pem"), pod.dir.join("file-key.pem"));
     std::fs::write(&chain, format!("{}{}", svid.certificate, authority.certificate))?;
@@ -263,16 +258,16 @@ async fn proxies(stage: &Stage<'_>) -> Result<()> {
     });
     let config_file = pod.dir.join("from-file.yaml");
     std::fs::write(&config_file, serde_saphyr::to_string(&config)?)?;
-    let place = &stage.fleet.place;
+    let home = &stage.fleet.home;
     let process = pod
-        .job("gateway-from-file", &place.parts.isthmus, &place.logs)
+        .job("gateway-from-file", &home.parts.isthmus, &home.logs)
         .user(PROXY_USER)
         .args(["gateway", "--config", &config_file.display().to_string()])
         .start()?;
     let start = tokio::time::Instant::now();
     let health = SocketAddr::from(([127, 0, 0, 1], 15121));
     let ready = loop {
-        match http_get(&pod.netns, health, "/readyz", Duration::from_secs(1)) {
+        match http_get(&pod.spot, health, "/readyz", Duration::from_secs(1)) {
             Ok((200, _)) => break Ok(start.elapsed()),
             other if process.ended().is_some() || start.elapsed() > LIMIT => {
                 break Err(anyhow::anyhow!("{other:?}: {}", process.last_words()));
@@ -357,7 +352,7 @@ async fn secret_by_hand(stage: &Stage<'_>) -> Result<()> {
         &[],
     );
 
-    let text = link::remote_secret(&fleet.place, north)?;
+    let text = link::remote_secret(&fleet.home, north)?;
     let shape = ["# This file is autogenerated, do not edit.", "istio/multiCluster: \"true\""];
     let kept = shape.iter().all(|word| text.contains(word));
     let documents = parse(&text)?;
@@ -383,7 +378,7 @@ async fn secret_by_hand(stage: &Stage<'_>) -> Result<()> {
 
 /// What a link's credential may do, by the API server's own word and by trying.
 async fn rights(stage: &Stage<'_>, there: &Cluster, token: &str) -> Result<()> {
-    let holder = crate::apiserver::client(&there.api.url, &there.api.authority, token)?;
+    let holder = fleet::apiserver::client(&there.api.url, &there.api.authority, token)?;
     let mut found = vec![];
     for namespace in [SYSTEM, "shop", "kube-system", "default"] {
         let body = json!({

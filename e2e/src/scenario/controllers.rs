@@ -1,11 +1,11 @@
 //! API servers and control planes die, hang and vanish; calls go on, and what is unknown says so.
 
 use super::{HOST, Load, Rates, Stage, call, resolve};
-use crate::fleet::Cluster;
-use crate::link::{condition, on_page};
-use crate::netns::Fault;
-use crate::verdict::{Kind, figures};
 use anyhow::{Context, Result, bail};
+use fleet::Cluster;
+use fleet::link::{condition, on_page};
+use fleet::netns::Fault;
+use fleet::verdict::{Kind, figures};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -47,11 +47,11 @@ fn unknown(stage: &Stage<'_>, what: &str, found: Result<(Duration, String)>, sec
 
 /// The gateway addresses the client's sidecar has for the service in use.
 pub(super) async fn endpoints(stage: &Stage<'_>) -> Result<BTreeSet<String>> {
-    let netns = stage.client()?.netns.path();
+    let door = stage.client()?.spot.door();
     let admin = SocketAddr::from(([127, 0, 0, 1], 15000));
     let limit = Duration::from_secs(2);
     let (_, body) = tokio::task::spawn_blocking(move || {
-        crate::launcher::http_get_at(&netns, admin, "/clusters", limit)
+        fleet::spot::http_get_at(&door, admin, "/clusters", limit)
     })
     .await??;
     endpoints_in(&body, HOST)
@@ -78,7 +78,7 @@ pub(super) async fn control_down(stage: &Stage<'_>) -> Result<()> {
     let before = endpoints(stage).await?;
     for cluster in fleet.clusters.values() {
         for process in
-            [Some(&cluster.api.server), Some(&cluster.api.etcd), cluster.control_plane.get()]
+            [Some(&cluster.api.server), cluster.api.etcd.as_ref(), cluster.control_plane.get()]
         {
             process.context("the control plane runs")?.kill();
         }
@@ -124,7 +124,7 @@ pub(super) async fn control_down(stage: &Stage<'_>) -> Result<()> {
         );
     }
     stage.note(&format!("Post: {}", figures(&records, Kind::Post, 0, u64::MAX)));
-    crate::link::until_condition(east, "west", "Reachable", "True", Duration::from_secs(60))
+    fleet::link::until_condition(east, "west", "Reachable", "True", Duration::from_secs(60))
         .await?;
     let after = endpoints(stage).await?;
     let figure = format!("before {before:?}, after {after:?}");
@@ -166,25 +166,25 @@ pub(super) async fn api_hangs(stage: &Stage<'_>) -> Result<()> {
     let figure = known.as_ref().map_or_else(|e| format!("{e:#}"), |found| format!("{found:?}"));
     stage.judge("and what west exported keeps its name", &figure, known.is_ok(), &[]);
     west.api.server.resume();
-    crate::link::until_condition(east, "west", "Reachable", "True", limit).await?;
+    fleet::link::until_condition(east, "west", "Reachable", "True", limit).await?;
     absent(stage, "heard again, it is denied again", nxdomain).await?;
-    west.node.fault("wan", Fault::Drop)?;
+    west.spot.fault("wan", Fault::Drop)?;
     unknown(
         stage,
         "packets to west's API server vanish",
         until_unknown(east, "west", limit).await,
         35.0,
     );
-    west.node.heal()?;
-    crate::link::until_condition(east, "west", "Reachable", "True", limit).await?;
-    west.node.fault("wan", Fault::DropOut)?;
+    west.spot.heal()?;
+    fleet::link::until_condition(east, "west", "Reachable", "True", limit).await?;
+    west.spot.fault("wan", Fault::DropOut)?;
     unknown(
         stage,
         "answers of west's API server vanish",
         until_unknown(east, "west", limit).await,
         35.0,
     );
-    west.node.heal()?;
-    crate::link::until_condition(east, "west", "Reachable", "True", limit).await?;
+    west.spot.heal()?;
+    fleet::link::until_condition(east, "west", "Reachable", "True", limit).await?;
     Ok(())
 }

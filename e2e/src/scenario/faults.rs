@@ -1,10 +1,10 @@
 //! Copies, gateways and a whole cluster die, hang or vanish under 1,000 requests a second.
 
 use super::{HOST, Load, Stage, THOUSAND};
-use crate::load::micros_now;
-use crate::netns::Fault;
-use crate::verdict::{Kind, Pillar, Record, figures, slowest_new_ms};
 use anyhow::{Context, Result, ensure};
+use fleet::load::micros_now;
+use fleet::netns::Fault;
+use fleet::verdict::{Kind, Pillar, Record, figures, slowest_new_ms};
 use std::time::Duration;
 
 /// Load before the fault; by its end everything is warm and judged healthy.
@@ -139,7 +139,7 @@ pub(super) async fn stop_gateway(stage: &Stage<'_>) -> Result<()> {
 pub(super) async fn drop_gateway(stage: &Stage<'_>) -> Result<()> {
     let pod = stage.cluster("west").pod("gateway-1")?;
     elsewhere(stage, "a gateway is a black hole", &[Pillar::Retries], || {
-        pod.netns.fault("wan", Fault::Drop)
+        pod.spot.fault("wan", Fault::Drop)
     })
     .await
 }

@@ -1,52 +1,12 @@
 //! What gateways and sidecars must refuse: strange ClientHellos, and servers that lie.
 
 use super::{Stage, call, call_until};
-use crate::client_hello::{Name, client_hello};
-use crate::fleet::forger;
-use crate::process::Process;
-use crate::verdict::Pillar;
 use anyhow::{Context, Result};
-use std::io::{Read, Write};
+use fleet::client_hello::{Back, Name, client_hello, probe};
+use fleet::process::Process;
+use fleet::verdict::Pillar;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-
-/// What came back for a first flight.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Back {
-    /// The first octet of an answer.
-    Octet(u8),
-    /// Closed or reset without one octet.
-    Closed,
-    /// Neither within the limit.
-    Silence,
-}
-
-/// Sends `flight` from the WAN in pieces of `piece` octets; what comes back, and when.
-pub(super) fn probe(
-    to: SocketAddr,
-    flight: &[u8],
-    piece: usize,
-    limit: Duration,
-) -> Result<(Back, Duration)> {
-    let mut stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(limit))?;
-    let start = Instant::now();
-    for part in flight.chunks(piece) {
-        // A reset while we still write is an answer too; the read below sees it.
-        if stream.write_all(part).is_err() {
-            break;
-        }
-    }
-    let mut octet = [0];
-    let back = match stream.read(&mut octet) {
-        Ok(0) => Back::Closed,
-        Ok(_) => Back::Octet(octet[0]),
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Back::Silence,
-        Err(_) => Back::Closed,
-    };
-    Ok((back, start.elapsed()))
-}
 
 pub(super) async fn sni_refused(stage: &Stage<'_>) -> Result<()> {
     let gateway = SocketAddr::from((stage.cluster("west").wan_address(11), 15443));
@@ -115,7 +75,7 @@ pub(super) async fn sni_refused(stage: &Stage<'_>) -> Result<()> {
 /// A server in the place of west's gateways with a certificate of our making; where `authority`
 /// is west's own it must be believed, else the refusal below would prove nothing.
 fn start_forger(stage: &Stage<'_>, authority: &str) -> Result<Vec<Process>> {
-    let pair = forger(&stage.fleet.trust, authority)?;
+    let pair = stage.fleet.trust.authority(authority)?;
     let leaf = pair.workload("spiffe://west.mesh/ns/shop/sa/hello")?;
     let chain = format!("{}{}", leaf.certificate, pair.certificate);
     let mut servers = vec![];
@@ -124,19 +84,20 @@ fn start_forger(stage: &Stage<'_>, authority: &str) -> Result<Vec<Process>> {
         let (chain_file, key_file) = (pod.dir.join("forged.pem"), pod.dir.join("forged.key"));
         std::fs::write(&chain_file, &chain)?;
         std::fs::write(&key_file, &leaf.key)?;
-        let job = pod.job("forger", &stage.fleet.place.parts.own, &stage.fleet.place.logs).args([
-            "forger",
-            "--listen",
-            "0.0.0.0:15443",
-            "--chain",
-            &chain_file.display().to_string(),
-            "--key",
-            &key_file.display().to_string(),
-        ]);
+        let job =
+            pod.job("forger", &stage.fleet.home.parts.own.program, &stage.fleet.home.logs).args([
+                "forger",
+                "--listen",
+                "0.0.0.0:15443",
+                "--chain",
+                &chain_file.display().to_string(),
+                "--key",
+                &key_file.display().to_string(),
+            ]);
         servers.push(job.start()?);
         let here = SocketAddr::from(([127, 0, 0, 1], 15443));
         let deadline = Instant::now() + Duration::from_secs(10);
-        while let Err(error) = pod.netns.connect(here, Duration::from_secs(1)) {
+        while let Err(error) = pod.spot.connect(here, Duration::from_secs(1)) {
             anyhow::ensure!(Instant::now() < deadline, "the forger does not listen: {error:#}");
         }
     }

@@ -1,11 +1,11 @@
 //! Links come, are accepted, renewed and go; and what is refused on the way.
 
 use super::{HOST, Load, Rates, Stage, call_until};
-use crate::fleet::{Cluster, Fleet, SYSTEM};
-use crate::link::{self, accept, condition, secret_name, until, until_condition};
-use crate::objects::{api, apply, delete};
-use crate::verdict::{Kind, figures};
 use anyhow::{Context, Result};
+use fleet::link::{self, accept, condition, secret_name, until, until_condition};
+use fleet::objects::{api, apply, delete};
+use fleet::verdict::{Kind, figures};
+use fleet::{Cluster, Fleet, SYSTEM};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub(super) async fn linked(fleet: &Fleet) -> Result<()> {
     for peer in ["west", "north"] {
         let peer = fleet.cluster(peer);
         if link::read(east, peer.name()).await?.is_none() {
-            println!("{}", link::both_ways(&fleet.place, east, peer).await?.trim_end());
+            println!("{}", link::both_ways(&fleet.home, east, peer).await?.trim_end());
         }
         for (here, remote) in [(east, peer), (peer, east)] {
             let limit = Duration::from_secs(40);
@@ -185,10 +185,10 @@ pub(super) async fn bad_input(stage: &Stage<'_>) -> Result<()> {
         bad("no YAML", "bad-yaml", "{{{".into(), &["bad-yaml"][..]),
         bad("a wrong token", "bad-token", good.clone(), &["401"][..]),
     ];
-    let mut wrong = crate::apiserver::kubeconfig(
+    let mut wrong = fleet::apiserver::kubeconfig(
         "bad",
         &west.api.url,
-        &crate::authority::Authority::new("somebody else")?.certificate,
+        &fleet::authority::Authority::new("somebody else")?.certificate,
         "no-such-token",
     );
     table.push(bad("a wrong CA", "bad-ca", std::mem::take(&mut wrong), &["certificate"][..]));

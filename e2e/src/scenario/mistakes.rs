@@ -3,12 +3,12 @@
 use super::cli::{Said, isthmus, judge_unnamed};
 use super::links::linked;
 use super::{HOST, Stage, call_until, resolve};
-use crate::fleet::{Cluster, SYSTEM, trust_domain};
-use crate::launcher::{PROXY_USER, Pod, http_get_at};
-use crate::link::{condition, read, until};
-use crate::netns::Netns;
-use crate::objects::{api, apply, delete};
 use anyhow::{Context, Result, bail};
+use fleet::launcher::{PROXY_USER, Pod};
+use fleet::link::{condition, read, until};
+use fleet::objects::{api, apply, delete};
+use fleet::spot::{Spot, http_get_at};
+use fleet::{Cluster, SYSTEM, trust_domain};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,11 +16,11 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Findings of a program as sentences, from its admin page.
-async fn findings(netns: &Netns, port: u16) -> Result<Vec<String>> {
-    let (netns, address) = (netns.path(), SocketAddr::from(([127, 0, 0, 1], port)));
+async fn findings(spot: &Spot, port: u16) -> Result<Vec<String>> {
+    let (door, address) = (spot.door(), SocketAddr::from(([127, 0, 0, 1], port)));
     let limit = Duration::from_secs(2);
     let (_, body) =
-        tokio::task::spawn_blocking(move || http_get_at(&netns, address, "/findings", limit))
+        tokio::task::spawn_blocking(move || http_get_at(&door, address, "/findings", limit))
             .await??;
     let list: Vec<Value> = serde_json::from_str(&body).context("/findings is no list")?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -36,7 +36,7 @@ async fn findings(netns: &Netns, port: u16) -> Result<Vec<String>> {
 async fn finding(stage: &Stage<'_>, promise: &str, words: &[&str]) -> Result<()> {
     let start = tokio::time::Instant::now();
     loop {
-        let all = findings(&stage.cluster("east").node, 15024).await?;
+        let all = findings(&stage.cluster("east").spot, 15024).await?;
         let found = all.iter().find(|text| words.iter().all(|word| text.contains(word)));
         if found.is_some() || start.elapsed() > LIMIT {
             let figure = found.cloned().unwrap_or_else(|| format!("only: {}", all.join(" | ")));
@@ -75,7 +75,7 @@ async fn names_and_roots(stage: &Stage<'_>) -> Result<()> {
     for program in [north.control_plane.get(), north.federation.get()] {
         program.context("north's programs run")?.stop();
     }
-    let stranger = crate::authority::Authority::new("another root")?.certificate;
+    let stranger = fleet::authority::Authority::new("another root")?.certificate;
     let cases = [
         (
             "two clusters with one id",
@@ -250,10 +250,10 @@ fn second(pod: &Pod, control_plane: &str) -> Result<Value> {
 async fn until_says(stage: &Stage<'_>, pod: &Pod, config: &Value, word: &str) -> Result<String> {
     let file = pod.dir.join("second.yaml");
     std::fs::write(&file, serde_saphyr::to_string(config)?)?;
-    let place = &stage.fleet.place;
-    let name = format!("second-{}", crate::load::micros_now());
+    let home = &stage.fleet.home;
+    let name = format!("second-{}", fleet::load::micros_now());
     let process = pod
-        .job(&name, &place.parts.isthmus, &place.logs)
+        .job(&name, &home.parts.isthmus, &home.logs)
         .user(PROXY_USER)
         .args(["gateway", "--config", &file.display().to_string()])
         .env("RUST_LOG", "info")
@@ -319,7 +319,7 @@ async fn files(stage: &Stage<'_>) -> Result<()> {
     let file = pod.dir.join("typo.yaml");
     std::fs::write(&file, serde_saphyr::to_string(&config)?)?;
     let args = ["gateway", "--config", &file.display().to_string()];
-    let said: Said = isthmus(stage, Some(&pod.netns), &args).await?;
+    let said: Said = isthmus(stage, Some(&pod.spot), &args).await?;
     let kept = said.code == Some(1) && said.says(&["ISM1003", "typo.yaml", "lisen", "Fix:"]);
     stage.judge("an unknown field in a configuration is named", &said.figure(), kept, &[]);
     let url = "http://hello.shop.west.global/";

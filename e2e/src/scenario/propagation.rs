@@ -2,8 +2,8 @@
 
 use super::controllers::endpoints_in;
 use super::{HOST, Stage, call, p99_ms};
-use crate::launcher::{Launcher, Pod};
 use anyhow::{Result, bail};
+use fleet::launcher::{Launcher, Pod};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ struct Page {
 impl Page {
     fn open(pod: &Pod) -> Result<Self> {
         let admin = SocketAddr::from(([127, 0, 0, 1], 15000));
-        let stream = pod.netns.connect(admin, Duration::from_secs(2))?;
+        let stream = pod.spot.connect(admin, Duration::from_secs(2))?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
         stream.set_nodelay(true)?;
         Ok(Self { stream: BufReader::new(stream) })

@@ -1,8 +1,9 @@
 //! One root for the fleet, and an intermediate for each cluster.
 
 use crate::authority::Authority;
-use crate::fleet::{Place, trust_domain};
+use crate::{Home, trust_domain};
 use anyhow::{Context, Result, ensure};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -10,28 +11,31 @@ use std::process::Command;
 pub struct Trust {
     dir: PathBuf,
     passphrase: PathBuf,
+    /// What `trust init` said.
+    pub said: String,
     /// PEM.
     pub root_certificate: String,
 }
 
 impl Trust {
-    /// `isthmus trust init`.
-    pub fn init(place: &Place) -> Result<Self> {
-        let dir = place.run.join("trust");
+    /// `isthmus trust init NAME`.
+    pub fn init(home: &Home, name: &str, phrase: &str) -> Result<Self> {
+        let dir = home.run.join("trust");
         std::fs::create_dir_all(&dir)?;
-        let passphrase = place.run.join("passphrase");
-        std::fs::write(&passphrase, "correct horse battery staple\n")?;
-        let mut command = Command::new(&place.parts.isthmus);
-        command.args(["trust", "init", "e2e", "--dir"]).arg(&dir);
+        let passphrase = home.run.join("passphrase");
+        std::fs::write(&passphrase, format!("{phrase}\n"))?;
+        std::fs::set_permissions(&passphrase, PermissionsExt::from_mode(0o600))?;
+        let mut command = Command::new(&home.parts.isthmus);
+        command.args(["trust", "init", name, "--dir"]).arg(&dir);
         command.arg("--passphrase-file").arg(&passphrase);
-        output(&mut command)?;
+        let said = output(&mut command)?;
         let root_certificate = first_pem(&dir, "CERTIFICATE")?;
-        Ok(Self { dir, passphrase, root_certificate })
+        Ok(Self { dir, passphrase, said, root_certificate })
     }
 
     /// `isthmus trust issue CLUSTER`: the manifest of Secret `cacerts`.
-    pub fn cacerts(&self, place: &Place, cluster: &str) -> Result<String> {
-        let mut command = Command::new(&place.parts.isthmus);
+    pub fn cacerts(&self, home: &Home, cluster: &str) -> Result<String> {
+        let mut command = Command::new(&home.parts.isthmus);
         command.args([
             "trust",
             "issue",

@@ -1,9 +1,9 @@
 //! Linking two clusters, as an operator does with the program `isthmus`.
 
-use crate::fleet::{Cluster, Place, SYSTEM};
 use crate::objects::{api, apply, apply_yaml};
 use crate::trust::output;
-use anyhow::{Context, Result, bail};
+use crate::{Cluster, Home, SYSTEM};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::process::Command;
 use std::time::Duration;
@@ -14,12 +14,12 @@ pub fn secret_name(remote: &str) -> String {
 }
 
 /// `isthmus create-remote-secret --name REMOTE`: the manifest for another cluster.
-pub fn remote_secret(place: &Place, remote: &Cluster) -> Result<String> {
-    let mut command = Command::new(&place.parts.isthmus);
+pub fn remote_secret(home: &Home, remote: &Cluster) -> Result<String> {
+    let mut command = Command::new(&home.parts.isthmus);
     command
         .args(["create-remote-secret", "--name", remote.name(), "--context", remote.name()])
         .args(["--server", &remote.api.url, "--kubeconfig"])
-        .arg(place.operator());
+        .arg(home.operator());
     output(&mut command)
 }
 
@@ -92,21 +92,33 @@ pub async fn accept(here: &Cluster, remote: &str, namespaces: &[&str]) -> Result
 }
 
 /// Links two clusters both ways: `isthmus link A B`.
-pub async fn both_ways(place: &Place, a: &Cluster, b: &Cluster) -> Result<String> {
-    let mut command = Command::new(&place.parts.isthmus);
+pub async fn both_ways(home: &Home, a: &Cluster, b: &Cluster) -> Result<String> {
+    let mut command = Command::new(&home.parts.isthmus);
     command.args(["link", a.name(), b.name(), "--import", "shop", "--kubeconfig"]);
-    command.arg(place.operator());
-    tokio::task::spawn_blocking(move || output(&mut command)).await?
+    command.arg(home.operator());
+    let ranges = [a, b].map(|cluster| home.place.gateway_range(cluster.plan.number));
+    let ranges: Vec<String> = ranges.into_iter().flatten().collect();
+    if !ranges.is_empty() {
+        // Nobody means loopback by accident: both the API servers and the gateways are named.
+        command.args(["--allow-loopback", "--gateway-ranges", &ranges.join(",")]);
+    }
+    // Who is interrupted here must not leave it waiting for clusters that are gone.
+    let mut command = tokio::process::Command::from(command);
+    let out = command.kill_on_drop(true).output().await.context("starting isthmus link")?;
+    let said = String::from_utf8_lossy(&out.stderr);
+    let pair = format!("{} {}", a.name(), b.name());
+    ensure!(out.status.success(), "isthmus link {pair} ended with {}: {said}", out.status);
+    Ok(String::from_utf8(out.stdout)?)
 }
 
 /// What the federation controller of `here` says of its link to `remote` on its admin page, which
 /// answers also while its own API server is down.
 pub async fn on_page(here: &Cluster, remote: &str) -> Result<Value> {
-    let address = std::net::SocketAddr::from(([127, 0, 0, 1], 15024));
+    let address = here.pages(15024);
     let limit = Duration::from_secs(2);
-    let node = here.node.path();
+    let node = here.spot.door();
     let (_, body) = tokio::task::spawn_blocking(move || {
-        crate::launcher::http_get_at(&node, address, "/links", limit)
+        crate::spot::http_get_at(&node, address, "/links", limit)
     })
     .await??;
     let page: Value = serde_json::from_str(&body).context("/links is not JSON")?;

@@ -61,10 +61,12 @@ pub struct Figures {
 
 /// Figures of `kind` among records due within `[from_us, until_us)`.
 pub fn figures(records: &[Record], kind: Kind, from_us: u64, until_us: u64) -> Figures {
-    let chosen: Vec<&Record> = records
+    let mut chosen: Vec<&Record> = records
         .iter()
         .filter(|r| r.kind == kind && (from_us..until_us).contains(&r.start_us))
         .collect();
+    // They are written in the order of their ends.
+    chosen.sort_by_key(|record| record.start_us);
     let mut figures = Figures { requests: chosen.len(), ..Figures::default() };
     let (mut latencies, mut ends) = (vec![], vec![]);
     for record in &chosen {

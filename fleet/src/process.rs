@@ -1,6 +1,6 @@
-//! Processes of a fleet: started in a namespace under a user, dead at the latest with the harness.
+//! Processes of a fleet: started in their spot under their user, dead at the latest with us.
 
-use crate::netns::Netns;
+use crate::spot::{Door, PARENT, Spot};
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -14,8 +14,9 @@ use std::sync::{Mutex, OnceLock, mpsc};
 pub struct Job {
     /// Names the log file, and the process in messages: `west/kube-apiserver`.
     pub name: String,
-    pub namespace: String,
-    /// User and group id; `None` is root.
+    /// Where it runs.
+    pub door: Door,
+    /// User and group id, where the place has users; `None` is root.
     pub user: Option<u32>,
     /// Give it `/etc/netns/NAMESPACE/*` as `/etc/*` (`ip netns exec`); else the caller's files.
     pub own_etc: bool,
@@ -26,12 +27,12 @@ pub struct Job {
 }
 
 impl Job {
-    pub fn new(name: impl Into<String>, netns: &Netns, program: &Path, logs: &Path) -> Self {
+    pub fn new(name: impl Into<String>, spot: &Spot, program: &Path, logs: &Path) -> Self {
         let name = name.into();
         let log = logs.join(format!("{}.log", name.replace('/', "_")));
         Self {
             name,
-            namespace: netns.name().to_owned(),
+            door: spot.door(),
             user: None,
             own_etc: false,
             program: program.to_owned(),
@@ -67,27 +68,8 @@ impl Job {
             .append(true)
             .open(&self.log)
             .with_context(|| format!("opening {}", self.log.display()))?;
-        let mut command = if self.own_etc {
-            let mut command = Command::new("ip");
-            command.args(["netns", "exec", &self.namespace]);
-            command
-        } else {
-            let mut command = Command::new("nsenter");
-            command.arg(format!("--net=/run/netns/{}", self.namespace)).arg("--");
-            command
-        };
-        // Every wrapper execs the next, so the pid we signal is the program's own.
-        command.args(["setpriv", "--pdeathsig", "KILL"]);
-        if let Some(id) = self.user {
-            command.args([
-                format!("--reuid={id}"),
-                format!("--regid={id}"),
-                "--clear-groups".into(),
-            ]);
-        }
+        let mut command = self.door.start(&self.program, self.user, self.own_etc);
         command
-            .arg("--")
-            .arg(&self.program)
             .args(&self.args)
             .envs(self.env.iter().map(|(k, v)| (k, v)))
             .stdin(Stdio::null())
@@ -195,6 +177,25 @@ pub fn last_lines(path: &Path, count: usize) -> String {
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+/// Makes this process end with the one that started it, where that one asked for it. To be called
+/// first thing: what starts later inherits nothing of it.
+pub fn end_with_parent() -> Result<()> {
+    let Ok(parent) = std::env::var(PARENT) else { return Ok(()) };
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).context("asking to end with the parent")?;
+    // It may have ended before we asked.
+    let alive = nix::unistd::getppid().to_string() == parent;
+    anyhow::ensure!(alive, "the process {parent} that started this one is gone");
+    Ok(())
+}
+
+/// A process's proportional set size in bytes; 0 where it has ended.
+pub fn pss(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
 }
 
 type Order = (Command, mpsc::Sender<std::io::Result<Child>>);

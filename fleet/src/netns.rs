@@ -158,15 +158,10 @@ impl Netns {
         // `add` first, so that deleting what is not there is no error.
         self.nft("add table inet fault\ndelete table inet fault\n")
     }
-
-    /// Connects from inside this namespace; the socket stays usable outside it.
-    pub fn connect(&self, to: SocketAddr, limit: Duration) -> Result<TcpStream> {
-        connect_from(&self.path(), to, limit)
-    }
 }
 
 /// Connects from inside the namespace that `path` names; the socket stays usable outside it.
-pub fn connect_from(path: &Path, to: SocketAddr, limit: Duration) -> Result<TcpStream> {
+pub(crate) fn connect_from(path: &Path, to: SocketAddr, limit: Duration) -> Result<TcpStream> {
     let path = path.to_owned();
     let worker = std::thread::spawn(move || {
         enter(&path)?;

@@ -1,34 +1,114 @@
-//! One real API server with its etcd, in the namespace of a node.
+//! One API server at a node: the real one with its etcd, or the embedded one.
 
 use crate::authority::{Authority, key_pair};
-use crate::netns::Netns;
-use crate::parts::Parts;
+use crate::parts::{Parts, Server};
 use crate::process::{Job, Process};
+use crate::spot::Spot;
 use anyhow::{Context, Result, bail};
-use std::net::Ipv4Addr;
+use base64::Engine as _;
+use serde_json::{Value, json};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Where the API server listens, in the node's namespace and on the WAN.
 pub const PORT: u16 = 6443;
 
-/// etcd, kube-apiserver, and an administrator's client.
+/// An API server's processes, and an administrator's client.
 pub struct ApiServer {
-    pub etcd: Process,
+    /// Where the server keeps its objects elsewhere.
+    pub etcd: Option<Process>,
     pub server: Process,
     pub client: kube::Client,
     /// Of its serving certificate, PEM.
     pub authority: String,
+    /// As other clusters reach it.
     pub url: String,
+    /// As programs of its own cluster reach it.
+    pub inside: String,
     admin_token: String,
 }
 
 impl ApiServer {
-    /// Starts both processes; [`Self::ready`] waits for them.
+    /// Starts it; [`Self::ready`] waits for it.
     pub fn start(
         parts: &Parts,
         name: &str,
-        node: &Netns,
+        node: &Spot,
+        wan: Ipv4Addr,
+        dir: &Path,
+        logs: &Path,
+    ) -> Result<Self> {
+        match &parts.server {
+            Server::Kube { kube_apiserver, etcd } => {
+                Self::kube((kube_apiserver, etcd), name, node, wan, dir, logs)
+            }
+            Server::Embedded => Self::embedded(&parts.isthmus, name, node, wan, dir, logs),
+        }
+    }
+
+    /// Our own, which writes its administrator's kubeconfig when it listens.
+    fn embedded(
+        isthmus: &Path,
+        name: &str,
+        node: &Spot,
+        address: Ipv4Addr,
+        dir: &Path,
+        logs: &Path,
+    ) -> Result<Self> {
+        let kubeconfig = dir.join("admin.kubeconfig");
+        let (listen, loopback) = match node {
+            // Nobody else is in the namespace; the node has several addresses.
+            Spot::Netns(_) => (SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)), false),
+            Spot::Loopback => (free(address)?, true),
+        };
+        let config = json!({
+            "listen": listen, "sans": [address], "name": name,
+            "kubeconfig": kubeconfig, "store": dir.join("store"),
+            "allowLoopbackEndpoints": loopback,
+        });
+        let file = dir.join("apiserver.yaml");
+        std::fs::write(&file, serde_saphyr::to_string(&config)?)?;
+        let server = Job::new(format!("{name}/apiserver"), node, isthmus, logs)
+            .args(["apiserver", "--config", &file.display().to_string()])
+            .env("RUST_LOG", "info")
+            .start()?;
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let text = loop {
+            let text = std::fs::read_to_string(&kubeconfig).unwrap_or_default();
+            if text.contains("token:") {
+                break text;
+            }
+            if let Some(status) = server.ended() {
+                bail!("{} ended with {status}:\n{}", server.name(), server.last_words());
+            }
+            if Instant::now() > deadline {
+                bail!("{} wrote no kubeconfig in 30 s:\n{}", server.name(), server.last_words());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        let parsed: Value = serde_saphyr::from_str(&text).context("the server's kubeconfig")?;
+        let field = |value: &Value, what: &str| {
+            value
+                .as_str()
+                .map(str::to_owned)
+                .with_context(|| format!("a kubeconfig without {what}"))
+        };
+        let cluster = &parsed["clusters"][0]["cluster"];
+        let inside = field(&cluster["server"], "server")?;
+        let url = format!("https://{}", SocketAddr::from((address, listen.port())));
+        let authority = field(&cluster["certificate-authority-data"], "an authority")?;
+        let authority = base64::engine::general_purpose::STANDARD.decode(authority.trim())?;
+        let authority = String::from_utf8(authority)?;
+        let admin_token = field(&parsed["users"][0]["user"]["token"], "a token")?;
+        let client = client(&url, &authority, &admin_token)?;
+        Ok(Self { etcd: None, server, client, authority, inside, url, admin_token })
+    }
+
+    fn kube(
+        (kube_apiserver, etcd): (&Path, &Path),
+        name: &str,
+        node: &Spot,
         wan: Ipv4Addr,
         dir: &Path,
         logs: &Path,
@@ -56,7 +136,7 @@ impl ApiServer {
             std::fs::write(pki.join(file), text)?;
         }
         let file = |name: &str| pki.join(name).display().to_string();
-        let etcd = Job::new(format!("{name}/etcd"), node, &parts.etcd, logs)
+        let etcd = Job::new(format!("{name}/etcd"), node, etcd, logs)
             .args([
                 "--data-dir".to_owned(),
                 dir.join("etcd").display().to_string(),
@@ -68,7 +148,7 @@ impl ApiServer {
             ])
             .env("ETCD_UNSUPPORTED_ARCH", "arm64")
             .start()?;
-        let server = Job::new(format!("{name}/kube-apiserver"), node, &parts.kube_apiserver, logs)
+        let server = Job::new(format!("{name}/kube-apiserver"), node, kube_apiserver, logs)
             .args([
                 "--etcd-servers=http://127.0.0.1:2379".to_owned(),
                 format!("--secure-port={PORT}"),
@@ -89,7 +169,8 @@ impl ApiServer {
         let url = format!("https://{wan}:{PORT}");
         let client = client(&url, &authority.certificate, &admin_token)?;
         let authority = authority.certificate;
-        Ok(Self { etcd, server, client, authority, url, admin_token })
+        let inside = format!("https://127.0.0.1:{PORT}");
+        Ok(Self { etcd: Some(etcd), server, client, authority, url, inside, admin_token })
     }
 
     /// Waits until `/readyz` is ok and the system namespaces exist.
@@ -104,7 +185,7 @@ impl ApiServer {
             {
                 return Ok(());
             }
-            for process in [&self.etcd, &self.server] {
+            for process in self.etcd.iter().chain([&self.server]) {
                 if let Some(status) = process.ended() {
                     bail!("{} ended with {status}:\n{}", process.name(), process.last_words());
                 }
@@ -123,6 +204,14 @@ impl ApiServer {
     }
 }
 
+/// The usual port at `address`, or a free one where it is taken (by a server on all addresses).
+fn free(address: Ipv4Addr) -> Result<SocketAddr> {
+    let usual = SocketAddr::from((address, PORT));
+    let bound = TcpListener::bind(usual).or_else(|_| TcpListener::bind((address, 0)));
+    let bound = bound.with_context(|| format!("no port of {address} can be bound"))?;
+    Ok(bound.local_addr()?)
+}
+
 /// A client with a bearer token.
 pub fn client(url: &str, authority: &str, token: &str) -> Result<kube::Client> {
     let mut config = kube::Config::new(url.parse().context("an API server's URL")?);
@@ -135,7 +224,6 @@ pub fn client(url: &str, authority: &str, token: &str) -> Result<kube::Client> {
 }
 
 fn pem_to_der(pem: &str) -> Result<Vec<u8>> {
-    use base64::Engine;
     let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
     base64::engine::general_purpose::STANDARD.decode(body).context("a PEM certificate")
 }
@@ -156,7 +244,6 @@ pub fn operator_kubeconfig(clusters: &[(&str, &ApiServer)]) -> String {
 
 /// Of each: name, server, authority (PEM) and token.
 fn contexts(all: &[(&str, &str, &str, &str)]) -> String {
-    use base64::Engine;
     let (mut clusters, mut contexts, mut users) = (String::new(), String::new(), String::new());
     for (name, server, authority, token) in all {
         let authority = base64::engine::general_purpose::STANDARD.encode(authority);

@@ -11,24 +11,47 @@ const KUBERNETES_STAGING: &str = "v0.36.3";
 /// The release of Envoy that checks our xDS and stands beside us in `bench`.
 pub const ENVOY: &str = "1.40.0";
 
-/// Where the programs of a fleet are.
+/// What a fleet is made of.
 #[derive(Debug, Clone)]
 pub struct Parts {
-    pub kube_apiserver: PathBuf,
-    pub etcd: PathBuf,
-    /// Custom resource definitions of Istio, the Gateway API and the MCS API, as YAML documents.
+    pub server: Server,
+    /// Custom resource definitions of Istio, the Gateway API, the MCS API and ours, as YAML.
     pub crds: Vec<String>,
     /// The program under test.
     pub isthmus: PathBuf,
-    /// This program.
-    pub own: PathBuf,
+    pub own: Own,
+}
+
+/// What plays the API server.
+#[derive(Debug, Clone)]
+pub enum Server {
+    /// The real one.
+    Kube { kube_apiserver: PathBuf, etcd: PathBuf },
+    /// `isthmus apiserver`.
+    Embedded,
+}
+
+/// The program that brings the fleet up, which is its workload, its load and its janitor too.
+#[derive(Debug, Clone)]
+pub struct Own {
+    pub program: PathBuf,
+    /// Below which verb it is these.
+    pub verb: Option<&'static str>,
+}
+
+impl Own {
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(self.verb);
+        command
+    }
 }
 
 impl Parts {
     /// Finds every part; builds or installs what is missing. Slow the first time (minutes).
-    pub fn ready(isthmus: Option<PathBuf>) -> Result<Self> {
+    /// `embedded`: our own API server plays the real one.
+    pub fn ready(isthmus: Option<PathBuf>, embedded: bool) -> Result<Self> {
         for (program, package) in [
-            ("etcd", "etcd-server"),
             ("ip", "iproute2"),
             ("nft", "nftables"),
             ("nsenter", "util-linux"),
@@ -36,20 +59,49 @@ impl Parts {
         ] {
             program_or_install(program, package)?;
         }
-        let own = std::env::current_exe().context("the path of this program")?;
+        let program = std::env::current_exe().context("the path of this program")?;
         // Cargo puts both programs into one folder.
-        let isthmus = isthmus.unwrap_or_else(|| own.with_file_name("isthmus"));
+        let isthmus = isthmus.unwrap_or_else(|| program.with_file_name("isthmus"));
         let path = isthmus.display();
         ensure!(isthmus.is_file(), "no program at {path}. Build it: cargo build -p isthmus-cli");
+        let server = if embedded {
+            Server::Embedded
+        } else {
+            let etcd = asset("etcd").unwrap_or(program_or_install("etcd", "etcd-server")?);
+            Server::Kube { kube_apiserver: kube_apiserver()?, etcd }
+        };
         Ok(Self {
-            kube_apiserver: kube_apiserver()?,
-            etcd: asset("etcd").unwrap_or(program_or_install("etcd", "etcd-server")?),
+            server,
             crds: [foreign_crds()?, own_crds()?].concat(),
             isthmus,
-            own,
+            own: Own { program, verb: None },
+        })
+    }
+
+    /// This program alone is everything, its other roles below `verb`. It needs nothing from
+    /// elsewhere: the definitions are part of it.
+    pub fn of_one_program(verb: &'static str) -> Result<Self> {
+        let program = std::env::current_exe().context("the path of this program")?;
+        Ok(Self {
+            server: Server::Embedded,
+            crds: CRDS.map(str::to_owned).to_vec(),
+            isthmus: program.clone(),
+            own: Own { program, verb: Some(verb) },
         })
     }
 }
+
+/// What our programs write or need where nothing can be fetched: the makers' own files.
+const CRDS: [&str; 8] = [
+    include_str!("../../deploy/crds/clusterlinks.isthmus.dev.yaml"),
+    include_str!("../../deploy/crds/exportedservices.isthmus.dev.yaml"),
+    include_str!("../crds/serviceentries.networking.istio.io.yaml"),
+    include_str!("../crds/gateways.networking.istio.io.yaml"),
+    include_str!("../crds/peerauthentications.security.istio.io.yaml"),
+    include_str!("../crds/gateways.gateway.networking.k8s.io.yaml"),
+    include_str!("../crds/serviceexports.multicluster.x-k8s.io.yaml"),
+    include_str!("../crds/serviceimports.multicluster.x-k8s.io.yaml"),
+];
 
 /// `ISTHMUS_CACHE`, else `~/.cache/isthmus`.
 pub fn cache() -> Result<PathBuf> {

@@ -1,12 +1,12 @@
 //! Plays kubelet and the controllers of one cluster: pods as processes, and the objects about them.
 
-use crate::netns::Netns;
 use crate::objects::{apply, apply_status};
 use crate::process::{Job, Process};
-use anyhow::{Context, Result, bail, ensure};
+use crate::spot::{Spot, http_get};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ pub const APP_USER: u32 = 1000;
 /// Port of a proxy's health page.
 pub const HEALTH_PORT: u16 = 15021;
 
-/// One pod: a namespace of the network with at most two processes in it.
+/// One pod: at most two processes in a spot of their own.
 pub struct Pod {
     pub cluster: String,
     pub namespace: String,
@@ -29,7 +29,9 @@ pub struct Pod {
     pub account: String,
     pub labels: BTreeMap<String, String>,
     pub address: Ipv4Addr,
-    pub netns: Netns,
+    pub spot: Spot,
+    /// Where its proxy's health page is, from inside.
+    pub pages: Ipv4Addr,
     /// Its files: configuration, token, state.
     pub dir: PathBuf,
     pub app: OnceLock<Process>,
@@ -51,8 +53,8 @@ impl Pod {
         if self.proxy.get().is_none() {
             return Probe::Ready;
         }
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, HEALTH_PORT));
-        match http_get(&self.netns, address, "/readyz", Duration::from_secs(1)) {
+        let address = SocketAddr::from((self.pages, HEALTH_PORT));
+        match http_get(&self.spot, address, "/readyz", Duration::from_secs(1)) {
             Ok((200, _)) => Probe::Ready,
             Ok(_) | Err(_) => Probe::Silent,
         }
@@ -65,7 +67,7 @@ impl Pod {
 
     /// A job in this pod.
     pub fn job(&self, what: &str, program: &std::path::Path, logs: &std::path::Path) -> Job {
-        Job::new(format!("{}/{}/{what}", self.cluster, self.name), &self.netns, program, logs)
+        Job::new(format!("{}/{}/{what}", self.cluster, self.name), &self.spot, program, logs)
     }
 }
 
@@ -74,50 +76,6 @@ enum Probe {
     /// It runs and does not say that it is ready.
     Silent,
     Dead,
-}
-
-/// GET over a fresh connection made inside a namespace: status and body.
-pub fn http_get(
-    netns: &Netns,
-    to: SocketAddr,
-    path: &str,
-    limit: Duration,
-) -> Result<(u16, String)> {
-    http_get_at(&netns.path(), to, path, limit)
-}
-
-/// As [`http_get`], by the namespace's file.
-pub fn http_get_at(
-    netns: &std::path::Path,
-    to: SocketAddr,
-    path: &str,
-    limit: Duration,
-) -> Result<(u16, String)> {
-    let mut stream = crate::netns::connect_from(netns, to, limit)?;
-    stream.set_read_timeout(Some(limit))?;
-    stream.set_write_timeout(Some(limit))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: {to}\r\nconnection: close\r\n\r\n")?;
-    let mut answer = vec![];
-    stream.take(64 << 20).read_to_end(&mut answer)?;
-    let answer = String::from_utf8_lossy(&answer);
-    let (head, body) = answer.split_once("\r\n\r\n").context("no end of the head")?;
-    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).context("no status")?;
-    let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
-    Ok((status, if chunked { dechunk(body)? } else { body.to_owned() }))
-}
-
-fn dechunk(mut body: &str) -> Result<String> {
-    let mut whole = String::new();
-    loop {
-        let (size, rest) = body.split_once("\r\n").context("a chunk without size")?;
-        let size = usize::from_str_radix(size.trim(), 16).context("a chunk's size")?;
-        if size == 0 {
-            return Ok(whole);
-        }
-        ensure!(rest.len() >= size + 2, "a chunk is cut short");
-        whole.push_str(&rest[..size]);
-        body = &rest[size + 2..];
-    }
 }
 
 /// A Service of the launcher: its selector and ports.
@@ -226,7 +184,9 @@ impl Launcher {
             .mode(0o600)
             .open(&fresh)?;
         file.write_all(token.as_bytes())?;
-        chown(&fresh, Some(PROXY_USER), Some(PROXY_USER))?;
+        if pod.spot.netns().is_ok() {
+            chown(&fresh, Some(PROXY_USER), Some(PROXY_USER))?;
+        }
         std::fs::rename(fresh, path)?;
         Ok(())
     }

@@ -3,17 +3,21 @@
 use crate::verdict::{Kind, Outcome, Record};
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::{Name, RecordType};
 use http::{Method, Request};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use rand::{Rng, SeedableRng};
 use serde::Deserialize;
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, timeout};
 
 /// What to send, how fast, how long.
@@ -25,6 +29,9 @@ pub struct Options {
     /// `HOST:PORT` of the TCP service (the server speaks first).
     #[arg(long)]
     pub tcp: Option<String>,
+    /// Name server to ask in place of the system's.
+    #[arg(long)]
+    pub dns: Option<SocketAddr>,
     #[arg(long, default_value = "/")]
     pub path: String,
     /// GETs a second over keep-alive connections.
@@ -41,7 +48,7 @@ pub struct Options {
     /// A request without a whole answer after this is failed.
     #[arg(long, default_value_t = 5.0)]
     pub limit: f64,
-    /// Where the records go, as JSON lines.
+    /// Where the records go as JSON lines, each when it ends.
     #[arg(long)]
     pub out: PathBuf,
     /// Seed of the jitter.
@@ -54,16 +61,18 @@ type Connection = SendRequest<Full<Bytes>>;
 struct Client {
     options: Options,
     idle: Mutex<Vec<Connection>>,
-    records: Mutex<Vec<Record>>,
+    records: mpsc::Sender<Record>,
 }
 
 /// Runs the load; SIGTERM ends it early, with all that was recorded.
 pub async fn run(options: Options) -> Result<()> {
-    let client = Arc::new(Client {
-        idle: Mutex::new(vec![]),
-        records: Mutex::new(vec![]),
-        options: options.clone(),
-    });
+    let (records, written) = mpsc::channel();
+    let writer = {
+        let file = std::fs::File::create(&options.out)
+            .with_context(|| format!("writing {}", options.out.display()))?;
+        std::thread::spawn(move || write(file, &written))
+    };
+    let client = Arc::new(Client { idle: Mutex::new(vec![]), records, options: options.clone() });
     let end = Instant::now() + Duration::from_secs_f64(options.seconds);
     let mut streams = vec![];
     for (kind, rate) in
@@ -80,14 +89,28 @@ pub async fn run(options: Options) -> Result<()> {
         _ = futures::future::join_all(streams) => {}
         _ = terminate.recv() => aborts.iter().for_each(tokio::task::AbortHandle::abort),
     }
-    let mut records = std::mem::take(&mut *client.records.lock().expect("no holder panics"));
-    records.sort_by_key(|record| record.start_us);
-    let mut text = String::new();
-    for record in &records {
-        text.push_str(&serde_json::to_string(record)?);
-        text.push('\n');
+    // The writer ends with the last sender: requests that were aborted have let theirs go by now.
+    drop(client);
+    tokio::task::spawn_blocking(move || writer.join())
+        .await?
+        .map_err(|_| anyhow::anyhow!("the writer of records panicked"))?
+        .with_context(|| format!("writing {}", options.out.display()))
+}
+
+/// Writes records as they come, whole lines only.
+fn write(file: std::fs::File, records: &mpsc::Receiver<Record>) -> std::io::Result<()> {
+    let mut file = std::io::BufWriter::new(file);
+    while let Ok(record) = records.recv() {
+        let mut next = Some(record);
+        // What has come meanwhile goes along.
+        while let Some(record) = next {
+            serde_json::to_writer(&mut file, &record)?;
+            file.write_all(b"\n")?;
+            next = records.try_recv().ok();
+        }
+        file.flush()?;
     }
-    std::fs::write(&options.out, text).with_context(|| format!("writing {}", options.out.display()))
+    Ok(())
 }
 
 /// Starts one kind at `rate` a second until `end`, then waits for the last answers.
@@ -136,7 +159,8 @@ async fn one(client: Arc<Client>, kind: Kind, due: Instant) {
         by: progress.by,
         error,
     };
-    client.records.lock().expect("no holder panics").push(record);
+    // Without a writer nobody wants to know.
+    let _ = client.records.send(record);
 }
 
 #[derive(Default)]
@@ -178,7 +202,7 @@ impl Client {
             Some(connection) => connection,
             None => {
                 progress.stage = "connecting";
-                let stream = dial(&self.options.http).await?;
+                let stream = dial(&self.options.http, self.options.dns).await?;
                 let (sender, driver) = handshake(TokioIo::new(stream)).await?;
                 tokio::spawn(driver);
                 sender
@@ -216,7 +240,7 @@ impl Client {
     async fn tcp(&self, progress: &mut Progress) -> Result<()> {
         let target = self.options.tcp.as_deref().context("--connects needs --tcp")?;
         progress.stage = "connecting";
-        let stream = dial(target).await?;
+        let stream = dial(target, self.options.dns).await?;
         progress.stage = "waiting for the banner";
         let (read, mut write) = stream.into_split();
         let mut lines = BufReader::new(read).lines();
@@ -232,16 +256,47 @@ impl Client {
     }
 }
 
-async fn dial(target: &str) -> Result<TcpStream> {
-    let addresses: Vec<_> = tokio::net::lookup_host(target)
-        .await
-        .with_context(|| format!("resolving {target}"))?
-        .collect();
+async fn dial(target: &str, dns: Option<SocketAddr>) -> Result<TcpStream> {
+    let addresses: Vec<SocketAddr> = match dns {
+        None => tokio::net::lookup_host(target)
+            .await
+            .with_context(|| format!("resolving {target}"))?
+            .collect(),
+        Some(server) => {
+            let (name, port) = target.rsplit_once(':').context("a target is HOST:PORT")?;
+            let port: u16 = port.parse().with_context(|| format!("the port of {target}"))?;
+            ask(server, name).await?.into_iter().map(|ip| (ip, port).into()).collect()
+        }
+    };
     let stream = TcpStream::connect(&addresses[..])
         .await
         .with_context(|| format!("connecting to {target} at {addresses:?}"))?;
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// The IPv4 addresses that `server` has for `name`.
+pub async fn ask(server: SocketAddr, name: &str) -> Result<Vec<Ipv4Addr>> {
+    let mut question = Message::new(rand::random(), MessageType::Query, OpCode::Query);
+    question.metadata.recursion_desired = true;
+    question.add_query(Query::query(Name::from_ascii(format!("{name}."))?, RecordType::A));
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
+    socket.connect(server).await?;
+    socket.send(&question.to_vec()?).await?;
+    let mut buffer = [0; 4096];
+    let length = timeout(Duration::from_secs(2), socket.recv(&mut buffer))
+        .await
+        .with_context(|| format!("{server} says nothing about {name}"))??;
+    let answer = Message::from_vec(&buffer[..length])?;
+    let code = answer.metadata.response_code;
+    anyhow::ensure!(code == ResponseCode::NoError, "{server} says {code} about {name}");
+    let addresses = answer.answers.iter().filter_map(|record| record.data.ip_addr());
+    Ok(addresses
+        .filter_map(|ip| match ip {
+            IpAddr::V4(ip) => Some(ip),
+            IpAddr::V6(_) => None,
+        })
+        .collect())
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -253,17 +308,18 @@ pub fn micros_now() -> u64 {
     micros(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
-/// `isthmus-e2e call URL`: one GET through the system's resolver; prints the body.
-pub async fn call(url: &str, limit: Duration) -> Result<()> {
+/// One GET; its body. Asks `dns` in place of the system's resolver where one is given.
+pub async fn get(url: &str, dns: Option<SocketAddr>, limit: Duration) -> Result<String> {
     let uri: http::Uri = url.parse().context("a URL")?;
     let host = uri.host().context("a URL with a host")?.to_owned();
+    let authority = uri.authority().context("a URL with a host")?.to_string();
     let target = format!("{host}:{}", uri.port_u16().unwrap_or(80));
     let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
     let work = async {
-        let stream = dial(&target).await?;
+        let stream = dial(&target, dns).await?;
         let (mut sender, driver) = handshake(TokioIo::new(stream)).await?;
         tokio::spawn(driver);
-        let request = Request::get(path).header("host", host).body(Full::new(Bytes::new()))?;
+        let request = Request::get(path).header("host", authority).body(Full::new(Bytes::new()))?;
         let response = sender.send_request(request).await?;
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
@@ -271,8 +327,7 @@ pub async fn call(url: &str, limit: Duration) -> Result<()> {
         anyhow::ensure!(status.is_success(), "status {status}: {body}");
         Ok(body)
     };
-    println!("{}", timeout(limit, work).await.with_context(|| format!("no answer in {limit:?}"))??);
-    Ok(())
+    timeout(limit, work).await.with_context(|| format!("no answer in {limit:?}"))?
 }
 
 /// `isthmus-e2e resolve NAME`: the IPv4 addresses the system's resolver finds, one a line.

@@ -1,5 +1,10 @@
 //! ClientHellos octet by octet, as no TLS library would send them.
 
+use anyhow::Result;
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
 /// What the server name extension says.
 #[derive(Debug, Clone, Copy)]
 pub enum Name<'a> {
@@ -57,6 +62,44 @@ pub fn client_hello(name: Name<'_>, alpn: &str) -> Vec<u8> {
     let mut record = vec![0x16, 3, 1];
     record.extend(with_length_2(&handshake));
     record
+}
+
+/// What came back for a first flight.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Back {
+    /// The first octet of an answer.
+    Octet(u8),
+    /// Closed or reset without one octet.
+    Closed,
+    /// Neither within the limit.
+    Silence,
+}
+
+/// Sends `flight` from the WAN in pieces of `piece` octets; what comes back, and when.
+pub fn probe(
+    to: SocketAddr,
+    flight: &[u8],
+    piece: usize,
+    limit: Duration,
+) -> Result<(Back, Duration)> {
+    let mut stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(limit))?;
+    let start = Instant::now();
+    for part in flight.chunks(piece) {
+        // A reset while we still write is an answer too; the read below sees it.
+        if stream.write_all(part).is_err() {
+            break;
+        }
+    }
+    let mut octet = [0];
+    let back = match stream.read(&mut octet) {
+        Ok(0) => Back::Closed,
+        Ok(_) => Back::Octet(octet[0]),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Back::Silence,
+        Err(_) => Back::Closed,
+    };
+    Ok((back, start.elapsed()))
 }
 
 fn extension(to: &mut Vec<u8>, kind: u16, body: &[u8]) {

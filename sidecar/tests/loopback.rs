@@ -1,0 +1,122 @@
+//! Two pods on loopback, each behind a real sidecar process that captures nothing and needs no root.
+
+#[path = "support/world.rs"]
+mod world;
+
+use mesh::inventory::MtlsMode::Strict;
+use mesh::program::Program;
+use std::net::{IpAddr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+use trust::issue::{Issuer, new_key_and_csr};
+use world::{HELLO, PATIENCE, banner, identity, issuer, program, request, resolve, serve};
+
+/// A sidecar process; ended when dropped.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts the sidecar of the pod at `127.NET.NUMBER.1`, and waits until it is ready.
+fn start(
+    net: u8,
+    number: u8,
+    account: &str,
+    folder: &Path,
+    issuer: &Issuer,
+    resources: &Program,
+) -> Process {
+    let identity = identity(account);
+    let (key, csr) = new_key_and_csr(&identity);
+    let ttl = Duration::from_secs(600);
+    let chain = issuer.sign(&csr, &identity, ttl, SystemTime::now()).unwrap().concat();
+    let write = |name: &str, text: &str| {
+        let file = folder.join(format!("{account}-{name}"));
+        std::fs::write(&file, text).unwrap();
+        file.display().to_string()
+    };
+    let config = format!(
+        "cluster: east\nnamespace: shop\npod: {account}-0\naccount: {account}\n\
+         trustDomain: test.mesh\nrootCertificates: {root}\npodAddresses: [{pod}.1]\n\
+         resources: {resources}\nsvid: {{chain: {chain}, key: {key}}}\n\
+         loopback:\n  application: {pod}.2\n  inbound: [8080, 6379]\n  slots:\n    range: {pod}.0/24\n    \
+         names: [{{host: {HELLO}, ports: [8080, 6379, 7000]}}, {{host: nobody.shop.global, ports: [8080]}}]\n\
+         dns: {{listen: '{pod}.1:5353', upstreams: []}}\nadmin: {pod}.1:15000\n\
+         metrics: {pod}.1:15090\nhealth: {pod}.1:15021\ndrainSeconds: 1\n",
+        pod = format!("127.{net}.{number}"),
+        root = write("root.pem", &issuer.bundle().pem()),
+        resources = write("resources.json", &agent::to_json(resources).to_string()),
+        chain = write("chain.pem", &chain),
+        key = write("key.pem", key.reveal()),
+    );
+    let file = write("sidecar.yaml", &config);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_isthmus-sidecar"));
+    let process = Process(command.args(["--config", &file]).stdout(Stdio::null()).spawn().unwrap());
+    let health = format!("127.{net}.{number}.1:15021");
+    let until = Instant::now() + PATIENCE;
+    while !request(&health, "/readyz").is_ok_and(|text| text.starts_with("HTTP/1.1 200")) {
+        assert!(Instant::now() < until, "{account} is not ready");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    process
+}
+
+fn application(listen: &str, http: bool) {
+    let listener = TcpListener::bind(listen).unwrap();
+    std::thread::spawn(move || serve(listener, http));
+}
+
+#[test]
+fn names_lead_through_slots_without_any_privilege() {
+    // Two runs at once must not meet: their pods differ in the second octet.
+    let net = u8::try_from(100 + std::process::id() % 100).unwrap();
+    let (mine, theirs) = (format!("127.{net}.5"), format!("127.{net}.6"));
+    let folder = tempfile::tempdir().unwrap();
+    let issuer = issuer();
+    application(&format!("{theirs}.2:8080"), true);
+    application(&format!("{theirs}.2:6379"), false);
+
+    let ports = [(8080, Strict, true), (6379, Strict, false)];
+    let _server = start(net, 6, "server", folder.path(), &issuer, &program(&[], &ports));
+    let (http, tcp) = (format!("{theirs}.1:8080"), format!("{theirs}.1:6379"));
+    let destinations = [
+        ("240.240.7.2", 8080, true, http.leak() as &str, "server"),
+        ("240.240.7.2", 6379, false, tcp.leak() as &str, "server"),
+    ];
+    let _client = start(net, 5, "client", folder.path(), &issuer, &program(&destinations, &[]));
+
+    // The name is the first free slot: .1 is the pod and .2 its application.
+    let nameserver = format!("{mine}.1:5353");
+    for over_tcp in [false, true] {
+        let ip = resolve(&nameserver, HELLO, over_tcp).unwrap();
+        assert_eq!(ip, format!("{mine}.3").parse::<IpAddr>().unwrap());
+    }
+    // HTTP and TCP reach the application in its own place, under the caller's identity.
+    let answer = request(&format!("{mine}.3:8080"), "/path").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    assert!(answer.contains("from 127.0.0.6 GET /path HTTP/1.1"), "{answer}");
+    assert!(answer.contains("URI=spiffe://test.mesh/ns/shop/sa/client"), "{answer}");
+    assert_eq!(banner(&format!("{mine}.3:6379")).unwrap(), "hello ping");
+
+    // Plaintext at a strict port is refused, and the application hears nothing of it.
+    let plain = request(&format!("{theirs}.1:8080"), "/plain");
+    assert!(!plain.as_ref().is_ok_and(|text| text.contains("200 OK")), "{plain:?}");
+
+    // A port the mesh does not have, and a name it does not know, are refused at once.
+    let begun = Instant::now();
+    assert!(request(&format!("{mine}.3:7000"), "/").is_err());
+    assert!(request(&format!("{mine}.4:8080"), "/").is_err());
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    let metrics = request(&format!("{mine}.1:15090"), "/metrics").unwrap();
+    assert!(
+        metrics.contains(
+            "isthmus_sidecar_refused_total{direction=\"outbound\",reason=\"unknown_address\"} 2"
+        ),
+        "{metrics}"
+    );
+}
