@@ -3,6 +3,10 @@
 //!
 //! The heart is without IO: `operation` says what is asked, `server` and `write` decide it on the `store`, and an
 //! `Outcome` or a `Refusal` comes out. `serve` is the thin layer of TLS and HTTP around it, `journal` that of the disk.
+//!
+//! Not done, and said so where it is asked for: rules in CEL (a warning), conversion webhooks (501), protobuf and
+//! CBOR bodies (415), kinds that only controllers act on (404), and all that needs running Pods (501). No controller
+//! and no kubelet runs, so a namespace goes at once with its contents, a Pod too, and what is owned with its owner.
 
 mod access;
 mod allocate;

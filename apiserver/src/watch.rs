@@ -7,13 +7,15 @@ use crate::store::{Entry, Event, ended};
 use crate::view::View;
 use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch::Receiver;
 use tokio::time::Instant;
 
-/// Changes looked at in one step: what is gathered for a slow client stays small.
+/// Changes looked at in one step, and bytes gathered in it: what waits for a slow client stays small.
 const STEP: usize = 200;
+const STEP_BYTES: usize = 256 << 10;
 
 /// Longest life of a watch that names none, and the pause between two bookmarks.
 const LIFE: Duration = Duration::from_secs(45 * 60);
@@ -29,7 +31,10 @@ pub(crate) struct Stream {
     /// Everything up to here was told.
     told: u64,
     marked: u64,
-    first: Option<Vec<Arc<Entry>>>,
+    /// What is there and was not told yet.
+    first: VecDeque<Arc<Entry>>,
+    /// A bookmark follows it.
+    announce: bool,
     end: Instant,
     bookmark: Instant,
     over: bool,
@@ -40,13 +45,14 @@ impl Stream {
         // Subscribed before anything is read: no change falls in between.
         let news = server.store.news();
         let (first, told) = match watch.from {
-            Start::After(revision) => (None, revision),
+            Start::After(revision) => (VecDeque::new(), revision),
             Start::Now { .. } => {
                 let namespace = Some(&*watch.namespace).filter(|namespace| !namespace.is_empty());
                 let (entries, revision) = server.store.list(&watch.kind.resource, namespace);
-                (Some(entries), revision)
+                (entries.into(), revision)
             }
         };
+        let announce = watch.from == (Start::Now { marked: true });
         let now = Instant::now();
         let life = watch.seconds.map_or(LIFE, |seconds| Duration::from_secs(seconds).min(2 * LIFE));
         Self {
@@ -57,6 +63,7 @@ impl Stream {
             told,
             marked: told,
             first,
+            announce,
             end: now + life,
             bookmark: now + BOOKMARKS,
             over: false,
@@ -69,22 +76,23 @@ impl Stream {
             if self.over || Instant::now() >= self.end {
                 return None;
             }
-            if let Some(entries) = self.first.take() {
-                let lines = self.begin(entries);
-                if !lines.is_empty() {
-                    return Some(lines);
-                }
+            if let Some(lines) = self.begin() {
+                return Some(lines);
             }
             self.news.mark_unchanged();
             match self.server.store.since(self.told, STEP) {
                 Ok((events, upto)) => {
                     let mut lines = BytesMut::new();
+                    self.told = upto;
                     for event in &events {
                         self.tell(event, &mut lines);
+                        if lines.len() > STEP_BYTES {
+                            self.told = event.revision;
+                            break;
+                        }
                     }
-                    self.told = upto;
                     if !lines.is_empty() {
-                        self.marked = upto;
+                        self.marked = self.told;
                         return Some(lines.freeze());
                     }
                     if events.len() == STEP {
@@ -114,17 +122,19 @@ impl Stream {
         }
     }
 
-    fn begin(&mut self, entries: Vec<Arc<Entry>>) -> Bytes {
+    /// The next lines of what is there; `None` when all was told.
+    fn begin(&mut self) -> Option<Bytes> {
         let mut lines = BytesMut::new();
-        for entry in &entries {
+        while lines.len() < STEP_BYTES {
+            let Some(entry) = self.first.pop_front() else { break };
             if self.watch.selector.fits(&entry.value) {
                 lines.extend_from_slice(&self.line("ADDED", &entry.value));
             }
         }
-        if self.watch.from == (Start::Now { marked: true }) {
+        if self.first.is_empty() && std::mem::take(&mut self.announce) {
             lines.extend_from_slice(&self.mark(true));
         }
-        lines.freeze()
+        (!lines.is_empty()).then(|| lines.freeze())
     }
 
     fn tell(&mut self, event: &Event, lines: &mut BytesMut) {

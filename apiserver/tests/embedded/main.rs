@@ -4,6 +4,7 @@ mod crash;
 mod hostile;
 mod kubectl;
 mod objects;
+mod programs;
 mod real;
 mod rows;
 mod support;

@@ -84,6 +84,33 @@ async fn a_namespace_takes_its_contents_with_it_and_finalizers_hold() {
 }
 
 #[tokio::test]
+async fn what_is_owned_goes_with_its_last_owner() {
+    let server = Running::start().await;
+    let client = server.client().await;
+    let map = |name: &str, owners: &[(&str, &str)]| {
+        let owners: Vec<Value> = owners
+            .iter()
+            .map(|(name, uid)| json!({"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": uid}))
+            .collect();
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default", "ownerReferences": owners}})
+    };
+    let one = apply(&client, &map("one", &[])).await.unwrap().metadata.uid.unwrap();
+    let two = apply(&client, &map("two", &[])).await.unwrap().metadata.uid.unwrap();
+    let below =
+        apply(&client, &map("below", &[("one", &one)])).await.unwrap().metadata.uid.unwrap();
+    apply(&client, &map("last", &[("below", &below)])).await.unwrap();
+    apply(&client, &map("both", &[("one", &one), ("two", &two)])).await.unwrap();
+    let maps: Api<ConfigMap> = Api::namespaced(client, "default");
+    maps.delete("one", &DeleteParams::default()).await.unwrap();
+    assert_eq!(code(maps.get("below").await), 404);
+    assert_eq!(code(maps.get("last").await), 404);
+    assert_eq!(maps.get("both").await.unwrap().metadata.owner_references.unwrap().len(), 1);
+    maps.delete("two", &DeleteParams::default()).await.unwrap();
+    assert_eq!(code(maps.get("both").await), 404);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn field_owners_conflict_and_give_up() {
     let server = Running::start().await;
     let client = server.client().await;

@@ -7,6 +7,8 @@ mod foreign;
 mod plain;
 mod services;
 
+pub(crate) use foreign::definitions;
+
 use serde_json::Value;
 
 #[derive(Debug, Clone, Copy)]

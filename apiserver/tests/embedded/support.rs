@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 /// A server in this process.
 pub(crate) struct Running {
     pub(crate) folder: tempfile::TempDir,
+    config: Config,
     end: CancellationToken,
     task: JoinHandle<anyhow::Result<()>>,
 }
@@ -28,11 +29,24 @@ impl Running {
         });
         let mut config: Config = serde_json::from_value(text).unwrap();
         change(&mut config);
+        Self::run(folder, config).await
+    }
+
+    async fn run(folder: tempfile::TempDir, config: Config) -> Self {
         let end = CancellationToken::new();
-        let task = tokio::spawn(apiserver::run(config, end.clone()));
-        let server = Self { folder, end, task };
+        let task = tokio::spawn(apiserver::run(config.clone(), end.clone()));
+        let server = Self { folder, config, end, task };
         server.ready().await;
         server
+    }
+
+    /// Stops it, and starts it on what it left.
+    pub(crate) async fn restart(self) -> Self {
+        let Self { folder, config, end, task } = self;
+        end.cancel();
+        task.await.unwrap().unwrap();
+        std::fs::remove_file(&config.kubeconfig).unwrap();
+        Self::run(folder, config).await
     }
 
     async fn ready(&self) {
