@@ -272,10 +272,11 @@ async fn keep(fleet: &Fleet, screen: &mut Screen) -> Result<()> {
     let slot = slot.first().context("the name has an address")?;
     screen.title("It runs until Ctrl-C. Try:");
     let config = fleet.home.operator();
-    println!("  kubectl --kubeconfig {} --context west get pods -A", config.display());
+    println!("  export KUBECONFIG={}", config.display());
+    println!("  kubectl --context west get pods -A");
     println!("  dig -p {} @{} {HOST}", dns.port(), dns.ip());
-    println!("  curl --resolve {HOST}:{port}:{slot} http://{HOST}:{port}/");
-    println!("  isthmus status --kubeconfig {} --context east", config.display());
+    println!("  curl --resolve {HOST}:{port}:{slot} \\\n    http://{HOST}:{port}/");
+    println!("  isthmus status --context east");
     println!("  logs: {}", fleet.home.logs.display());
     std::future::pending().await
 }

@@ -45,6 +45,14 @@ impl Pod {
         self.app.get().into_iter().chain(self.proxy.get())
     }
 
+    /// As the Pod object names them; a gateway's one is its proxy.
+    fn containers(&self) -> &'static [&'static str] {
+        match self.labels.get("security.istio.io/tlsMode").map(String::as_str) {
+            Some("istio") => &["app", "istio-proxy"],
+            Some(_) | None => &["app"],
+        }
+    }
+
     /// What a kubelet would find: no process has ended, and the proxy says it is ready.
     fn probe(&self) -> Probe {
         if self.processes().next().is_none() || self.processes().any(|p| p.ended().is_some()) {
@@ -144,10 +152,8 @@ impl Launcher {
     /// Creates the Pod object, then its token file; the pod's processes come after it.
     pub async fn admit(&self, pod: &Arc<Pod>) -> Result<()> {
         let image = "none, a process of the harness";
-        let mut containers = vec![json!({"name": "app", "image": image})];
-        if pod.labels.get("security.istio.io/tlsMode").is_some_and(|mode| mode == "istio") {
-            containers.push(json!({"name": "istio-proxy", "image": image}));
-        }
+        let containers = pod.containers().iter().map(|name| json!({"name": name, "image": image}));
+        let containers: Vec<Value> = containers.collect();
         let object = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": pod.name, "namespace": pod.namespace, "labels": pod.labels},
@@ -348,10 +354,9 @@ impl Launcher {
 
     async fn write_status(&self, pod: &Pod, ready: bool) -> Result<()> {
         let truth = if ready { "True" } else { "False" };
-        let names =
-            if pod.proxy.get().is_some() { vec!["app", "istio-proxy"] } else { vec!["app"] };
-        let containers: Vec<Value> = names
-            .into_iter()
+        let containers: Vec<Value> = pod
+            .containers()
+            .iter()
             .map(|name| {
                 json!({
                     "name": name, "ready": ready, "restartCount": 0, "image": "", "imageID": "",
