@@ -1,6 +1,7 @@
 //! `isthmus demo`: three clusters on this machine's loopback, linked, attacked, hurt and judged.
 
 mod attacks;
+mod contrast;
 mod faults;
 mod holder;
 mod part;
@@ -39,6 +40,9 @@ pub(crate) struct Demo {
     /// Leave it running, with commands to try, until Ctrl-C.
     #[arg(long)]
     keep: bool,
+    /// Run the same faults against a plain Envoy too (`envoy` on the PATH), its strip below ours.
+    #[arg(long)]
+    contrast: bool,
     /// Keep every program's log in this folder.
     #[arg(long, value_name = "DIR")]
     logs: Option<PathBuf>,
@@ -76,12 +80,13 @@ impl Demo {
     pub(crate) async fn run(self) -> Result<ExitCode> {
         let started = Instant::now();
         let mut screen = Screen::new();
+        let envoy = self.contrast.then(contrast::envoy).transpose()?;
         let _ours = free()?;
         let parts = Parts::of_one_program(VERB)?;
         let home = Home::on_loopback(&std::env::temp_dir(), self.logs.as_deref(), parts)?;
         // Whatever ends this, the fleet is dropped: processes first, then files.
         tokio::select! {
-            done = self.play(home, started, &mut screen) => done,
+            done = self.play(home, envoy, started, &mut screen) => done,
             end = interrupted() => {
                 end?;
                 screen.end_strip();
@@ -91,7 +96,13 @@ impl Demo {
         }
     }
 
-    async fn play(&self, home: Home, started: Instant, screen: &mut Screen) -> Result<ExitCode> {
+    async fn play(
+        &self,
+        home: Home,
+        envoy: Option<PathBuf>,
+        started: Instant,
+        screen: &mut Screen,
+    ) -> Result<ExitCode> {
         screen.title("1  Three clusters on this machine, linked");
         let phrase = hex::encode(rand::random::<[u8; 12]>());
         let fleet = Fleet::up(home, None, &PLANS, &phrase).await?;
@@ -101,11 +112,19 @@ impl Demo {
         screen.title("3  Four attacks");
         let refused = attacks::show(&fleet, screen).await?;
         screen.title("4  Faults under load: a letter is 20 answers, w of west, n of north");
-        let rows = faults::show(&fleet, screen).await?;
+        let contrast = match &envoy {
+            None => None,
+            Some(envoy) => Some(contrast::Contrast::start(&fleet, envoy).await?),
+        };
+        let faults::Seen { rows, contrast } = faults::show(&fleet, contrast, screen).await?;
         let memory = fleet.memory() + fleet::process::pss(std::process::id());
         let seconds = started.elapsed().as_secs();
         screen.title("5  What the client saw");
         faults::table(&rows, screen);
+        if !contrast.is_empty() {
+            screen.title("   What the client of the plain Envoy saw");
+            faults::table(&contrast, screen);
+        }
         let kept = rows.iter().all(faults::Row::kept);
         let within = seconds <= SECONDS_MAX && memory <= MEMORY_MAX;
         let ok = kept && refused && (within || !self.check);
@@ -122,7 +141,7 @@ impl Demo {
         if self.json {
             let object = json!({
                 "schema": "isthmus.dev/demo/v1", "faults": rows, "ok": ok,
-                "attacks_refused": refused, "seconds": seconds, "memory_bytes": memory,
+                "contrast": contrast, "attacks_refused": refused, "seconds": seconds, "memory_bytes": memory,
             });
             println!("{object}");
         }

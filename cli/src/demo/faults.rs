@@ -1,7 +1,8 @@
 //! Four faults under load and the way back, shown as one strip and judged by one table.
 
+use super::contrast::Contrast;
 use super::screen::{Paint, Screen};
-use super::traffic::{RATE, Traffic};
+use super::traffic::{RATE, Traffic, Way};
 use anyhow::{Context as _, Result};
 use fleet::load::micros_now;
 use fleet::verdict::{Kind, figures};
@@ -88,12 +89,24 @@ impl Event {
     }
 }
 
-/// All of it: the strip as it goes, then the rows.
-pub(super) async fn show(fleet: &Fleet, screen: &mut Screen) -> Result<Vec<Row>> {
+/// What the client saw, and what a plain Envoy's client did.
+pub(super) struct Seen {
+    pub(super) rows: Vec<Row>,
+    /// Without `--contrast` none.
+    pub(super) contrast: Vec<Row>,
+}
+
+/// All of it: the strip as it goes, then the rows. With a contrast its strip stands below each part.
+pub(super) async fn show(
+    fleet: &Fleet,
+    mut contrast: Option<Contrast>,
+    screen: &mut Screen,
+) -> Result<Seen> {
     let west = fleet.cluster("west");
-    let mut traffic = Traffic::start(fleet)?;
+    let mut traffic = Traffic::start(fleet, "load", &Way::Mesh)?;
     screen.event("before: west is nearer than north and answers");
     watch(&mut traffic, screen, Duration::from_secs(5)).await?;
+    beside(contrast.as_mut(), screen)?;
     // From a request that is under way when a fault begins on, everything is that fault's.
     let mut begins = vec![];
     for event in Event::ALL {
@@ -109,18 +122,43 @@ pub(super) async fn show(fleet: &Fleet, screen: &mut Screen) -> Result<Vec<Row>>
             Event::West => watch(&mut traffic, screen, FAULT + Duration::from_secs(2)).await?,
             Event::Back => back(west, &mut traffic, screen).await?,
         }
+        beside(contrast.as_mut(), screen)?;
     }
     traffic.end().await?;
-    let ends = begins.iter().skip(1).copied().chain([u64::MAX]);
-    let rows = Event::ALL.into_iter().zip(begins.iter().copied().zip(ends));
-    let mut rows: Vec<Row> =
-        rows.map(|(event, (from, until))| row(&traffic, event.name(), from, until)).collect();
+    let contrast = match contrast {
+        None => vec![],
+        Some(mut contrast) => {
+            contrast.traffic.end().await?;
+            rows(&contrast.traffic, &begins)
+        }
+    };
+    let mut rows = rows(&traffic, &begins);
     let before = row(&traffic, "before", 0, begins[0]);
     if !before.kept() {
         // Nothing was hurt yet: whatever failed makes the rest worthless.
         rows.insert(0, before);
     }
-    Ok(rows)
+    Ok(Seen { rows, contrast })
+}
+
+/// One row per event; each lasts until the next one begins.
+fn rows(traffic: &Traffic, begins: &[u64]) -> Vec<Row> {
+    let ends = begins.iter().skip(1).copied().chain([u64::MAX]);
+    let events = Event::ALL.into_iter().zip(begins.iter().copied().zip(ends));
+    events.map(|(event, (from, until))| row(traffic, event.name(), from, until)).collect()
+}
+
+/// The contrast's part of the strip, below ours.
+fn beside(contrast: Option<&mut Contrast>, screen: &mut Screen) -> Result<()> {
+    let Some(contrast) = contrast else { return Ok(()) };
+    let letters = contrast.traffic.look()?;
+    screen.end_strip();
+    screen.aside("plain Envoy:");
+    for letter in letters {
+        screen.letter(letter);
+    }
+    screen.end_strip();
+    Ok(())
 }
 
 fn row(traffic: &Traffic, name: &'static str, from: u64, until: u64) -> Row {

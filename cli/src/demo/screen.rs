@@ -86,7 +86,7 @@ impl Screen {
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         for line in wrap(&text, self.width - INDENT) {
             let head = if first { name } else { "" };
-            println!("  {head:<13}{}", self.painted(&line, paint));
+            println!("  {head:<12} {}", self.painted(&line, paint));
             first = false;
         }
     }
@@ -118,6 +118,12 @@ impl Screen {
         for line in wrap(text, self.width - 2) {
             println!("  {}", self.painted(&line, Paint::Bold));
         }
+    }
+
+    /// Whose the next part of the strip is, where it is not the mesh's.
+    pub(super) fn aside(&mut self, text: &str) {
+        self.end_strip();
+        println!("  {}", self.painted(text, Paint::Dim));
     }
 
     /// One more letter of the strip.

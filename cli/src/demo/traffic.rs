@@ -7,6 +7,7 @@ use fleet::process::Process;
 use fleet::verdict::{Outcome, Record};
 use std::fs::File;
 use std::io::Read as _;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// GETs a second: enough to see a gap of 20 ms, little enough for a laptop that does much else.
@@ -25,18 +26,34 @@ pub(super) struct Traffic {
     shown: usize,
 }
 
+/// How the load finds the service.
+pub(super) enum Way {
+    /// By name, through its sidecar.
+    Mesh,
+    At(SocketAddr),
+}
+
 impl Traffic {
-    pub(super) fn start(fleet: &Fleet) -> Result<Self> {
+    /// `name`: of its files.
+    pub(super) fn start(fleet: &Fleet, name: &str, way: &Way) -> Result<Self> {
         let pod = fleet.cluster("east").pod("client-1")?;
-        let out = pod.dir.join("load.jsonl");
+        let out = pod.dir.join(format!("{name}.jsonl"));
         std::fs::write(&out, "")?;
         let own = &fleet.home.parts.own;
+        let to = match way {
+            Way::Mesh => {
+                let dns = dns_of(fleet)?.to_string();
+                vec!["--http".to_owned(), format!("{HOST}:{}", http_port()), "--dns".into(), dns]
+            }
+            Way::At(address) => vec!["--http".to_owned(), address.to_string()],
+        };
         let process = pod
-            .job("load", &own.program, &fleet.home.logs)
+            .job(name, &own.program, &fleet.home.logs)
             .args(own.verb)
-            .args(["load", "--http", &format!("{HOST}:{}", http_port())])
-            .args(["--dns", &dns_of(fleet)?.to_string(), "--gets", &RATE.to_string()])
-            .args(["--seconds", "600", "--out", &out.display().to_string()])
+            .args(["load"])
+            .args(to)
+            .args(["--gets", &RATE.to_string(), "--seconds", "600"])
+            .args(["--out", &out.display().to_string()])
             .start()?;
         let file = File::open(&out).with_context(|| format!("reading {}", out.display()))?;
         Ok(Self { process, file, rest: String::new(), records: vec![], shown: 0 })
