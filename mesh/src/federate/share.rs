@@ -118,8 +118,9 @@ pub(super) fn of_link(
             policy::link_object(link),
             "spec.import.namespaces",
             format!(
-                "cluster {} exports {count} services that this link does not import, such as {}.",
+                "cluster {} exports {count} service{} that this link does not import, such as {}.",
                 link.cluster,
+                if count == 1 { "" } else { "s" },
                 refused.join(", ")
             ),
             "add their namespaces to spec.import.namespaces, if they are wanted here; \
