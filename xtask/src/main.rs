@@ -148,6 +148,18 @@ const SABOTAGE: [(&str, &[&str]); 3] = [
     ("verifier", &["forged-identity"]),
 ];
 
+/// Scenarios that are played on the embedded API server too. The others are about how an API server
+/// dies, or about figures that are given for the real one.
+const EMBEDDED: [&str; 7] = [
+    "--embedded",
+    "first-call",
+    "link-life",
+    "sni-refused",
+    "forged-identity",
+    "bad-input",
+    "cli-walk",
+];
+
 /// What was run, what was not, and what failed; printed whole at the end.
 #[derive(Default)]
 struct Closing {
@@ -209,6 +221,8 @@ fn test(no_e2e: bool) -> Result<()> {
         closing.leave_out("promises on real clusters", "the programs were not built");
     } else {
         closing.note("promises on real clusters", e2e(&["all".into(), "--again".into()]));
+        let embedded = EMBEDDED.map(str::to_owned);
+        closing.note("promises on the embedded API server", e2e(&embedded));
         for (pillar, scenarios) in SABOTAGE {
             let sabotage = ["--sabotage", pillar];
             let args: Vec<String> =
