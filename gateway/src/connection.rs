@@ -1,19 +1,21 @@
 //! One connection's life: hello, route, pod, bytes; or closed, alike for every reason.
 
-use crate::hello::{self, Prefixed};
+use crate::hello;
 use crate::numbers::Numbers;
-use mesh::name::ClusterId;
+use mesh::name::{ClusterId, Hostname};
 use mesh::program::{ClusterName, Listener, Resource, ResourceName};
 use mesh::sni::Sni;
 use proxy::accept::Place;
 use proxy::access::{Line, timestamp};
 use proxy::drain::Drain;
-use proxy::telemetry::{Conversation, Party, Reporter, Telemetry};
+use proxy::prefixed::Prefixed;
+use proxy::telemetry::{Conversation, Party, Reporter, Tcp, Telemetry};
 use proxy::tunnel::{End, splice};
 use proxy::{Ask, Engine, Established, Stream};
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -22,6 +24,8 @@ use tokio_rustls::TlsAcceptor;
 
 /// A whole ClientHello must be here within this; a probe's handshake too.
 pub(crate) const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+/// Services' workloads whose counters are kept at hand; beyond that all are looked up again once.
+const COUNTERS_MAX: usize = 16_384;
 /// A connection without a byte either way for so long is closed.
 const IDLE: Duration = Duration::from_secs(3_600);
 
@@ -30,6 +34,7 @@ pub(crate) struct Gateway {
     pub(crate) engine: Engine,
     pub(crate) numbers: Numbers,
     pub(crate) telemetry: Telemetry,
+    pub(crate) counters: Mutex<HashMap<(Hostname, String), Tcp>>,
     pub(crate) probes: Arc<rustls::ServerConfig>,
     pub(crate) drain: Drain,
     pub(crate) cluster: ClusterId,
@@ -100,7 +105,7 @@ impl Gateway {
         let live = self.drain.live();
         self.numbers.live.inc();
         let (begun, start) = (Instant::now(), SystemTime::now());
-        let local = client.local_addr().ok();
+        let local = if self.access_log { client.local_addr().ok() } else { None };
         // Boxed: this large part of the life is short, the tunnel is long and small.
         let joined = Box::pin(self.join(client)).await;
         let mut line = Line {
@@ -111,8 +116,7 @@ impl Gateway {
         match joined {
             Ok(None) => {}
             Ok(Some(mut joined)) => {
-                let conversation = self.conversation(&joined);
-                let tcp = self.telemetry.tcp(&conversation, "");
+                let tcp = self.counters(&joined);
                 tcp.opened();
                 let tunnel = splice(&mut joined.client, &mut joined.server, IDLE);
                 let cut = async {
@@ -185,7 +189,7 @@ impl Gateway {
                 Ok(Some(joined))
             }
             Ok(Found::Probe { hello }) => {
-                let stream = Prefixed { first: hello, at: 0, stream: client };
+                let stream = Prefixed::new(hello, client);
                 let accepting = TlsAcceptor::from(self.probes.clone()).accept(stream);
                 match tokio::time::timeout_at(deadline, accepting).await {
                     Ok(Ok(mut tls)) => {
@@ -236,6 +240,17 @@ impl Gateway {
                 Err(Refused { flags, details: error.to_string(), ..refused(reason) })
             }
         }
+    }
+
+    /// Of one service's one workload: looked up under all their labels once, not per connection.
+    fn counters(&self, joined: &Joined) -> Tcp {
+        let key = (joined.sni.host.clone(), joined.established.workload.clone());
+        let mut counters = self.counters.lock().expect("no holder panics");
+        if counters.len() >= COUNTERS_MAX && !counters.contains_key(&key) {
+            counters.clear();
+        }
+        let look_up = || self.telemetry.tcp(&self.conversation(joined), "");
+        counters.entry(key).or_insert_with(look_up).clone()
     }
 
     fn conversation(&self, joined: &Joined) -> Conversation {

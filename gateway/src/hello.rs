@@ -3,9 +3,6 @@
 use proxy::peek::{Hello, Peek, Reader};
 use std::cell::RefCell;
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// ALPN of connections that a mesh's client opens (Istio: `istio` for TCP, the others for HTTP).
@@ -41,47 +38,4 @@ pub(crate) async fn read(stream: &TcpStream) -> Result<(Hello, Vec<u8>), &'stati
 /// Whether the client says that it speaks mesh: a browser or a scanner does not.
 pub(crate) fn is_mesh(hello: &Hello) -> bool {
     hello.alpn.iter().any(|protocol| MESH_ALPN.contains(&&protocol[..]))
-}
-
-/// A stream whose first bytes were read already.
-#[derive(Debug)]
-pub(crate) struct Prefixed {
-    pub(crate) first: Vec<u8>,
-    pub(crate) at: usize,
-    pub(crate) stream: TcpStream,
-}
-
-impl AsyncRead for Prefixed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let rest = &self.first[self.at..];
-        if rest.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buf);
-        }
-        let n = rest.len().min(buf.remaining());
-        buf.put_slice(&rest[..n]);
-        self.at += n;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Prefixed {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }

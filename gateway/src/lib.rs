@@ -101,6 +101,7 @@ pub async fn start(config: Config, end: CancellationToken) -> anyhow::Result<Run
         engine,
         numbers: numbers.clone(),
         telemetry: Telemetry::register(&metrics),
+        counters: Default::default(),
         probes,
         drain: drain.clone(),
         cluster: config.cluster.clone(),

@@ -61,6 +61,8 @@ pub async fn accept(
     serve: impl Fn(TcpStream, SocketAddr, Place) + Send,
 ) {
     let counts = Arc::new(Counts { all: AtomicUsize::new(0), sources: DashMap::new() });
+    // Once for all connections, instead of six calls for each.
+    crate::upstream::tune(&listener);
     loop {
         let accepted = tokio::select! {
             () = end.cancelled() => return,
@@ -79,10 +81,7 @@ pub async fn accept(
             }
         };
         match place(&counts, caps, peer.ip().to_canonical()) {
-            Ok(place) => {
-                crate::upstream::tune(&stream);
-                serve(stream, peer, place);
-            }
+            Ok(place) => serve(stream, peer, place),
             Err(why) => shed(peer, why),
         }
     }
@@ -126,5 +125,24 @@ mod tests {
         drop(three);
         assert_eq!(counts.all.load(Ordering::Acquire), 2);
         assert!(counts.sources.get(&b).is_none(), "an idle source takes no memory");
+    }
+
+    #[tokio::test]
+    async fn what_is_accepted_is_tuned_as_its_listener() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (caps, end) = (Caps { all: 1, per_source: 1 }, CancellationToken::new());
+        let (send, mut received) = tokio::sync::mpsc::unbounded_channel();
+        let serve = move |stream, _, place| drop(send.send((stream, place)));
+        tokio::spawn(accept(listener, caps, end.clone(), |_, _| {}, serve));
+        // One thread: the loop has begun after this.
+        tokio::task::yield_now().await;
+        let _client = TcpStream::connect(address).await.unwrap();
+        let (stream, _place) = received.recv().await.unwrap();
+        let socket = socket2::SockRef::from(&stream);
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(30));
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(20)));
+        end.cancel();
     }
 }

@@ -196,6 +196,11 @@ impl Engine {
 
     /// The destination of that name with its endpoints (asked for as by [`Engine::resource`]).
     pub async fn upstream(&self, name: &ClusterName) -> Result<Upstream, NotHere> {
+        if let Some(known) = self.inner.upstreams.get(name)
+            && known.is_in(&self.inner.shared.snapshot.borrow().program)
+        {
+            return Ok(known.clone());
+        }
         let upstream = match self.inner.upstreams.get(name) {
             Some(upstream) => upstream.clone(),
             None => Upstream::new(self.inner.shared.clone(), name.clone()),

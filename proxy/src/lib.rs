@@ -7,6 +7,7 @@ pub mod drain;
 pub mod engine;
 pub mod pages;
 pub mod peek;
+pub mod prefixed;
 pub mod telemetry;
 pub mod tunnel;
 pub mod upstream;

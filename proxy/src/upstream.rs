@@ -14,7 +14,7 @@ pub use connect::{ATTEMPT_MAX, ATTEMPTS_MAX, STAGGER, tune};
 pub use health::Key;
 use health::{Evidence, Seat};
 use mesh::name::{ClusterId, Identity, Network};
-use mesh::program::{Cluster, ClusterName, LbEndpoint, ResourceName};
+use mesh::program::{Cluster, ClusterName, LbEndpoint, Program, Resource, ResourceName};
 use outlier::{Limits, Verdict};
 use pick::{Candidate, Plan, Stage};
 use std::collections::HashMap;
@@ -241,6 +241,13 @@ impl Upstream {
 
     pub fn name(&self) -> &ClusterName {
         &self.inner.name
+    }
+
+    /// Whether its settings and its endpoints are both there, each of its kind.
+    pub(crate) fn is_in(&self, program: &Program) -> bool {
+        let of = |name: &ResourceName| program.get(name).map(|resource| &**resource);
+        matches!(of(&self.inner.cluster_resource), Some(Resource::Cluster(_)))
+            && matches!(of(&self.inner.endpoints_resource), Some(Resource::Endpoints(_)))
     }
 
     /// Its settings in the Program of now.

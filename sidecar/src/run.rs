@@ -151,7 +151,10 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
 async fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
     let mut listeners = Vec::new();
     for address in addresses {
-        listeners.push(admin::bind_tcp(*address).await?);
+        let listener = admin::bind_tcp(*address).await?;
+        // Now: who connects before there is an identity waits, and is accepted as it was then.
+        proxy::upstream::tune(&listener);
+        listeners.push(listener);
     }
     Ok(listeners)
 }

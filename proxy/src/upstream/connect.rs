@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpSocket;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_rustls::TlsConnector;
 
@@ -54,11 +54,12 @@ pub(crate) struct Failure {
     pub(crate) text: String,
 }
 
-/// Sets what every socket of ours has: no delay, keepalive, and an end for unanswered bytes.
-pub fn tune(stream: &TcpStream) {
+/// Sets what every socket of ours has: no delay, keepalive, and an end for unanswered bytes. What is
+/// set on a listener holds for all that it accepts (Linux: `inet_csk_clone_lock`).
+pub fn tune<'a>(socket: impl Into<SockRef<'a>>) {
+    let socket = socket.into();
     // Failing to set an option costs latency, not the connection.
-    let _ = stream.set_nodelay(true);
-    let socket = SockRef::from(stream);
+    let _ = socket.set_tcp_nodelay(true);
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(30))
         .with_interval(Duration::from_secs(10))
