@@ -21,6 +21,10 @@ pub fn parse(text: &str) -> Result<Vec<Value>> {
         .collect()
 }
 
+/// So long an apply without an answer is sent again.
+const UNANSWERED_MAX: std::time::Duration = std::time::Duration::from_secs(20);
+const AGAIN_AFTER: std::time::Duration = std::time::Duration::from_millis(200);
+
 /// Applies every document of a YAML text, in order.
 pub async fn apply_yaml(client: &kube::Client, text: &str) -> Result<()> {
     for object in parse(text)? {
@@ -29,14 +33,27 @@ pub async fn apply_yaml(client: &kube::Client, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Server-side apply of one object.
+/// Server-side apply of one object. An API server that has just started may lose a connection: what
+/// got no answer is sent again, which changes nothing where it had arrived.
 pub async fn apply(client: &kube::Client, object: &Value) -> Result<DynamicObject> {
     let name = name_of(object)?;
     let api = api_of(client, object)?;
     let params = PatchParams::apply(MANAGER).force();
-    api.patch(&name, &params, &Patch::Apply(object))
-        .await
-        .with_context(|| format!("applying {} {name}", object["kind"].as_str().unwrap_or_default()))
+    let until = tokio::time::Instant::now() + UNANSWERED_MAX;
+    loop {
+        let answer = api.patch(&name, &params, &Patch::Apply(object)).await;
+        match answer {
+            Err(error)
+                if !matches!(error, kube::Error::Api(_)) && tokio::time::Instant::now() < until =>
+            {
+                tokio::time::sleep(AGAIN_AFTER).await;
+            }
+            answer => {
+                let kind = object["kind"].as_str().unwrap_or_default();
+                return answer.with_context(|| format!("applying {kind} {name}"));
+            }
+        }
+    }
 }
 
 /// Server-side apply of an object's status.
