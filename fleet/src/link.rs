@@ -114,6 +114,13 @@ pub async fn both_ways(home: &Home, a: &Cluster, b: &Cluster) -> Result<String> 
 /// What the federation controller of `here` says of its link to `remote` on its admin page, which
 /// answers also while its own API server is down.
 pub async fn on_page(here: &Cluster, remote: &str) -> Result<Value> {
+    let links = all_on_page(here).await?;
+    let found = links.iter().find(|link| link["name"] == remote);
+    Ok(found.with_context(|| format!("/links has no {remote}: {links:?}"))?.clone())
+}
+
+/// All links on that page.
+pub async fn all_on_page(here: &Cluster) -> Result<Vec<Value>> {
     let address = here.pages(15024);
     let limit = Duration::from_secs(2);
     let node = here.spot.door();
@@ -122,9 +129,7 @@ pub async fn on_page(here: &Cluster, remote: &str) -> Result<Value> {
     })
     .await??;
     let page: Value = serde_json::from_str(&body).context("/links is not JSON")?;
-    let links = page["links"].as_array().context("/links lists no links")?;
-    let found = links.iter().find(|link| link["name"] == remote);
-    Ok(found.with_context(|| format!("/links has no {remote}: {page}"))?.clone())
+    Ok(page["links"].as_array().context("/links lists no links")?.clone())
 }
 
 /// The ClusterLink of `remote` in `here`; `None` where there is none.

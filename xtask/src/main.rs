@@ -150,8 +150,9 @@ const SABOTAGE: [(&str, &[&str]); 3] = [
 
 /// Scenarios that are played on the embedded API server too. The others are about how an API server
 /// dies, or about figures that are given for the real one.
-const EMBEDDED: [&str; 7] = [
+const EMBEDDED: [&str; 8] = [
     "--embedded",
+    "--again",
     "first-call",
     "link-life",
     "sni-refused",

@@ -71,6 +71,7 @@ async fn expect(
 }
 
 pub(super) async fn cli_walk(stage: &Stage<'_>) -> Result<()> {
+    super::links::only_linked(stage.fleet).await?;
     status(stage).await?;
     why(stage).await?;
     exports(stage).await?;

@@ -1,7 +1,7 @@
 //! Links come, are accepted, renewed and go; and what is refused on the way.
 
 use super::{HOST, Load, Rates, Stage, call_until};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use fleet::link::{self, accept, condition, secret_name, until, until_condition};
 use fleet::objects::{api, apply, delete};
 use fleet::verdict::{Kind, figures};
@@ -20,6 +20,31 @@ pub(super) async fn linked(fleet: &Fleet) -> Result<()> {
         for (here, remote) in [(east, peer), (peer, east)] {
             let limit = Duration::from_secs(40);
             until_condition(here, remote.name(), "Ready", "True", limit).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns once no other links are left, in the API and on the controllers' pages: those of secrets
+/// that a scenario deleted go when the controller has heard of it.
+pub(super) async fn only_linked(fleet: &Fleet) -> Result<()> {
+    let start = tokio::time::Instant::now();
+    for cluster in fleet.clusters.values() {
+        let links = api(cluster.client(), "isthmus.dev/v1alpha1", "ClusterLink", SYSTEM);
+        loop {
+            let all = links.list(&Default::default()).await?;
+            let names = all.items.iter().filter_map(|link| link.metadata.name.as_deref());
+            let page = link::all_on_page(cluster).await?;
+            let told = page.iter().filter_map(|link| link["name"].as_str());
+            let others: Vec<&str> =
+                names.chain(told).filter(|name| !fleet.clusters.contains_key(*name)).collect();
+            if others.is_empty() {
+                break;
+            }
+            if start.elapsed() > Duration::from_secs(60) {
+                bail!("{} still has links to {}", cluster.name(), others.join(", "));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
     Ok(())
