@@ -4,15 +4,15 @@
 mod server;
 
 use cluster::watch::{self, Options, Watched};
+use kube::Client;
 use kube::api::{
     ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams,
 };
-use kube::{Api, Client};
 use mesh::finding::ObjectRef;
 use mesh::inventory::Inventory;
 use mesh::name::ServiceName;
 use serde_json::{Value, json};
-use server::Server;
+use server::{Server, api};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -385,27 +385,10 @@ fn published() -> Value {
     })
 }
 
-fn api(client: &Client, version: &str, kind: &str, namespace: &str) -> Api<DynamicObject> {
-    let (group, version) = version.split_once('/').unwrap_or(("", version));
-    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
-    if namespace.is_empty() {
-        Api::all_with(client.clone(), &resource)
-    } else {
-        Api::namespaced_with(client.clone(), namespace, &resource)
-    }
-}
-
 /// Applied as our federation controller does, so that its own entries are told from others' only by
 /// what they say of themselves.
-async fn create(client: &Client, version: &str, kind: &str, mut object: Value) {
-    object["apiVersion"] = version.into();
-    object["kind"] = kind.into();
-    let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
-    let name = object["metadata"]["name"].as_str().unwrap().to_owned();
-    let params = PatchParams::apply("isthmus-federation");
-    let api = api(client, version, kind, &namespace);
-    let applied = api.patch(&name, &params, &Patch::Apply(&object)).await;
-    applied.unwrap_or_else(|error| panic!("{kind} {namespace}/{name}: {error}"));
+async fn create(client: &Client, version: &str, kind: &str, object: Value) {
+    server::create(client, "isthmus-federation", version, kind, object).await;
 }
 
 /// A CRD that takes anything, and the wait until it is served.

@@ -6,34 +6,16 @@
 mod server;
 
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{
-    ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
-};
+use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
-use server::Server;
+use server::{Server, api};
 use std::time::{Duration, Instant};
 
 const ROLES: &str = include_str!("../../deploy/roles.yaml");
 
-fn api(client: &Client, version: &str, kind: &str, namespace: &str) -> Api<DynamicObject> {
-    let (group, version) = version.split_once('/').unwrap_or(("", version));
-    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
-    if namespace.is_empty() {
-        Api::all_with(client.clone(), &resource)
-    } else {
-        Api::namespaced_with(client.clone(), namespace, &resource)
-    }
-}
-
-async fn create(client: &Client, version: &str, kind: &str, mut object: Value) {
-    object["apiVersion"] = version.into();
-    object["kind"] = kind.into();
-    let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
-    let name = object["metadata"]["name"].as_str().unwrap().to_owned();
-    let (api, params) = (api(client, version, kind, &namespace), PatchParams::apply("test"));
-    let applied = api.patch(&name, &params, &Patch::Apply(&object)).await;
-    applied.unwrap_or_else(|error| panic!("{kind} {namespace}/{name}: {error}"));
+async fn create(client: &Client, version: &str, kind: &str, object: Value) {
+    server::create(client, "test", version, kind, object).await;
 }
 
 /// A client with the token of one of our accounts.

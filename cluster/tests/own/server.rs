@@ -1,9 +1,11 @@
 //! A real kube-apiserver with its etcd, on loopback ports, for one test.
 
 use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use kube::{Api, Client};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -192,4 +194,37 @@ fn start(programs: &Path, dir: &Path, name: &str, args: &[String]) -> Child {
 
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Objects of a kind, in a namespace (empty: cluster scope).
+pub(crate) fn api(
+    client: &Client,
+    version: &str,
+    kind: &str,
+    namespace: &str,
+) -> Api<DynamicObject> {
+    let (group, version) = version.split_once('/').unwrap_or(("", version));
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+    if namespace.is_empty() {
+        Api::all_with(client.clone(), &resource)
+    } else {
+        Api::namespaced_with(client.clone(), namespace, &resource)
+    }
+}
+
+/// Applies `object` in the name of `manager`.
+pub(crate) async fn create(
+    client: &Client,
+    manager: &str,
+    version: &str,
+    kind: &str,
+    mut object: Value,
+) {
+    object["apiVersion"] = version.into();
+    object["kind"] = kind.into();
+    let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
+    let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+    let (api, params) = (api(client, version, kind, &namespace), PatchParams::apply(manager));
+    let applied = api.patch(&name, &params, &Patch::Apply(&object)).await;
+    applied.unwrap_or_else(|error| panic!("{kind} {namespace}/{name}: {error}"));
 }
