@@ -35,6 +35,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// What a UDP socket keeps while it is not read, bytes; the kernel grants up to its own limit
 /// (`net.core.rmem_max`). A question that is lost costs its asker the resolver's 5 s.
 const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
+const UNSERVED: &str = "ISM1042 DNS is not served by this process any more. Fix: restart it; where it \
+    lacks threads or open files, raise its limits";
 /// TCP connections that may wait to be accepted.
 const BACKLOG: i32 = 256;
 
@@ -100,17 +102,17 @@ impl Server {
         let thread = runtime.and_then(|runtime| {
             std::thread::Builder::new().name("dns".into()).spawn(move || {
                 if let Err(problem) = runtime.block_on(self.serve(end)) {
-                    tracing::error!(error = %problem, "DNS is not served");
+                    tracing::error!(error = %problem, "{UNSERVED}");
                 }
                 // Nobody waits any more where the process is on its way out.
                 let _ = done.send(());
             })
         });
         match thread {
-            Ok(_) => {
-                let _ = ended.await;
-            }
-            Err(problem) => tracing::error!(error = %problem, "DNS is not served: no thread"),
+            // Without a word it ended by a panic.
+            Ok(_) if ended.await.is_err() => tracing::error!("{UNSERVED}"),
+            Ok(_) => {}
+            Err(problem) => tracing::error!(error = %problem, "{UNSERVED}"),
         }
     }
 
