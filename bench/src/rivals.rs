@@ -218,7 +218,7 @@ fn program(backend: SocketAddr, routes: u32) -> Program {
         let cluster = Cluster {
             name: name.clone(),
             sni: sni.to_string(),
-            http: false,
+            protocol: mesh::name::Protocol::Tcp,
             load_balancing: LoadBalancing::LeastRequest,
             connect_timeout_ms: 1_000,
             outlier: OutlierDetection::default(),

@@ -46,7 +46,7 @@ async fn setup(pods: &[LbEndpoint], more: &str) -> Setup {
     let settings = Cluster {
         name: cluster,
         sni: String::new(),
-        http: false,
+        protocol: mesh::name::Protocol::Tcp,
         load_balancing: LoadBalancing::LeastRequest,
         connect_timeout_ms: 1_000,
         outlier: OutlierDetection::default(),

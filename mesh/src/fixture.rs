@@ -121,7 +121,7 @@ fn fact(own: &mut Inventory, verb: &str, words: &[&str]) {
                 let number = parts.next()?.parse().ok()?;
                 let word = parts.next()?;
                 let transport = if word == "udp" { "UDP" } else { "TCP" };
-                let protocol = Protocol::of_port(transport, Some(word), "");
+                let protocol = Protocol::of_port(transport, Some(word), "", number);
                 Some(ServicePort {
                     number,
                     protocol,

@@ -295,27 +295,40 @@ pub enum Protocol {
     Grpc,
     Tcp,
     Udp,
+    /// Nobody said: what the first bytes of a connection look like decides.
+    Auto,
 }
 
 impl Protocol {
-    /// `app_protocol` wins over the prefix of `name` (`http-web`, `grpc`); `transport` is the
-    /// Service port's `protocol` (`TCP` when empty). What is not recognised is TCP.
-    pub fn of_port(transport: &str, app_protocol: Option<&str>, name: &str) -> Self {
+    /// `app_protocol` wins over the prefix of `name` (`http-web`, `grpc`), and that over the
+    /// well-known `number` of a protocol whose server speaks first; `transport` is the Service
+    /// port's `protocol` (`TCP` when empty).
+    pub fn of_port(transport: &str, app_protocol: Option<&str>, name: &str, number: u16) -> Self {
         if transport.eq_ignore_ascii_case("UDP") {
             return Self::Udp;
         }
         let word = app_protocol.unwrap_or_else(|| name.split('-').next().unwrap_or_default());
-        match word.to_ascii_lowercase().as_str() {
-            "http" | "kubernetes.io/ws" => Self::Http,
-            "http2" | "kubernetes.io/h2c" => Self::Http2,
-            "grpc" | "grpc-web" => Self::Grpc,
-            _ => Self::Tcp,
+        match (word.to_ascii_lowercase().as_str(), number) {
+            ("http" | "kubernetes.io/ws", _) => Self::Http,
+            ("http2" | "kubernetes.io/h2c", _) => Self::Http2,
+            ("grpc" | "grpc-web", _) => Self::Grpc,
+            ("tcp" | "tls" | "https" | "kubernetes.io/wss" | "mongo" | "mysql" | "redis", _) => {
+                Self::Tcp
+            }
+            // SMTP, DNS, MySQL, MongoDB: Istio's own exceptions (`kube.ConvertProtocol`).
+            (_, 25 | 53 | 3306 | 27_017) => Self::Tcp,
+            _ => Self::Auto,
         }
     }
 
-    /// True where our engine reads requests (HTTP/1.1 so far); the rest is carried as TCP.
+    /// Every connection is read as requests.
     pub fn is_http(self) -> bool {
-        matches!(self, Self::Http)
+        matches!(self, Self::Http | Self::Http2 | Self::Grpc)
+    }
+
+    /// A connection may turn out to be requests.
+    pub fn may_be_http(self) -> bool {
+        self.is_http() || self == Self::Auto
     }
 }
 
@@ -327,6 +340,7 @@ impl fmt::Display for Protocol {
             Self::Grpc => "grpc",
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Auto => "auto",
         })
     }
 }

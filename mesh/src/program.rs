@@ -4,7 +4,7 @@
 //! whole milliseconds and collections are ordered.
 
 use crate::inventory::MtlsMode;
-use crate::name::{ClusterId, Hostname, Identity, Locality, Network};
+use crate::name::{ClusterId, Hostname, Identity, Locality, Network, Protocol};
 use crate::sni::Sni;
 use crate::zone::Zone;
 use serde::{Deserialize, Serialize};
@@ -230,6 +230,8 @@ pub enum OutboundTarget {
     Http { route: String },
     /// Bytes, to this cluster.
     Tcp { cluster: ClusterName },
+    /// Whichever the client begins to speak: requests by the route, or bytes to the cluster.
+    Auto { route: String, cluster: ClusterName },
 }
 
 /// How a workload takes connections on its own ports.
@@ -246,7 +248,8 @@ pub struct InboundListener {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InboundPort {
     pub mtls: MtlsMode,
-    pub http: bool,
+    /// What the process there speaks; never UDP.
+    pub protocol: Protocol,
     /// The service it serves, for metrics; first by name where several do.
     pub service: String,
 }
@@ -304,7 +307,8 @@ pub struct Cluster {
     pub name: ClusterName,
     /// What the client names in TLS towards gateways and meshed pods.
     pub sni: String,
-    pub http: bool,
+    /// What its endpoints speak; never UDP.
+    pub protocol: Protocol,
     pub load_balancing: LoadBalancing,
     pub connect_timeout_ms: u64,
     pub outlier: OutlierDetection,

@@ -1,120 +1,21 @@
-//! Bodies on their way: kept whole where they may be sent twice, streamed where they are longer.
+//! Responses on their way back, and what is to be done at their end.
 
-use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt as _;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use crate::grpc;
+use crate::received::{Broken, Received};
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
 use std::future::Future as _;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use tokio::time::Sleep;
 
 /// Why a body ended early; hyper cuts the connection then, so that nobody takes a part for all.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Cut {
-    #[error("the sender ended before its message: {0}")]
-    Sender(#[from] hyper::Error),
+    #[error(transparent)]
+    Sender(#[from] Broken),
     #[error("the request's time was over")]
     TimedOut,
-}
-
-/// What a request carries.
-#[derive(Debug)]
-pub(crate) enum Payload {
-    /// All of it: may be sent again.
-    Whole(Bytes),
-    /// Some of it at most: goes out once.
-    Stream { prefix: Bytes, rest: Incoming },
-}
-
-/// Reads a body that is to be kept whole: one that says it has at most `max` bytes, or (`patient`)
-/// turns out to. Trailers of a body that is kept are dropped.
-pub(crate) async fn keep(mut body: Incoming, max: u64, patient: bool) -> hyper::Result<Payload> {
-    if body.is_end_stream() {
-        return Ok(Payload::Whole(Bytes::new()));
-    }
-    let short = body.size_hint().upper().is_some_and(|upper| upper <= max);
-    if !short && !patient {
-        return Ok(Payload::Stream { prefix: Bytes::new(), rest: body });
-    }
-    if body.size_hint().lower() > max {
-        return Ok(Payload::Stream { prefix: Bytes::new(), rest: body });
-    }
-    let mut kept = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        if let Some(data) = frame?.data_ref() {
-            kept.extend_from_slice(data);
-        }
-        if kept.len() as u64 > max {
-            return Ok(Payload::Stream { prefix: kept.freeze(), rest: body });
-        }
-    }
-    Ok(Payload::Whole(kept.freeze()))
-}
-
-/// A request's body towards the next hop.
-#[derive(Debug)]
-pub(crate) enum RequestBody {
-    Whole(Bytes),
-    Stream {
-        prefix: Bytes,
-        rest: Incoming,
-        /// Bytes that went out.
-        sent: Arc<AtomicU64>,
-    },
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
-        match self.get_mut() {
-            Self::Whole(bytes) => {
-                let bytes = std::mem::take(bytes);
-                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
-            }
-            Self::Stream { prefix, rest, sent } => {
-                let frame = if prefix.is_empty() {
-                    ready!(Pin::new(rest).poll_frame(cx))
-                } else {
-                    Some(Ok(Frame::data(std::mem::take(prefix))))
-                };
-                if let Some(Ok(frame)) = &frame {
-                    let length = frame.data_ref().map_or(0, Bytes::len) as u64;
-                    sent.fetch_add(length, Ordering::Relaxed);
-                }
-                Poll::Ready(frame)
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Whole(bytes) => bytes.is_empty(),
-            Self::Stream { prefix, rest, .. } => prefix.is_empty() && rest.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Stream { prefix, rest, .. } => {
-                let ahead = prefix.len() as u64;
-                let rest = rest.size_hint();
-                let mut hint = SizeHint::new();
-                hint.set_lower(rest.lower() + ahead);
-                if let Some(upper) = rest.upper() {
-                    hint.set_upper(upper + ahead);
-                }
-                hint
-            }
-        }
-    }
 }
 
 /// How a relayed response ended.
@@ -150,21 +51,33 @@ pub(crate) enum ResponseBody {
 
 /// An upstream's body, and what is to be done at its end.
 pub(crate) struct Relay {
-    inner: Incoming,
+    inner: Received,
     deadline: Option<Pin<Box<Sleep>>>,
-    bytes: u64,
-    finish: Option<Box<dyn FnOnce(Ended, u64) + Send>>,
+    passed: Passed,
+    /// A gRPC call's client is told of an early end in trailers, which it can make sense of.
+    grpc: bool,
+    finish: Option<Box<dyn FnOnce(Ended, Passed) + Send>>,
+}
+
+/// What went by.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Passed {
+    pub(crate) bytes: u64,
+    /// `grpc-status` of the trailers.
+    pub(crate) grpc_status: Option<u16>,
 }
 
 impl Relay {
-    /// `finish` is called once, with how it ended and the bytes that passed.
+    /// `finish` is called once, with how it ended and what passed.
     pub(crate) fn new(
-        inner: Incoming,
+        inner: Received,
+        grpc: bool,
         deadline: Option<tokio::time::Instant>,
-        finish: impl FnOnce(Ended, u64) + Send + 'static,
+        finish: impl FnOnce(Ended, Passed) + Send + 'static,
     ) -> Self {
         let deadline = deadline.map(|at| Box::pin(tokio::time::sleep_until(at)));
-        let mut relay = Self { inner, deadline, bytes: 0, finish: Some(Box::new(finish)) };
+        let (passed, finish) = (Passed::default(), Some(Box::new(finish) as Box<_>));
+        let mut relay = Self { inner, deadline, passed, grpc, finish };
         // hyper does not poll a body that says it is over.
         if relay.inner.is_end_stream() {
             relay.end(Ended::Whole);
@@ -174,7 +87,7 @@ impl Relay {
 
     fn end(&mut self, ended: Ended) {
         if let Some(finish) = self.finish.take() {
-            finish(ended, self.bytes);
+            finish(ended, self.passed);
         }
     }
 }
@@ -182,6 +95,19 @@ impl Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         self.end(Ended::ClientLeft);
+    }
+}
+
+impl Relay {
+    /// It ends here: with trailers for a gRPC client, cut for all others.
+    fn cut(&mut self, ended: Ended, status: grpc::Status, cut: Cut) -> Result<Frame<Bytes>, Cut> {
+        if !self.grpc || self.finish.is_none() {
+            self.end(ended);
+            return Err(cut);
+        }
+        self.passed.grpc_status = Some(status as u16);
+        self.end(ended);
+        Ok(Frame::trailers(grpc::trailers(status, &cut.to_string())))
     }
 }
 
@@ -200,10 +126,14 @@ impl Body for ResponseBody {
             }
             Self::Relay(relay) => relay,
         };
+        if relay.finish.is_none() && relay.grpc {
+            // Its end was told, by the upstream or by us.
+            return Poll::Ready(None);
+        }
         let over = |at: &mut Pin<Box<Sleep>>| at.as_mut().poll(cx).is_ready();
         if relay.deadline.as_mut().is_some_and(over) {
-            relay.end(Ended::TimedOut);
-            return Poll::Ready(Some(Err(Cut::TimedOut)));
+            let cut = relay.cut(Ended::TimedOut, grpc::Status::DeadlineExceeded, Cut::TimedOut);
+            return Poll::Ready(Some(cut));
         }
         let frame = match ready!(Pin::new(&mut relay.inner).poll_frame(cx)) {
             None => {
@@ -211,11 +141,14 @@ impl Body for ResponseBody {
                 None
             }
             Some(Err(problem)) => {
-                relay.end(Ended::UpstreamFailed);
-                Some(Err(problem.into()))
+                let status = problem.status();
+                Some(relay.cut(Ended::UpstreamFailed, status, problem.into()))
             }
             Some(Ok(frame)) => {
-                relay.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
+                relay.passed.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
+                if let Some(trailers) = frame.trailers_ref() {
+                    relay.passed.grpc_status = grpc::status_in(trailers);
+                }
                 if relay.inner.is_end_stream() {
                     relay.end(Ended::Whole);
                 }
@@ -228,7 +161,7 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Local(bytes) => bytes.is_empty(),
-            Self::Relay(relay) => relay.inner.is_end_stream(),
+            Self::Relay(relay) => relay.finish.is_none() || relay.inner.is_end_stream(),
         }
     }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// From the first byte of a request head to its last; twice that at most, as clocks are coarse.
 pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection without a request is closed after this (Envoy's default).
-const IDLE_TIMEOUT: Duration = Duration::from_secs(3_600);
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(3_600);
 
 /// Counts the reads of one connection.
 #[derive(Debug, Clone, Default)]

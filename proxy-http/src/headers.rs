@@ -1,8 +1,10 @@
 //! What a hop may add, and what may not pass it.
 
+use crate::version::Wire;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
-use http::{Method, Uri, Version};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Method, Request, StatusCode, Uri, Version};
 use mesh::name::Identity;
 use std::fmt::Write as _;
 
@@ -21,8 +23,9 @@ pub(crate) const RESET: HeaderValue = HeaderValue::from_static("reset");
 
 /// Names that concern one connection only (RFC 9110 section 7.6.1), besides those that
 /// `Connection` names. hyper frames each hop's messages anew.
-const HOP_BY_HOP: [HeaderName; 6] = [
+const HOP_BY_HOP: [HeaderName; 7] = [
     header::CONNECTION,
+    HeaderName::from_static("http2-settings"),
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     header::TE,
@@ -30,31 +33,73 @@ const HOP_BY_HOP: [HeaderName; 6] = [
     header::UPGRADE,
 ];
 
-/// Why a request is not passed on: 400 with this sentence.
-pub(crate) fn refusal(parts: &Parts) -> Option<&'static str> {
+/// Headers of one request.
+pub(crate) const HEADERS_MAX: usize = 100;
+
+/// Why a request is not passed on: a status and a sentence.
+pub(crate) fn refusal(parts: &Parts) -> Option<(StatusCode, &'static str)> {
+    let bad = |sentence| Some((StatusCode::BAD_REQUEST, sentence));
     let mut hosts = parts.headers.get_all(header::HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
-        return Some("it has several Host headers");
+        return bad("it has several Host headers");
     }
-    if host.is_none() && parts.version == Version::HTTP_11 && parts.uri.authority().is_none() {
-        return Some("it has no Host header");
+    let authority = parts.uri.authority().map(Authority::as_str);
+    match (host, authority) {
+        (None, None) if parts.version != Version::HTTP_10 => return bad("it has no Host header"),
+        // RFC 9113 section 8.3.1; in HTTP/1.1 the request line wins (RFC 9112 section 3.2.2).
+        (Some(host), Some(authority))
+            if parts.version == Version::HTTP_2
+                && !host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()) =>
+        {
+            return bad("its :authority and its Host header differ");
+        }
+        _ => {}
+    }
+    if authority.is_some_and(|authority| authority.contains('@')) {
+        return bad("its authority has user information");
     }
     if parts.method == Method::CONNECT {
-        return Some("CONNECT is for proxies that are asked for, this one is not");
+        return bad("CONNECT is for proxies that are asked for, this one is not");
+    }
+    let path = parts.uri.path();
+    let whole = path == "*" && parts.method == Method::OPTIONS;
+    if !(whole || path.starts_with('/')) {
+        return bad("its path does not begin with a slash");
+    }
+    if parts.headers.len() > HEADERS_MAX {
+        return Some((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "it has over 100 headers"));
     }
     None
 }
 
-/// The request's wish to change protocols, `websocket` for example.
-pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+/// The request's wish to change protocols, `websocket` for example. HTTP/2 has none of this, and a
+/// wish for it (`h2c`, which RFC 9113 gave up) would take requests past who looks at them.
+pub(crate) fn upgrade(parts: &Parts) -> Option<HeaderValue> {
+    let headers = &parts.headers;
+    if parts.version != Version::HTTP_11 {
+        return None;
+    }
     let wants = headers
         .get_all(header::CONNECTION)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .any(|token| token.trim().eq_ignore_ascii_case("upgrade"));
-    wants.then(|| headers.get(header::UPGRADE).cloned()).flatten()
+    let protocol = wants.then(|| headers.get(header::UPGRADE).cloned()).flatten()?;
+    let lower = protocol.as_bytes().to_ascii_lowercase();
+    (!lower.split(|byte| *byte == b',').any(|name| name.trim_ascii().starts_with(b"h2")))
+        .then_some(protocol)
+}
+
+/// The client can take trailers (RFC 9110 section 10.1.4); gRPC servers ask for this word.
+pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(header::TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|token| token.trim().eq_ignore_ascii_case("trailers"))
 }
 
 /// Removes what concerns one hop; a switch of protocols, where `upgrade` is given, goes on.
@@ -94,6 +139,49 @@ pub(crate) fn begin_request(parts: &mut Parts) {
     if !parts.headers.contains_key(&FORWARDED_PROTO) {
         parts.headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
+}
+
+/// The request of one attempt, as its hop writes it. `host` stands in where the request names none.
+pub(crate) fn frame<B>(
+    parts: &Parts,
+    wire: Wire,
+    trailers: bool,
+    host: &str,
+    body: B,
+) -> Request<B> {
+    let mut request = Request::new(body);
+    *request.method_mut() = parts.method.clone();
+    *request.headers_mut() = parts.headers.clone();
+    let headers = request.headers_mut();
+    match wire {
+        Wire::Http1 => {
+            // HTTP/2 may send a cookie in several pieces (RFC 9113 section 8.2.3).
+            let mut cookies = headers.get_all(header::COOKIE).iter();
+            if let (Some(first), Some(second)) = (cookies.next(), cookies.next()) {
+                let all: Vec<&[u8]> =
+                    [first, second].into_iter().chain(cookies).map(HeaderValue::as_bytes).collect();
+                if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+                    headers.insert(header::COOKIE, joined);
+                }
+            }
+            *request.uri_mut() = parts.uri.clone();
+        }
+        Wire::Http2 => {
+            let named = headers.remove(header::HOST);
+            let named = named.as_ref().and_then(|host| host.to_str().ok()).unwrap_or(host);
+            if trailers {
+                headers.insert(header::TE, HeaderValue::from_static("trailers"));
+            }
+            let mut uri = parts.uri.clone().into_parts();
+            uri.scheme = Some(Scheme::HTTP);
+            uri.authority = named.parse::<Authority>().ok();
+            uri.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
+            *request.version_mut() = Version::HTTP_2;
+            // `OPTIONS *` and names that are no authority are left as they came; hyper refuses them.
+            *request.uri_mut() = Uri::from_parts(uri).unwrap_or_else(|_| parts.uri.clone());
+        }
+    }
+    request
 }
 
 /// Outbound: what an application says about certificates is nobody's proof.
@@ -148,11 +236,40 @@ pub(crate) fn id(headers: &HeaderMap) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{begin_request, end_hop, refusal, upgrade};
+    use super::{begin_request, end_hop, frame, refusal, upgrade};
+    use crate::version::Wire;
     use http::{HeaderMap, HeaderValue, Request};
 
     fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
         lines.iter().map(|(n, v)| (n.parse().unwrap(), HeaderValue::from_static(v))).collect()
+    }
+
+    fn with(headers: HeaderMap) -> http::request::Parts {
+        let mut parts = Request::new(()).into_parts().0;
+        parts.headers = headers;
+        parts
+    }
+
+    #[test]
+    fn a_request_is_framed_as_its_hop_writes_it() {
+        let mut parts = with(headers(&[("host", "hello.shop"), ("x-kept", "1")]));
+        parts.uri = "/a?b".parse().unwrap();
+        parts.headers.append("cookie", HeaderValue::from_static("a=1"));
+        parts.headers.append("cookie", HeaderValue::from_static("b=2"));
+        let one = frame(&parts, Wire::Http1, true, "10.0.0.1:80", ());
+        assert_eq!(one.uri(), "/a?b");
+        assert_eq!(one.headers()["host"], "hello.shop");
+        assert_eq!(one.headers()["cookie"], "a=1; b=2");
+        assert!(!one.headers().contains_key("te"));
+        let two = frame(&parts, Wire::Http2, true, "10.0.0.1:80", ());
+        assert_eq!(two.uri(), "http://hello.shop/a?b");
+        assert!(!two.headers().contains_key("host"));
+        assert_eq!(two.headers()["te"], "trailers");
+        parts.headers.remove("host");
+        assert_eq!(
+            frame(&parts, Wire::Http2, false, "10.0.0.1:80", ()).uri(),
+            "http://10.0.0.1:80/a?b"
+        );
     }
 
     #[test]
@@ -167,6 +284,7 @@ mod tests {
             ("keep-alive", "timeout=5"),
             ("proxy-connection", "keep-alive"),
             ("upgrade", "h2c"),
+            ("http2-settings", "AAMAAABkAAQAAP__"),
             ("host", "hello.shop.global"),
             ("x-forwarded-client-cert", "By=a"),
             ("x-kept", "2"),
@@ -182,12 +300,17 @@ mod tests {
     #[test]
     fn a_switch_of_protocols_goes_on() {
         let mut map = headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
-        let wish = upgrade(&map);
+        let wish = upgrade(&with(map.clone()));
         assert_eq!(wish, Some(HeaderValue::from_static("websocket")));
+        for gone in ["h2c", "websocket, h2c", "H2C"] {
+            map.insert("upgrade", HeaderValue::from_static(gone));
+            assert_eq!(upgrade(&with(map.clone())), None, "{gone}");
+        }
+        map.insert("upgrade", HeaderValue::from_static("websocket"));
         end_hop(&mut map, wish.as_ref());
         assert_eq!(map["upgrade"], "websocket");
         assert_eq!(map["connection"], "upgrade");
-        assert_eq!(upgrade(&headers(&[("upgrade", "websocket")])), None);
+        assert_eq!(upgrade(&with(headers(&[("upgrade", "websocket")]))), None);
     }
 
     #[test]

@@ -1,20 +1,24 @@
 //! Requests of the mesh on their last step, from this sidecar to its application.
 
-use crate::body::{self, Ended, Payload, Relay, RequestBody, ResponseBody};
+use crate::body::{Ended, Relay, ResponseBody};
+use crate::connection::Connection;
+use crate::grpc;
 use crate::headers::{self, RESET, SOURCE, UNSENT, UNSERVED};
-use crate::pool::{Connection, Pool};
+use crate::payload::{self, Payload};
+use crate::pool::Pool;
+use crate::received::Received;
 use crate::record::Record;
 use crate::serve::{Downstream, Shared, local};
 use crate::upgrade;
+use crate::version::Wire;
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
-use mesh::name::ClusterId;
+use mesh::name::{ClusterId, Protocol};
 use proxy::telemetry::{Conversation, Http, Party, Reporter};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::OnceCell;
@@ -28,7 +32,7 @@ const IDLE: Duration = Duration::from_secs(60);
 const KEEP_MAX: u64 = 65_536;
 
 /// Connections to applications, by address.
-pub(crate) type Pools = Pool<SocketAddr, ()>;
+pub(crate) type Pools = Pool<(SocketAddr, Wire), ()>;
 
 /// What a connection is for.
 #[derive(Debug, Clone)]
@@ -37,6 +41,8 @@ pub struct Application {
     pub address: SocketAddr,
     /// The host it serves, for metrics; empty where none is known.
     pub service: String,
+    /// What it speaks.
+    pub protocol: Protocol,
 }
 
 /// One connection from the mesh.
@@ -108,12 +114,15 @@ pub(crate) async fn answer(
     context: &Context,
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
-    let wish = headers::upgrade(request.headers());
-    let client = wish.as_ref().map(|_| hyper::upgrade::on(&mut request));
+    let client = hyper::upgrade::on(&mut request);
     let (mut parts, incoming) = request.into_parts();
+    let wish = headers::upgrade(&parts);
     let refusal = headers::refusal(&parts);
-    headers::begin_request(&mut parts);
+    let came = parts.version;
+    let trailers = headers::takes_trailers(&parts.headers);
     let mut record = Record::begin(&parts);
+    headers::begin_request(&mut parts);
+    record.line.request_id = headers::id(&parts.headers);
     let source = parts.headers.remove(&SOURCE);
     record.metrics = Some(context.metrics(source.as_ref()).await);
     record.line.upstream_host = Some(context.application.address.to_string());
@@ -124,28 +133,34 @@ pub(crate) async fn answer(
     record.line.requested_server_name = context.downstream.server_name.clone();
     record.line.downstream_peer_uri_san =
         context.downstream.identity.as_ref().map(ToString::to_string);
-    if let Some(why) = refusal {
-        return reply(record, StatusCode::BAD_REQUEST, "DPE", why, None);
+    if let Some((status, why)) = refusal {
+        return reply(record, status, "DPE", why, None);
     }
+    let wire = Wire::towards(context.application.protocol, came, record.grpc);
+    // There is no switching on HTTP/2; who asks must live with an answer (RFC 9110 section 7.8).
+    let wish = wish.filter(|_| wire == Wire::Http1);
     headers::end_hop(&mut parts.headers, wish.as_ref());
     headers::arrive(&mut parts.headers, context.proof.as_ref());
 
     let patient = is_idempotent(&parts.method);
-    let Ok(payload) = body::keep(incoming, KEEP_MAX, patient).await else {
+    let Ok(payload) = payload::keep(Received::new(incoming, came), KEEP_MAX, patient).await else {
         return reply(record, StatusCode::BAD_REQUEST, "DC", "the request ended early", None);
     };
-    let exchanged = exchange(context, &parts, payload, &record).await;
+    let hop = Hop { parts: &parts, wire, trailers, payload: &payload };
+    let exchanged = exchange(context, hop, &record).await;
+    payload.forget();
     let (mut response, connection) = match exchanged {
         Ok(answer) => answer,
         Err(Failed { flags, reason, marker }) => {
             return reply(record, StatusCode::SERVICE_UNAVAILABLE, flags, &reason, Some(marker));
         }
     };
-    record.code = response.status().as_u16();
-    record.flags = "";
+    record.answered(&response);
     let service_time = u64::try_from(record.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     record.line.upstream_service_time = Some(service_time);
-    if let (StatusCode::SWITCHING_PROTOCOLS, Some(client)) = (response.status(), client) {
+    if let (StatusCode::SWITCHING_PROTOCOLS, Some(client)) =
+        (response.status(), wish.as_ref().map(|_| client))
+    {
         let server = hyper::upgrade::on(&mut response);
         upgrade::join(client, server, &context.shared.options.drain);
         headers::end_hop(response.headers_mut(), wish.as_ref());
@@ -155,14 +170,21 @@ pub(crate) async fn answer(
     // Only a sidecar may say that an application was not reached.
     response.headers_mut().remove(&UNSERVED);
     let (shared, address) = (context.shared.clone(), context.application.address);
+    let answered = std::mem::take(response.version_mut());
+    let grpc = record.grpc;
     response.map(|inner| {
-        let finish = move |ended, bytes| {
-            record.end(ended, bytes);
-            if ended == Ended::Whole {
-                shared.applications.give(address, connection, IDLE);
+        let finish = move |ended, passed| {
+            record.end(ended, passed);
+            if ended == Ended::Whole || wire == Wire::Http2 {
+                shared.applications.give((address, wire), connection, IDLE, false);
             }
         };
-        ResponseBody::Relay(Box::new(Relay::new(inner, None, finish)))
+        ResponseBody::Relay(Box::new(Relay::new(
+            Received::new(inner, answered),
+            grpc,
+            None,
+            finish,
+        )))
     })
 }
 
@@ -173,14 +195,24 @@ struct Failed {
     marker: HeaderValue,
 }
 
+/// One request on its last hop.
+#[derive(Clone, Copy)]
+struct Hop<'a> {
+    parts: &'a Parts,
+    wire: Wire,
+    /// The client takes trailers.
+    trailers: bool,
+    payload: &'a Payload,
+}
+
 /// Sends the request on a kept connection or a new one; a kept one that proves dead before any
 /// response byte is replaced once, where that cannot do something twice.
 async fn exchange(
     context: &Context,
-    parts: &Parts,
-    mut payload: Payload,
+    hop: Hop<'_>,
     record: &Record,
 ) -> Result<(Response<Incoming>, Connection<()>), Failed> {
+    let Hop { parts, wire, trailers, payload } = hop;
     let address = context.application.address;
     let shared = &context.shared;
     let mut fresh = false;
@@ -188,63 +220,45 @@ async fn exchange(
         let kept = if fresh {
             None
         } else {
-            shared.applications.take(&address, Instant::now(), |()| true)
+            shared.applications.take(&(address, wire), Instant::now(), 1, |()| true)
         };
         let reused = kept.is_some();
         let mut connection = match kept {
             Some(connection) => connection,
-            None => connect(context).await.map_err(|problem| Failed {
+            None => connect(context, wire).await.map_err(|problem| Failed {
                 flags: "UF",
                 reason: format!("the application does not take connections: {problem}"),
                 marker: UNSENT,
             })?,
         };
-        connection.served += 1;
-        let (body, whole) = match payload {
-            Payload::Whole(bytes) => {
-                record.requested.store(bytes.len() as u64, Ordering::Relaxed);
-                (RequestBody::Whole(bytes.clone()), Some(bytes))
-            }
-            Payload::Stream { prefix, rest } => {
-                (RequestBody::Stream { prefix, rest, sent: record.requested.clone() }, None)
-            }
-        };
-        let request = build(parts, body);
-        let mut failure = match connection.sender.try_send_request(request).await {
+        let body = payload.body(&record.requested);
+        let request = headers::frame(parts, wire, trailers, &address.to_string(), body);
+        let mut failure = match connection.try_send(request).await {
             Ok(response) => return Ok((response, connection)),
             Err(failure) => failure,
         };
-        let unsent = failure.take_message();
-        let may = reused && (unsent.is_some() || whole.is_some() && is_idempotent(&parts.method));
-        if !may {
+        let unsent = failure.take_message().is_some() || grpc::is_refused(failure.error());
+        let again = payload.is_whole() && is_idempotent(&parts.method);
+        if !(reused && (unsent && payload.is_complete() || again)) {
             let problem = failure.error();
-            let (flags, marker) = match unsent {
-                Some(_) => ("UF", UNSENT),
-                None => ("UC", RESET),
-            };
+            let (flags, marker) = if unsent { ("UF", UNSENT) } else { ("UC", RESET) };
             let reason = format!("the application ended the connection: {problem}");
             return Err(Failed { flags, reason, marker });
         }
         shared.counters.again("stale");
         fresh = true;
-        payload = match (whole, unsent.map(Request::into_body)) {
-            (Some(bytes), _) => Payload::Whole(bytes),
-            (None, Some(RequestBody::Stream { prefix, rest, .. })) => {
-                Payload::Stream { prefix, rest }
-            }
-            (None, Some(RequestBody::Whole(bytes))) => Payload::Whole(bytes),
-            (None, None) => unreachable!("one of both was asked for above"),
-        };
     }
 }
 
-async fn connect(context: &Context) -> io::Result<Connection<()>> {
+async fn connect(context: &Context, wire: Wire) -> io::Result<Connection<()>> {
     let address = context.application.address;
     let source = (context.shared.options.application_source)(address.ip());
     let stream = timeout(CONNECT_TIMEOUT, dial(address, source)).await.map_err(|_| {
         io::Error::new(io::ErrorKind::TimedOut, "it did not answer the handshake within 5 s")
     })??;
-    Connection::open(stream, ()).await.map_err(io::Error::other)
+    let connection = Connection::open(stream, wire, false, ()).await.map_err(io::Error::other)?;
+    context.shared.applications.share((address, wire), &connection, IDLE);
+    Ok(connection)
 }
 
 async fn dial(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
@@ -257,15 +271,6 @@ async fn dial(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStre
         socket.bind((source, 0).into())?;
     }
     socket.connect(address).await
-}
-
-/// The request of one attempt.
-pub(crate) fn build(parts: &Parts, body: RequestBody) -> Request<RequestBody> {
-    let mut request = Request::new(body);
-    *request.method_mut() = parts.method.clone();
-    *request.uri_mut() = parts.uri.clone();
-    *request.headers_mut() = parts.headers.clone();
-    request
 }
 
 /// May be sent twice: it changes nothing, or the second time changes nothing more (RFC 9110
@@ -286,8 +291,18 @@ pub(crate) fn reply(
     record.flags = flags;
     record.line.response_code_details = Some(sentence.to_owned());
     let mut response = local(status, sentence);
-    if let Some(marker) = marker {
-        response.headers_mut().insert(UNSERVED, marker);
+    match marker {
+        // For the sidecar at the other end, which looks for it in a 503.
+        Some(marker) => {
+            response.headers_mut().insert(UNSERVED, marker);
+        }
+        None if record.grpc => {
+            *response.body_mut() = ResponseBody::Local(bytes::Bytes::new());
+            let told = grpc::tell(&mut response, sentence);
+            (record.code, record.grpc_status) = (200, Some(told as u16));
+            return response;
+        }
+        None => {}
     }
     if status == StatusCode::BAD_REQUEST {
         // What follows on this connection cannot be trusted to be a request.

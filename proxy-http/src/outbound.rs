@@ -1,18 +1,22 @@
 //! Requests of this workload's application on their first step, into the mesh.
 
-mod connection;
+mod acquire;
 mod exchange;
 
-use crate::body::{self, Ended, Relay, ResponseBody};
+use crate::body::{Ended, Relay, ResponseBody};
 use crate::budget::Budget;
 use crate::dials::Dials;
+use crate::grpc;
 use crate::headers;
 use crate::inbound::{is_idempotent, reply};
 use crate::latency::Latency;
+use crate::payload;
 use crate::pool::Pool;
+use crate::received::Received;
 use crate::record::Record;
 use crate::serve::{Downstream, Shared};
 use crate::upgrade;
+use crate::version::Wire;
 use exchange::{Answer, Exchange};
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -40,7 +44,7 @@ pub(crate) type Key = proxy::upstream::Key;
 #[derive(Debug)]
 pub(crate) struct Destination {
     name: ClusterName,
-    pub(crate) pool: Arc<Pool<Key, Peer>>,
+    pub(crate) pool: Arc<Pool<(Key, Wire), Peer>>,
     budget: Budget,
     latency: Latency,
     /// Uses without a response in a row, by endpoint.
@@ -187,19 +191,22 @@ pub(crate) async fn answer(
     context: &Context,
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
-    let wish = headers::upgrade(request.headers());
-    let client = wish.as_ref().map(|_| hyper::upgrade::on(&mut request));
+    let client = hyper::upgrade::on(&mut request);
     let (mut parts, incoming) = request.into_parts();
+    let wish = headers::upgrade(&parts);
     let refusal = headers::refusal(&parts);
+    let came = parts.version;
+    let trailers = headers::takes_trailers(&parts.headers);
+    let mut record = Record::begin(&parts);
     headers::begin_request(&mut parts);
     headers::end_hop(&mut parts.headers, wish.as_ref());
     headers::leave(&mut parts.headers, None);
-    let mut record = Record::begin(&parts);
+    record.line.request_id = headers::id(&parts.headers);
     record.line.downstream_remote_address = Some(context.downstream.peer.to_string());
     record.line.downstream_local_address = Some(context.downstream.local.to_string());
     record.line.route_name = Some(context.route.name.clone());
-    if let Some(why) = refusal {
-        return reply(record, StatusCode::BAD_REQUEST, "DPE", why, None);
+    if let Some((status, why)) = refusal {
+        return reply(record, status, "DPE", why, None);
     }
     let route = match context.route().await {
         Ok(route) => route,
@@ -219,13 +226,22 @@ pub(crate) async fn answer(
     };
     let destination = context.destination(&route);
     destination.budget.deposit(&route.retry, Instant::now());
+    let wire = Wire::towards(upstream.cluster().protocol, came, record.grpc);
+    if wire == Wire::Http2 && wish.is_some() {
+        // There is no switching on HTTP/2; who asks must live with an answer (RFC 9110 section 7.8).
+        headers::end_hop(&mut parts.headers, None);
+    }
     let patient = wish.is_none() && is_idempotent(&parts.method);
-    let Ok(payload) = body::keep(incoming, route.retry.body_max, patient).await else {
+    let Ok(payload) =
+        payload::keep(Received::new(incoming, came), route.retry.body_max, patient).await
+    else {
         return reply(record, StatusCode::BAD_REQUEST, "DC", "the request ended early", None);
     };
-    let deadline = (route.timeout_ms > 0).then(|| {
-        tokio::time::Instant::from(record.begun) + Duration::from_millis(route.timeout_ms)
-    });
+    let limit = (route.timeout_ms > 0).then(|| Duration::from_millis(route.timeout_ms));
+    let patience = grpc::patience(&parts.headers).filter(|_| record.grpc);
+    let limit = limit.into_iter().chain(patience).min();
+    let begun = tokio::time::Instant::from(record.begun);
+    let deadline = limit.and_then(|limit| begun.checked_add(limit));
 
     let exchange = Exchange {
         context,
@@ -234,21 +250,23 @@ pub(crate) async fn answer(
         retry: &route.retry,
         repeatable: patient,
         parts: &parts,
+        wire,
+        trailers,
+        payload,
         requested: record.requested.clone(),
     };
     let exchanged = match deadline {
-        None => exchange.run(payload).await,
-        Some(at) => match tokio::time::timeout_at(at, exchange.run(payload)).await {
+        None => exchange.run().await,
+        Some(at) => match tokio::time::timeout_at(at, exchange.run()).await {
             Ok(exchanged) => exchanged,
             Err(_) => {
-                let sentence = format!(
-                    "{} did not answer within the route's {} ms",
-                    route.cluster.host, route.timeout_ms
-                );
+                let took = limit.unwrap_or_default().as_millis();
+                let sentence = format!("{} did not answer within {took} ms", route.cluster.host);
                 return reply(record, StatusCode::GATEWAY_TIMEOUT, "UT", &sentence, None);
             }
         },
     };
+    exchange.payload.forget();
     let Answer { mut response, connection, in_flight, attempts } = match exchanged {
         Ok(answer) => answer,
         Err(failure) => {
@@ -263,8 +281,7 @@ pub(crate) async fn answer(
         }
     };
     let peer = connection.about.clone();
-    record.code = response.status().as_u16();
-    record.flags = "";
+    record.answered(&response);
     record.metrics = Some(peer.metrics.clone());
     let line = &mut record.line;
     line.upstream_host = Some(peer.endpoint.address.to_string());
@@ -273,7 +290,9 @@ pub(crate) async fn answer(
     let service_time = u64::try_from(record.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     line.upstream_service_time = Some(service_time);
 
-    if let (StatusCode::SWITCHING_PROTOCOLS, Some(client)) = (response.status(), client) {
+    if let (StatusCode::SWITCHING_PROTOCOLS, Some(client)) =
+        (response.status(), wish.as_ref().map(|_| client))
+    {
         let server = hyper::upgrade::on(&mut response);
         upgrade::join(client, server, &context.shared.options.drain);
         headers::end_hop(response.headers_mut(), wish.as_ref());
@@ -281,19 +300,27 @@ pub(crate) async fn answer(
     }
     headers::end_hop(response.headers_mut(), None);
     let pool = upstream.cluster().pool.clone();
-    let spent = pool.max_requests_per_connection > 0
-        && connection.served >= pool.max_requests_per_connection;
+    let most = pool.max_requests_per_connection;
     let idle = Duration::from_millis(pool.idle_timeout_ms);
+    let answered = std::mem::take(response.version_mut());
+    let grpc = record.grpc;
     response.map(|inner| {
-        let finish = move |ended, bytes| {
-            record.end(ended, bytes);
-            if ended == Ended::Whole && !spent {
+        let finish = move |ended, passed| {
+            record.end(ended, passed);
+            // A stream that ended early costs its connection nothing; a message does.
+            if ended == Ended::Whole || connection.wire() == Wire::Http2 {
                 let key = (peer.endpoint.address, peer.endpoint.cluster.clone());
-                destination.pool.give(key, connection, idle);
+                let spent = most > 0 && connection.served() >= most;
+                destination.pool.give((key, connection.wire()), connection, idle, spent);
             }
             // The endpoint served this request until now.
             drop(in_flight);
         };
-        ResponseBody::Relay(Box::new(Relay::new(inner, deadline, finish)))
+        ResponseBody::Relay(Box::new(Relay::new(
+            Received::new(inner, answered),
+            grpc,
+            deadline,
+            finish,
+        )))
     })
 }

@@ -1,24 +1,17 @@
 //! Connections between requests, by where they lead.
 
-use crate::body::RequestBody;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use crate::connection::{Connection, STREAMS_MAX, Trunk};
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
 /// Connections kept for one endpoint; more are closed when they become free.
 const KEPT_MAX: usize = 256;
-/// Headers of a response; more are an error of the server (our own limit on requests is 100).
-const HEADERS_MAX: usize = 200;
-/// Longest head of a response, bytes.
-const HEAD_MAX: usize = 256 * 1024;
 
 /// Free connections, newest first out: the oldest may go idle and be closed. Whoever waits for one
-/// is served before any is laid aside.
+/// is served before any is laid aside. Shared connections (HTTP/2) serve many at once.
 #[derive(Debug)]
 pub(crate) struct Pool<K, A> {
     lines: Mutex<HashMap<K, Line<A>>>,
@@ -27,6 +20,7 @@ pub(crate) struct Pool<K, A> {
 #[derive(Debug)]
 struct Line<A> {
     free: Vec<Free<A>>,
+    shared: Vec<Shared<A>>,
     /// Who has begun no connection of its own yet, and who has.
     waiting: VecDeque<oneshot::Sender<Connection<A>>>,
     dialling: VecDeque<oneshot::Sender<Connection<A>>>,
@@ -38,33 +32,16 @@ struct Free<A> {
     until: Instant,
 }
 
-/// One HTTP connection to an endpoint.
 #[derive(Debug)]
-pub(crate) struct Connection<A> {
-    pub(crate) sender: SendRequest<RequestBody>,
-    /// Where it leads and who is there; the same for all its requests.
-    pub(crate) about: Arc<A>,
-    /// Requests so far.
-    pub(crate) served: u32,
+struct Shared<A> {
+    trunk: Trunk<A>,
+    /// Kept until then without a stream.
+    until: Instant,
 }
 
-impl<A> Connection<A> {
-    /// Begins to speak HTTP over a connected stream.
-    pub(crate) async fn open<T>(stream: T, about: A) -> hyper::Result<Self>
-    where
-        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
-        let (sender, connection) = http1::Builder::new()
-            .max_headers(HEADERS_MAX)
-            .max_header_size(HEAD_MAX)
-            .handshake(TokioIo::new(stream))
-            .await?;
-        tokio::spawn(async move {
-            if let Err(problem) = connection.with_upgrades().await {
-                tracing::debug!(error = %problem, "an upstream connection ended");
-            }
-        });
-        Ok(Self { sender, about: Arc::new(about), served: 0 })
+impl<A> Shared<A> {
+    fn is_alive(&self, now: Instant) -> bool {
+        self.trunk.is_open() && (self.until > now || self.trunk.streams() > 0)
     }
 }
 
@@ -76,26 +53,64 @@ impl<K, A> Default for Pool<K, A> {
 
 impl<A> Default for Line<A> {
     fn default() -> Self {
-        Self { free: Vec::new(), waiting: VecDeque::new(), dialling: VecDeque::new() }
+        Self {
+            free: Vec::new(),
+            shared: Vec::new(),
+            waiting: VecDeque::new(),
+            dialling: VecDeque::new(),
+        }
+    }
+}
+
+impl<A> Line<A> {
+    /// The next who still waits is given what `make` makes; false when nobody waits.
+    fn hand(&mut self, make: impl FnOnce() -> Connection<A>) -> Option<Connection<A>> {
+        let mut made = None;
+        let mut make = Some(make);
+        while let Some(waiter) = self.waiting.pop_front().or_else(|| self.dialling.pop_front()) {
+            if waiter.is_closed() {
+                continue;
+            }
+            let connection = made.take().or_else(|| make.take().map(|make| make()))?;
+            match waiter.send(connection) {
+                Ok(()) => return None,
+                Err(back) => made = Some(back),
+            }
+        }
+        made.or_else(|| make.map(|make| make()))
+    }
+
+    fn is_awaited(&self) -> bool {
+        let waits = |waiter: &oneshot::Sender<_>| !waiter.is_closed();
+        self.waiting.iter().any(waits) || self.dialling.iter().any(waits)
     }
 }
 
 impl<K: Eq + Hash, A> Pool<K, A> {
-    /// A free connection that is alive as far as we know and that `fits`.
+    /// A connection that is alive as far as we know and that `fits`: a free one, or a stream on the
+    /// shared one with the fewest. While all shared ones are busy and there are fewer than `spread`
+    /// of them, none is given, so that another is opened.
     pub(crate) fn take(
         &self,
         key: &K,
         now: Instant,
+        spread: usize,
         fits: impl Fn(&A) -> bool,
     ) -> Option<Connection<A>> {
         let mut lines = self.lines.lock().expect("no holder panics");
-        let free = &mut lines.get_mut(key)?.free;
+        let Line { free, shared, .. } = lines.get_mut(key)?;
         free.retain(|free| {
-            free.until > now && !free.connection.sender.is_closed() && fits(&free.connection.about)
+            free.until > now && !free.connection.is_closed() && fits(&free.connection.about)
         });
         // One whose last response has only just been read may not be ready yet: leave it.
-        let index = free.iter().rposition(|free| free.connection.sender.is_ready())?;
-        Some(free.remove(index).connection)
+        if let Some(index) = free.iter().rposition(|free| free.connection.is_ready()) {
+            return Some(free.remove(index).connection);
+        }
+        shared.retain(|shared| shared.is_alive(now) && fits(&shared.trunk.about));
+        let least = shared.iter().min_by_key(|shared| shared.trunk.streams())?;
+        let streams = least.trunk.streams();
+        let full = streams >= STREAMS_MAX || streams > 0 && shared.len() < spread;
+        (!full).then(|| least.trunk.lease())
     }
 
     /// The next connection that becomes free, first come first served; whoever is `dialling` one of
@@ -114,21 +129,41 @@ impl<K: Eq + Hash, A> Pool<K, A> {
         receiver
     }
 
-    /// Keeps a connection whose response has been read to its end, or hands it to who waits.
-    pub(crate) fn give(&self, key: K, mut connection: Connection<A>, idle: Duration) {
-        if connection.sender.is_closed() {
-            return;
-        }
+    /// Makes a new connection known to all that may share it; those who wait have a stream each.
+    pub(crate) fn share(&self, key: K, connection: &Connection<A>, idle: Duration) {
+        let Some(trunk) = connection.trunk() else { return };
         let mut lines = self.lines.lock().expect("no holder panics");
         let line = lines.entry(key).or_default();
-        while let Some(waiter) = line.waiting.pop_front().or_else(|| line.dialling.pop_front()) {
-            match waiter.send(connection) {
-                Ok(()) => return,
-                Err(back) => connection = back,
-            }
+        while line.is_awaited() && trunk.streams() < STREAMS_MAX {
+            drop(line.hand(|| trunk.lease()));
         }
-        if line.free.len() < KEPT_MAX {
-            line.free.push(Free { connection, until: Instant::now() + idle });
+        if line.shared.len() < KEPT_MAX {
+            line.shared.push(Shared { trunk, until: Instant::now() + idle });
+        }
+    }
+
+    /// Keeps a connection whose response has been read to its end, or hands it to who waits.
+    /// `spent`: it has served as many requests as it may.
+    pub(crate) fn give(&self, key: K, connection: Connection<A>, idle: Duration, spent: bool) {
+        let mut lines = self.lines.lock().expect("no holder panics");
+        let line = lines.entry(key).or_default();
+        let until = Instant::now() + idle;
+        if let Some(index) = line.shared.iter().position(|shared| shared.trunk.is(&connection)) {
+            if spent || connection.is_closed() {
+                line.shared.swap_remove(index);
+                return;
+            }
+            line.shared[index].until = until;
+            drop(line.hand(|| connection));
+            return;
+        }
+        if spent || connection.is_closed() || connection.trunk().is_some() {
+            return;
+        }
+        if let Some(connection) = line.hand(|| connection)
+            && line.free.len() < KEPT_MAX
+        {
+            line.free.push(Free { connection, until });
         }
     }
 
@@ -136,10 +171,12 @@ impl<K: Eq + Hash, A> Pool<K, A> {
     pub(crate) fn sweep(&self, now: Instant) -> bool {
         let mut lines = self.lines.lock().expect("no holder panics");
         lines.retain(|_, line| {
-            line.free.retain(|free| free.until > now && !free.connection.sender.is_closed());
+            line.free.retain(|free| free.until > now && !free.connection.is_closed());
+            line.shared.retain(|shared| shared.is_alive(now));
             line.waiting.retain(|waiter| !waiter.is_closed());
             line.dialling.retain(|waiter| !waiter.is_closed());
-            !(line.free.is_empty() && line.waiting.is_empty() && line.dialling.is_empty())
+            let nobody = line.waiting.is_empty() && line.dialling.is_empty();
+            !(line.free.is_empty() && line.shared.is_empty() && nobody)
         });
         lines.is_empty()
     }
@@ -148,18 +185,21 @@ impl<K: Eq + Hash, A> Pool<K, A> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::version::Wire;
+
+    const IDLE: Duration = Duration::from_secs(60);
 
     /// A connection to nobody, that says its number.
-    async fn connection(number: u32) -> (Connection<u32>, tokio::io::DuplexStream) {
-        let (ours, theirs) = tokio::io::duplex(64);
-        let mut connection = Connection::open(ours, number).await.expect("nothing is said yet");
-        connection.sender.ready().await.expect("its task runs");
+    async fn connection(wire: Wire, number: u32) -> (Connection<u32>, tokio::io::DuplexStream) {
+        let (ours, theirs) = tokio::io::duplex(4_096);
+        let mut connection =
+            Connection::open(ours, wire, false, number).await.expect("nothing is said");
+        connection.ready().await.expect("its task runs");
         (connection, theirs)
     }
 
     #[tokio::test]
     async fn who_waits_comes_before_who_dials_and_both_before_the_shelf() {
-        const IDLE: Duration = Duration::from_secs(60);
         let pool: Pool<&str, u32> = Pool::default();
         let mut dialling = pool.wait("a", true);
         let gone = pool.wait("a", false);
@@ -168,16 +208,53 @@ mod tests {
         drop(gone);
         let mut kept_open = Vec::new();
         for number in 1..=3 {
-            let (connection, theirs) = connection(number).await;
+            let (connection, theirs) = connection(Wire::Http1, number).await;
             kept_open.push(theirs);
-            pool.give("a", connection, IDLE);
+            pool.give("a", connection, IDLE, false);
         }
         assert_eq!(*waiting.try_recv().expect("first").about, 1);
         assert_eq!(*dialling.try_recv().expect("second").about, 2);
         assert!(elsewhere.try_recv().is_err(), "another endpoint's");
-        let shelved = pool.take(&"a", Instant::now(), |_| true).expect("nobody wanted the third");
+        let shelved = pool.take(&"a", Instant::now(), 1, |_| true).expect("nobody wanted it");
         assert_eq!(*shelved.about, 3);
         drop(elsewhere);
         assert!(pool.sweep(Instant::now()), "nobody waits and nothing is kept");
+    }
+
+    #[tokio::test]
+    async fn a_shared_connection_serves_many_until_it_is_full_or_idle() {
+        let pool: Pool<&str, u32> = Pool::default();
+        let mut waiting = pool.wait("a", false);
+        let (first, _theirs) = connection(Wire::Http2, 1).await;
+        pool.share("a", &first, IDLE);
+        let mut streams = vec![first, waiting.try_recv().expect("it is shared at once")];
+        let now = Instant::now();
+        while let Some(stream) = pool.take(&"a", now, 1, |_| true) {
+            streams.push(stream);
+        }
+        assert_eq!(streams.len(), STREAMS_MAX);
+        let (second, _others) = connection(Wire::Http2, 2).await;
+        pool.share("a", &second, IDLE);
+        let least = pool.take(&"a", now, 1, |_| true).expect("the second has room");
+        assert_eq!(*least.about, 2);
+        pool.give("a", least, IDLE, true);
+        drop(second);
+        assert!(pool.take(&"a", now, 1, |_| true).is_none(), "one is full, one has served enough");
+        streams.truncate(1);
+        let last = streams.pop().expect("one is left");
+        pool.give("a", last, IDLE, false);
+        assert!(!pool.sweep(now));
+        assert!(pool.sweep(now + IDLE * 2), "nobody used it");
+    }
+
+    #[tokio::test]
+    async fn busy_connections_are_joined_by_others_while_they_are_too_few() {
+        let pool: Pool<&str, u32> = Pool::default();
+        let (first, _a) = connection(Wire::Http2, 1).await;
+        pool.share("a", &first, IDLE);
+        assert!(pool.take(&"a", Instant::now(), 2, |_| true).is_none(), "it is busy");
+        let (second, _b) = connection(Wire::Http2, 2).await;
+        pool.share("a", &second, IDLE);
+        assert!(pool.take(&"a", Instant::now(), 2, |_| true).is_some(), "both are, and suffice");
     }
 }

@@ -1,11 +1,11 @@
 //! One request as the log and the metrics will have it, told exactly once, whatever ends it.
 
-use crate::body::Ended;
-use crate::headers;
-use http::header;
+use crate::body::{Ended, Passed};
+use crate::{grpc, headers};
 use http::request::Parts;
+use http::{Response, Version, header};
 use proxy::access::{self, Line};
-use proxy::telemetry;
+use proxy::telemetry::{self, Answered};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
@@ -24,6 +24,9 @@ pub(crate) struct Record {
     /// Envoy's response flags, empty for none.
     pub(crate) flags: &'static str,
     pub(crate) metrics: Option<telemetry::Http>,
+    /// It is a gRPC call, and this is how it ended where that was said.
+    pub(crate) grpc: bool,
+    pub(crate) grpc_status: Option<u16>,
 }
 
 impl Record {
@@ -33,11 +36,14 @@ impl Record {
             start_time: access::timestamp(SystemTime::now()),
             method: Some(parts.method.to_string()),
             path: Some(path.to_owned()),
-            protocol: Some(format!("{:?}", parts.version)),
+            protocol: Some(protocol(parts.version).to_owned()),
             x_forwarded_for: headers::text(&parts.headers, "x-forwarded-for"),
             user_agent: headers::text(&parts.headers, header::USER_AGENT),
             request_id: headers::id(&parts.headers),
-            authority: headers::text(&parts.headers, header::HOST),
+            authority: match parts.uri.authority() {
+                Some(authority) => Some(authority.to_string()),
+                None => headers::text(&parts.headers, header::HOST),
+            },
             ..Line::default()
         };
         Self {
@@ -48,14 +54,24 @@ impl Record {
             code: 0,
             flags: "DC",
             metrics: None,
+            grpc: grpc::is_call(&parts.headers),
+            grpc_status: None,
         }
     }
 }
 
 impl Record {
+    /// A response has begun.
+    pub(crate) fn answered<B>(&mut self, response: &Response<B>) {
+        self.code = response.status().as_u16();
+        self.flags = "";
+        self.grpc_status = grpc::status_in(response.headers()).filter(|_| self.grpc);
+    }
+
     /// The response's body ended; takes the record whole, so that it is written now.
-    pub(crate) fn end(mut self, ended: Ended, bytes: u64) {
-        self.responded = bytes;
+    pub(crate) fn end(mut self, ended: Ended, passed: Passed) {
+        self.responded = passed.bytes;
+        self.grpc_status = passed.grpc_status.filter(|_| self.grpc).or(self.grpc_status);
         self.flags = ended.flags();
     }
 }
@@ -72,7 +88,24 @@ impl Drop for Record {
         self.line.write();
         if let Some(metrics) = &self.metrics {
             let flags = if self.flags.is_empty() { "-" } else { self.flags };
-            metrics.done(self.code, flags, took, requested, self.responded);
+            metrics.done(&Answered {
+                code: self.code,
+                flags,
+                took,
+                request_bytes: requested,
+                response_bytes: self.responded,
+                grpc: self.grpc,
+                grpc_status: self.grpc_status,
+            });
         }
+    }
+}
+
+/// As Envoy's `%PROTOCOL%` writes it.
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2",
+        _ => "HTTP/1.1",
     }
 }

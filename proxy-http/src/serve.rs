@@ -1,14 +1,20 @@
 //! The side that takes requests: limits, deadlines, and a clean end of each connection.
 
 use crate::body::ResponseBody;
+use crate::connection::STREAM_WINDOW;
+use crate::grpc;
 use crate::head_timer::{HEAD_TIMEOUT, HeadTimer, Reads, Watched};
+use crate::headers::HEADERS_MAX;
 use crate::inbound::{self, Application};
 use crate::outbound::{self, Destination};
+use crate::version::{self, Wire};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
 use hyper::body::Incoming;
+use hyper::server::conn::http1::UpgradeableConnection;
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh::name::Identity;
 use mesh::program::{ClusterName, ResourceName};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -21,16 +27,26 @@ use runtime::metrics::Metrics;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use trust::svid::Svid;
 
-/// Headers of one request; more are refused with 431.
-const HEADERS_MAX: usize = 100;
 /// Longest request head, bytes; longer ones are refused with 431.
 const HEAD_MAX: usize = 64 * 1024;
+/// Streams a client may have open on one HTTP/2 connection; more are refused (`REFUSED_STREAM`).
+const STREAMS_MAX: u32 = 1_024;
+/// What a client may have sent on one HTTP/2 connection that nobody has read yet, bytes.
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Streams a client may open and reset before we came to serve them (CVE-2023-44487).
+const RESETS_PENDING_MAX: usize = 20;
+/// Streams that we reset because of what a client sent (CVE-2025-8671).
+const RESETS_OWN_MAX: usize = 256;
+/// An HTTP/2 client is asked so often whether it lives, and has as long to answer: one that stops in
+/// the middle of a frame, or reads nothing, does not.
+const PING_EVERY: Duration = Duration::from_secs(20);
 /// How often idle connections are looked through.
 const SWEEP: Duration = Duration::from_secs(5);
 
@@ -73,16 +89,23 @@ pub struct Downstream {
     pub server_name: Option<String>,
 }
 
-/// `isthmus_http_attempts_total{reason}`, `isthmus_http_attempts_denied_total{reason}`.
+/// `isthmus_http_attempts_total{reason}`, `isthmus_http_attempts_denied_total{reason}`,
+/// `isthmus_http_limits_total{limit}`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Counters {
     attempts: Family<Reason, Counter>,
     denied: Family<Reason, Counter>,
+    limits: Family<Limit, Counter>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reason {
     reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Limit {
+    limit: String,
 }
 
 impl Counters {
@@ -99,12 +122,22 @@ impl Counters {
                 "Attempts that were not made, by what denied them",
                 counters.denied.clone(),
             );
+            registry.register(
+                "isthmus_http_limits",
+                "Connections ended and requests refused because of a limit, by its name",
+                counters.limits.clone(),
+            );
         });
         counters
     }
 
     pub(crate) fn again(&self, reason: &'static str) {
         self.attempts.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// A client went over the limit of this name.
+    pub(crate) fn limit(&self, limit: String) {
+        self.limits.get_or_create(&Limit { limit }).inc();
     }
 
     pub(crate) fn denied(&self, reason: &'static str) {
@@ -131,12 +164,13 @@ impl Http {
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let shared = self.0.clone();
+        let counters = self.0.counters.clone();
         let context = Arc::new(outbound::Context { shared, route, downstream });
         let service = move |request| {
             let context = context.clone();
             async move { outbound::answer(&context, request).await }
         };
-        serve(io, live, service).await;
+        serve(io, live, &counters, service).await;
     }
 
     /// Serves what the mesh sends to an application of this workload.
@@ -149,47 +183,98 @@ impl Http {
     ) where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        let counters = self.0.counters.clone();
         let context = Arc::new(inbound::Context::new(self.0.clone(), application, downstream));
         let service = move |request| {
             let context = context.clone();
             async move { inbound::answer(&context, request).await }
         };
-        serve(io, live, service).await;
+        serve(io, live, &counters, service).await;
     }
 }
 
-async fn serve<T, F, A>(io: T, live: &Live, service: F)
+async fn serve<T, F, A>(io: T, live: &Live, counters: &Counters, service: F)
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    F: Fn(Request<Incoming>) -> A + Send,
-    A: Future<Output = Response<ResponseBody>> + Send,
+    F: Fn(Request<Incoming>) -> A + Send + 'static,
+    A: Future<Output = Response<ResponseBody>> + Send + 'static,
 {
-    let reads = Reads::default();
-    let io = Watched { io: TokioIo::new(io), reads: reads.clone() };
-    let service = service_fn(|request| {
+    let heard = tokio::select! {
+        heard = version::hear(io) => heard,
+        // Nothing was asked yet.
+        () = live.asked_to_end() => return,
+    };
+    let (wire, io) = match heard {
+        Ok(Some(heard)) => heard,
+        Ok(None) => return,
+        Err(problem) => {
+            tracing::debug!(error = %problem, "a downstream connection ended");
+            return;
+        }
+    };
+    let service = service_fn(move |request| {
         let answer = service(request);
         async move { Ok::<_, Infallible>(answer.await) }
     });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(HeadTimer(reads))
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_headers(HEADERS_MAX)
-        .max_header_size(HEAD_MAX)
-        .serve_connection(io, service)
-        .with_upgrades();
-    tokio::pin!(connection);
+    match wire {
+        Wire::Http1 => {
+            let reads = Reads::default();
+            let io = Watched { io: TokioIo::new(io), reads: reads.clone() };
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(HeadTimer(reads))
+                .header_read_timeout(HEAD_TIMEOUT)
+                .max_headers(HEADERS_MAX)
+                .max_header_size(HEAD_MAX)
+                .serve_connection(io, service)
+                .with_upgrades();
+            let mut connection = pin!(connection);
+            let end =
+                |connection: Pin<&mut _>| UpgradeableConnection::graceful_shutdown(connection);
+            until_served(connection.as_mut(), end, live, counters).await;
+        }
+        Wire::Http2 => {
+            let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(STREAMS_MAX)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_header_list_size(HEAD_MAX as u32)
+                .max_pending_accept_reset_streams(RESETS_PENDING_MAX)
+                .max_local_error_reset_streams(RESETS_OWN_MAX)
+                .keep_alive_interval(PING_EVERY)
+                .keep_alive_timeout(PING_EVERY)
+                .serve_connection(TokioIo::new(io), service);
+            let mut connection = pin!(connection);
+            let end = |connection: Pin<&mut _>| http2::Connection::graceful_shutdown(connection);
+            until_served(connection.as_mut(), end, live, counters).await;
+        }
+    }
+}
+
+/// Serves a connection to its end; asked to, it takes no new requests and ends after the last.
+async fn until_served<C>(
+    mut connection: Pin<&mut C>,
+    end: impl Fn(Pin<&mut C>),
+    live: &Live,
+    counters: &Counters,
+) where
+    C: Future<Output = hyper::Result<()>>,
+{
     let mut ending = false;
     loop {
         tokio::select! {
             served = connection.as_mut() => {
                 if let Err(problem) = served {
                     tracing::debug!(error = %problem, "a downstream connection ended");
+                    if let Some(limit) = grpc::own_limit(&problem) {
+                        counters.limit(limit);
+                    }
                 }
                 return;
             }
             () = live.asked_to_end(), if !ending => {
                 ending = true;
-                connection.as_mut().graceful_shutdown();
+                end(connection.as_mut());
             }
             () = live.cut() => return,
         }

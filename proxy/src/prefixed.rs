@@ -9,23 +9,30 @@ use tokio::net::TcpStream;
 
 /// A stream some of whose bytes have been read already.
 #[derive(Debug)]
-pub struct Prefixed {
+pub struct Prefixed<T = TcpStream> {
     prefix: Bytes,
-    stream: TcpStream,
+    stream: T,
+}
+
+impl<T> Prefixed<T> {
+    /// `prefix` is read first.
+    pub fn new(prefix: impl Into<Bytes>, stream: T) -> Self {
+        Self { prefix: prefix.into(), stream }
+    }
 }
 
 impl Prefixed {
-    /// `prefix` is read first.
-    pub fn new(prefix: impl Into<Bytes>, stream: TcpStream) -> Self {
-        Self { prefix: prefix.into(), stream }
-    }
-
     pub fn tcp(&self) -> &TcpStream {
         &self.stream
     }
+
+    /// The socket to copy from as it is; `None` while bytes are to be read before its own.
+    pub fn bare(&mut self) -> Option<&mut TcpStream> {
+        self.prefix.is_empty().then_some(&mut self.stream)
+    }
 }
 
-impl AsyncRead for Prefixed {
+impl<T: AsyncRead + Unpin> AsyncRead for Prefixed<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -41,7 +48,7 @@ impl AsyncRead for Prefixed {
     }
 }
 
-impl AsyncWrite for Prefixed {
+impl<T: AsyncWrite + Unpin> AsyncWrite for Prefixed<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

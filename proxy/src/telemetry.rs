@@ -53,6 +53,8 @@ struct Labels {
     flags: String,
     /// `None` for TCP.
     code: Option<u16>,
+    /// `grpc-status`, of gRPC calls that have one.
+    grpc_status: Option<u16>,
 }
 
 fn known(text: &str) -> &str {
@@ -86,6 +88,7 @@ impl EncodeLabelSet for Labels {
         };
         let flags = if self.flags.is_empty() { "-" } else { &self.flags };
         let code = self.code.map(|code| code.to_string());
+        let grpc_status = self.grpc_status.map(|status| status.to_string()).unwrap_or_default();
         let mut labels: Vec<(&str, &str)> = vec![
             ("reporter", reporter),
             ("source_workload", &source.workload),
@@ -113,10 +116,10 @@ impl EncodeLabelSet for Labels {
         ];
         if let Some(code) = &code {
             labels.push(("response_code", code));
-            labels.push(("grpc_response_status", "-"));
+            labels.push(("grpc_response_status", &grpc_status));
         }
         for (name, value) in labels {
-            let value = if name == "grpc_response_status" { "" } else { known(value) };
+            let value = if name == "grpc_response_status" { value } else { known(value) };
             let mut label = encoder.encode_label();
             let mut key = label.encode_label_key()?;
             EncodeLabelKey::encode(&name, &mut key)?;
@@ -233,6 +236,7 @@ impl Telemetry {
             protocol: "tcp",
             flags: flags.into(),
             code: None,
+            grpc_status: None,
         };
         let of = |family: &Family<Labels, Counter>| family.get_or_create_owned(&labels);
         Tcp {
@@ -261,21 +265,33 @@ impl Tcp {
     }
 }
 
+/// How one request ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Answered<'a> {
+    pub code: u16,
+    /// Envoy's, empty or `-` for none.
+    pub flags: &'a str,
+    pub took: Duration,
+    /// Of the body.
+    pub request_bytes: u64,
+    /// Of the body.
+    pub response_bytes: u64,
+    /// It was a gRPC call.
+    pub grpc: bool,
+    /// What its trailers said, where they came.
+    pub grpc_status: Option<u16>,
+}
+
 impl Http {
-    /// One response; `request_bytes` and `response_bytes` are of bodies, `flags` Envoy's.
-    pub fn done(
-        &self,
-        code: u16,
-        flags: &str,
-        took: Duration,
-        request_bytes: u64,
-        response_bytes: u64,
-    ) {
+    /// Tells of one request.
+    pub fn done(&self, answered: &Answered<'_>) {
+        let Answered { code, flags, took, request_bytes, response_bytes, .. } = *answered;
         let labels = Labels {
             conversation: self.conversation.clone(),
-            protocol: "http",
+            protocol: if answered.grpc { "grpc" } else { "http" },
             flags: flags.into(),
             code: Some(code),
+            grpc_status: answered.grpc_status,
         };
         let Telemetry { requests, durations, request_bytes: asked, response_bytes: said, .. } =
             &self.telemetry;
@@ -392,7 +408,15 @@ mod tests {
             service_namespace: "shop".into(),
             mutual_tls: true,
         };
-        telemetry.http(&conversation).done(200, "", Duration::from_millis(7), 0, 5);
+        telemetry.http(&conversation).done(&Answered {
+            code: 200,
+            flags: "",
+            took: Duration::from_millis(7),
+            request_bytes: 0,
+            response_bytes: 5,
+            grpc: false,
+            grpc_status: None,
+        });
         let tcp = telemetry.tcp(&conversation, "UF");
         tcp.opened();
         tcp.closed(11, 22);

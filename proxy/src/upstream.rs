@@ -158,6 +158,12 @@ impl Picked {
         self.seat.path.key.clone()
     }
 
+    /// Copies of the service that may be reached through it: several where it is a gateway.
+    pub fn behind(&self) -> usize {
+        let weight = if self.endpoint.gateway { self.endpoint.weight } else { 1 };
+        usize::try_from(weight).unwrap_or(usize::MAX)
+    }
+
     /// From now on this endpoint serves one more request, until the guard goes.
     pub fn begin(&self) -> InFlight {
         self.seat.active.fetch_add(1, Ordering::AcqRel);

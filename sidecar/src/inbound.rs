@@ -7,7 +7,7 @@ use crate::refusal::{Refusals, reset};
 use crate::sniff::{Sniffed, sniff};
 use bytes::{Bytes, BytesMut};
 use mesh::inventory::MtlsMode;
-use mesh::name::{Identity, TrustDomain};
+use mesh::name::{Identity, Protocol, TrustDomain};
 use mesh::program::{InboundListener, InboundPort, Listener, Resource, ResourceName};
 use proxy::Engine;
 use proxy::drain::Live;
@@ -41,7 +41,8 @@ const SILENCE: Duration = Duration::from_millis(250);
 
 /// ALPN of ports that speak HTTP, what we like best first. Never `istio-peer-exchange`: a peer
 /// would send its metadata in front of the application's bytes (design decision 5).
-const HTTP_ALPN: [&[u8]; 4] = [b"istio-http/1.1", b"http/1.1", b"istio-http/1.0", b"istio"];
+const HTTP_ALPN: [&[u8]; 6] =
+    [b"istio-h2", b"istio-http/1.1", b"h2", b"http/1.1", b"istio-http/1.0", b"istio"];
 /// ALPN of all other ports: whatever a peer believes it to be, bytes are carried.
 const TCP_ALPN: [&[u8]; 5] = [b"istio", b"istio-h2", b"istio-http/1.1", b"h2", b"http/1.1"];
 
@@ -128,7 +129,7 @@ impl Inbound {
         };
         let port = listener.ports.get(&to.port()).cloned().unwrap_or_else(|| InboundPort {
             mtls: listener.mtls,
-            http: false,
+            protocol: Protocol::Tcp,
             service: String::new(),
         });
         let mode = port.mtls;
@@ -175,11 +176,12 @@ impl Inbound {
     ) {
         let mut read = BytesMut::new();
         // An HTTP client always speaks first; a connection made in advance may wait long.
-        let patience = if arrival.port.http { IDLE } else { SILENCE };
+        let requests = arrival.port.protocol.is_http();
+        let patience = if requests { IDLE } else { SILENCE };
         let first = timeout(patience, sniff(&mut stream, &mut read)).await;
         let (sniffed, application) = match first {
             Ok(sniffed) => (sniffed, None),
-            Err(_) if arrival.port.http => return self.refusals.count("inbound", "silent"),
+            Err(_) if requests => return self.refusals.count("inbound", "silent"),
             Err(_) => {
                 let server = match dial(arrival.application).await {
                     Ok(server) => server,
@@ -203,8 +205,11 @@ impl Inbound {
             Ok(Sniffed::Mesh) => {
                 self.terminate(stream, arrival, listener, application, live).await;
             }
-            Ok(Sniffed::Plain) if arrival.port.http => self.http(stream, arrival, live).await,
-            Ok(Sniffed::Plain | Sniffed::Http2) => {
+            Ok(Sniffed::Plain) if requests => self.http(stream, arrival, live).await,
+            Ok(Sniffed::Http) if arrival.port.protocol.may_be_http() && application.is_none() => {
+                self.http(stream, arrival, live).await;
+            }
+            Ok(Sniffed::Plain | Sniffed::Http) => {
                 self.tunnel(stream, application, arrival, live).await;
             }
             Ok(Sniffed::Ended) => {}
@@ -224,7 +229,8 @@ impl Inbound {
         application: Option<TcpStream>,
         live: &Live,
     ) {
-        let terms = self.terms.of(&listener.trust_domains, arrival.port.http);
+        let requests = arrival.port.protocol.may_be_http();
+        let terms = self.terms.of(&listener.trust_domains, requests);
         let accepting = TlsAcceptor::from(terms).accept(stream);
         let stream = match timeout(HANDSHAKE_TIMEOUT, accepting).await {
             Err(_) => return self.refusals.count("inbound", "handshake_timeout"),
@@ -249,7 +255,7 @@ impl Inbound {
             // The verifier lets nobody in without one; should that ever change, this does not.
             return self.refusals.count("inbound", "identity");
         }
-        if arrival.port.http && !as_tcp {
+        if requests && !as_tcp && application.is_none() {
             self.http(stream, arrival, live).await;
         } else {
             self.tunnel(stream, application, arrival, live).await;
@@ -257,10 +263,10 @@ impl Inbound {
     }
 
     async fn plain(&self, stream: TcpStream, arrival: Arrival, live: &Live) {
-        let stream = Prefixed::new(Bytes::new(), stream);
-        if arrival.port.http {
+        if arrival.port.protocol.is_http() {
             self.http(stream, arrival, live).await;
         } else {
+            let stream = Prefixed::new(Bytes::new(), stream);
             self.tunnel(stream, None, arrival, live).await;
         }
     }
@@ -270,7 +276,8 @@ impl Inbound {
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let Arrival { peer, to, application, port, identity, server_name } = arrival;
-        let application = Application { address: application, service: port.service };
+        let InboundPort { service, protocol, .. } = port;
+        let application = Application { address: application, service, protocol };
         let downstream = Downstream { peer, local: to, identity, server_name };
         self.http.inbound(stream, application, downstream, live).await;
     }

@@ -2,18 +2,22 @@
 
 use crate::original::{Capture, Own};
 use crate::refusal::{Refusals, reset};
+use crate::sniff::{Sniffed, sniff};
 use anyhow::Context as _;
+use bytes::{Bytes, BytesMut};
 use ipnet::IpNet;
 use mesh::program::{ClusterName, Listener, OutboundListener, OutboundTarget, Resource};
 use mesh::program::{ResourceKind, ResourceName};
 use proxy::access::{self, Line};
 use proxy::drain::Live;
+use proxy::prefixed::Prefixed;
 use proxy::telemetry::{Conversation, Party, Reporter, Telemetry};
 use proxy::tunnel::{self, End, Transferred};
 use proxy::{Ask, Engine, NotHere, Outcome, Stream};
 use proxy_http::{Downstream, Http};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -21,6 +25,9 @@ use tokio::time::timeout;
 pub(crate) const IDLE: Duration = Duration::from_secs(3_600);
 /// How long a destination outside the mesh has to take a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client of a port that says nothing of itself and that keeps silent for this long waits for its
+/// server to begin (Istio's `protocolDetectionTimeout` of old).
+const SILENCE: Duration = Duration::from_millis(100);
 /// What meshed endpoints are asked to speak for plain TCP.
 const ALPN: &[u8] = b"istio";
 
@@ -71,15 +78,54 @@ impl Outbound {
             }
             Way::Past => self.pass(stream, peer, destination, &live).await,
             Way::Mesh(OutboundListener { target: OutboundTarget::Http { route }, .. }) => {
-                let route = ResourceName::new(ResourceKind::Route, route);
-                let downstream =
-                    Downstream { peer, local: destination, identity: None, server_name: None };
-                self.http.outbound(stream, route, downstream, &live).await;
+                self.requests(stream, peer, destination, route, &live).await;
             }
             Way::Mesh(OutboundListener { target: OutboundTarget::Tcp { cluster }, .. }) => {
+                let stream = Prefixed::new(Bytes::new(), stream);
                 self.tunnel(stream, peer, destination, &cluster, &live).await;
             }
+            Way::Mesh(OutboundListener {
+                target: OutboundTarget::Auto { route, cluster }, ..
+            }) => {
+                let mut stream = stream;
+                let mut read = BytesMut::new();
+                let first = tokio::select! {
+                    first = timeout(SILENCE, sniff(&mut stream, &mut read)) => first,
+                    () = live.cut() => return reset(&stream),
+                };
+                let stream = Prefixed::new(read.freeze(), stream);
+                match first {
+                    Ok(Ok(Sniffed::Http)) => {
+                        self.requests(stream, peer, destination, route, &live).await;
+                    }
+                    // Who is silent waits for the server to begin.
+                    Ok(Ok(Sniffed::Mesh | Sniffed::Plain)) | Err(_) => {
+                        self.tunnel(stream, peer, destination, &cluster, &live).await;
+                    }
+                    Ok(Ok(Sniffed::Ended)) => {}
+                    Ok(Err(problem)) => {
+                        tracing::debug!(%peer, error = %problem, "nothing to serve");
+                        self.refusals.count("outbound", "unreadable");
+                    }
+                }
+            }
         }
+    }
+
+    /// Requests, by the route of this name.
+    async fn requests<T>(
+        &self,
+        stream: T,
+        peer: SocketAddr,
+        local: SocketAddr,
+        route: String,
+        live: &Live,
+    ) where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let route = ResourceName::new(ResourceKind::Route, route);
+        let downstream = Downstream { peer, local, identity: None, server_name: None };
+        self.http.outbound(stream, route, downstream, live).await;
     }
 
     fn refuse(
@@ -127,7 +173,7 @@ impl Outbound {
     /// connected, nothing is ever sent twice.
     async fn tunnel(
         &self,
-        mut stream: TcpStream,
+        mut stream: Prefixed,
         peer: SocketAddr,
         destination: SocketAddr,
         cluster: &ClusterName,
@@ -138,7 +184,7 @@ impl Outbound {
         let ask = Ask { alpn: ALPN.to_vec(), ..Ask::default() };
         let connected = tokio::select! {
             connected = self.engine.connect(cluster, &ask) => connected,
-            () = live.cut() => return reset(&stream),
+            () = live.cut() => return reset(stream.tcp()),
         };
         let mut established = match connected {
             Ok(established) => established,
@@ -151,7 +197,7 @@ impl Outbound {
                 log.line.upstream_request_attempt_count =
                     Some(u32::try_from(failed.attempts().len()).unwrap_or(u32::MAX));
                 log.end(failed.flag(), None);
-                return reset(&stream);
+                return reset(stream.tcp());
             }
         };
         let destined = Party {
@@ -174,9 +220,10 @@ impl Outbound {
         log.line.upstream_request_attempt_count =
             Some(u32::try_from(established.attempts.len()).unwrap_or(u32::MAX));
         let transferred = match &mut established.stream {
-            Stream::Plain(server) => {
-                until_cut(tunnel::splice(&mut stream, server, IDLE), live).await
-            }
+            Stream::Plain(server) => match stream.bare() {
+                Some(client) => until_cut(tunnel::splice(client, server, IDLE), live).await,
+                None => until_cut(tunnel::copy(&mut stream, server, IDLE), live).await,
+            },
             Stream::Tls(server) => {
                 until_cut(tunnel::copy(&mut stream, &mut **server, IDLE), live).await
             }
@@ -187,7 +234,7 @@ impl Outbound {
         established.in_flight.report(outcome);
         if !transferred.is_some_and(|t| t.end == End::Finished) {
             // The client must not take an end in the middle for the end.
-            reset(&stream);
+            reset(stream.tcp());
         }
         log.end(flags(transferred), transferred);
     }

@@ -18,8 +18,8 @@ pub(crate) enum Sniffed {
     Mesh,
     /// Another protocol, or an application's own TLS.
     Plain,
-    /// HTTP/2 with prior knowledge.
-    Http2,
+    /// Requests: HTTP/1, or HTTP/2 with prior knowledge.
+    Http,
     /// It ended without a word.
     Ended,
 }
@@ -41,7 +41,11 @@ async fn go_on(stream: &mut TcpStream, read: &mut BytesMut) -> io::Result<Sniffe
         if read.len() < PREFACE.len() && PREFACE.starts_with(read) {
             // Not decided yet; no HTTP/1 request begins so.
         } else if read.starts_with(PREFACE) {
-            return Ok(Sniffed::Http2);
+            return Ok(Sniffed::Http);
+        } else if read.first().is_some_and(u8::is_ascii_uppercase) {
+            if let Some(http) = is_http1(read) {
+                return Ok(if http { Sniffed::Http } else { Sniffed::Plain });
+            }
         } else {
             match peek(read) {
                 Peek::Hello(hello) => {
@@ -55,6 +59,54 @@ async fn go_on(stream: &mut TcpStream, read: &mut BytesMut) -> io::Result<Sniffe
         // Longer than any ClientHello is none; peek says so too.
         if read.len() > HELLO_MAX || stream.read_buf(read).await? == 0 {
             return Ok(Sniffed::Plain);
+        }
+    }
+}
+
+/// Longest request line that is waited for, bytes.
+const LINE_MAX: usize = 8 * 1024;
+
+/// Whether this begins an HTTP/1 request (RFC 9112 section 3): a method, a target, `HTTP/1.`; `None`
+/// while it cannot be told.
+fn is_http1(read: &[u8]) -> Option<bool> {
+    /// Longest registered method, and some.
+    const METHOD_MAX: usize = 20;
+    let method = read.iter().take_while(|byte| byte.is_ascii_uppercase() || **byte == b'-').count();
+    if method > METHOD_MAX {
+        return Some(false);
+    }
+    match read.get(method) {
+        None => return None,
+        Some(b' ') => {}
+        Some(_) => return Some(false),
+    }
+    let Some(end) = read.iter().position(|byte| *byte == b'\n') else {
+        let printable = read.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\r' | 0x80..));
+        return if !printable || read.len() > LINE_MAX { Some(false) } else { None };
+    };
+    let line = read[..end].trim_ascii_end();
+    let version = line.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
+    Some(version.starts_with(b"HTTP/1."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_http1;
+
+    #[test]
+    fn requests_are_told_from_other_words() {
+        for (said, http) in [
+            (&b"GET / HTTP/1.1\r\n"[..], Some(true)),
+            (b"M-SEARCH * HTTP/1.1\r\n", Some(true)),
+            (b"GET /a", None),
+            (b"GE", None),
+            (b"HELO there\r\n", Some(false)),
+            (b"EHLO x\n", Some(false)),
+            (b"P\x00\x01", Some(false)),
+            (b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", Some(false)),
+            (b"SELECT \x00", Some(false)),
+        ] {
+            assert_eq!(is_http1(said), http, "{}", said.escape_ascii());
         }
     }
 }

@@ -290,7 +290,7 @@ fn cluster(port: u16, version: u64) -> (ResourceName, Arc<Resource>) {
     let cluster = Cluster {
         name: name.clone(),
         sni: String::new(),
-        http: false,
+        protocol: mesh::name::Protocol::Tcp,
         load_balancing: LoadBalancing::Random,
         connect_timeout_ms: version,
         outlier: OutlierDetection::default(),

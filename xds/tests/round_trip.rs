@@ -68,8 +68,15 @@ fn mtls() -> impl Strategy<Value = MtlsMode> {
     prop_oneof![Just(MtlsMode::Strict), Just(MtlsMode::Permissive), Just(MtlsMode::Disable)]
 }
 
+fn protocol() -> impl Strategy<Value = Protocol> {
+    use Protocol::{Auto, Grpc, Http, Http2, Tcp};
+    prop_oneof![Just(Http), Just(Http2), Just(Grpc), Just(Tcp), Just(Auto)]
+}
+
 fn listener() -> impl Strategy<Value = (String, Listener)> {
+    let either = (".{0,12}", cluster_name());
     let target = prop_oneof![
+        either.prop_map(|(route, cluster)| OutboundTarget::Auto { route, cluster }),
         ".{0,12}".prop_map(|route| OutboundTarget::Http { route }),
         cluster_name().prop_map(|cluster| OutboundTarget::Tcp { cluster }),
     ];
@@ -77,9 +84,9 @@ fn listener() -> impl Strategy<Value = (String, Listener)> {
         let name = ResourceName::outbound(address.ip(), address.port()).name;
         (name, Listener::Outbound(OutboundListener { address, host, target }))
     });
-    let port = (mtls(), any::<bool>(), ".{0,12}").prop_map(|(mtls, http, service)| InboundPort {
+    let port = (mtls(), protocol(), ".{0,12}").prop_map(|(mtls, protocol, service)| InboundPort {
         mtls,
-        http,
+        protocol,
         service,
     });
     let inbound = (mtls(), btree_map(any::<u16>(), port, 0..4), btree_set(named(), 0..3)).prop_map(
@@ -147,11 +154,11 @@ fn cluster() -> impl Strategy<Value = Cluster> {
         },
     );
     let identities = btree_map(named(), btree_set(identity(), 0..3), 0..3);
-    (cluster_name(), ".{0,20}", any::<bool>(), policy, ms(), outlier, pool, identities).prop_map(
+    (cluster_name(), ".{0,20}", protocol(), policy, ms(), outlier, pool, identities).prop_map(
         |(
             name,
             sni,
-            http,
+            protocol,
             load_balancing,
             connect_timeout_ms,
             outlier,
@@ -161,7 +168,7 @@ fn cluster() -> impl Strategy<Value = Cluster> {
             Cluster {
                 name,
                 sni,
-                http,
+                protocol,
                 load_balancing,
                 connect_timeout_ms,
                 outlier,

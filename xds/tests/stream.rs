@@ -308,8 +308,10 @@ async fn a_listener_is_shown_with_its_new_cluster_and_not_before() {
     };
     let target = OutboundTarget::Tcp { cluster: other.clone() };
     let next = Resource::Listener(Listener::Outbound(OutboundListener { target, ..now.clone() }));
-    let (cluster, members) =
-        (support::cluster(other.clone(), false), support::endpoints(other.clone()));
+    let (cluster, members) = (
+        support::cluster(other.clone(), mesh::name::Protocol::Tcp),
+        support::endpoints(other.clone()),
+    );
     world.edit(&of(ResourceKind::Endpoints, &other), Some(Resource::Endpoints(members)));
     world.edit(&of(ResourceKind::Cluster, &other), Some(Resource::Cluster(cluster)));
     world.edit(&key, Some(next.clone()));
@@ -333,8 +335,10 @@ async fn the_last_good_program_outlives_the_control_plane() {
     // Changed while nobody was listening.
     let name = support::outbound(80, "hello.shop.global");
     let key = of(ResourceKind::Cluster, &name);
-    let changed =
-        Resource::Cluster(Cluster { connect_timeout_ms: 7, ..support::cluster(name, true) });
+    let changed = Resource::Cluster(Cluster {
+        connect_timeout_ms: 7,
+        ..support::cluster(name, mesh::name::Protocol::Http)
+    });
     world.edit(&key, Some(changed.clone()));
     plane.again(&world);
     until(&proxy, |s| s.connected && *s.program[&key] == changed).await;

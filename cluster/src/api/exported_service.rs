@@ -171,12 +171,13 @@ impl ExportedService {
                 "http2" => Protocol::Http2,
                 "grpc" => Protocol::Grpc,
                 "tcp" => Protocol::Tcp,
+                "auto" => Protocol::Auto,
                 other => {
                     let other: String = other.chars().take(32).collect();
                     return Err(refuse(
                         &field,
                         format!(
-                            "protocol {other:?} is not http, http2, grpc or tcp; it is not imported."
+                            "protocol {other:?} is not http, http2, grpc, tcp or auto; it is not imported."
                         ),
                     ));
                 }

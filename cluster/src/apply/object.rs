@@ -244,6 +244,8 @@ fn protocol(protocol: Protocol) -> &'static str {
         Protocol::Http2 => "HTTP2",
         Protocol::Grpc => "GRPC",
         Protocol::Tcp => "TCP",
+        // A ServiceEntry of Istio has no word for it but none.
+        Protocol::Auto => "",
         Protocol::Udp => "UDP",
     }
 }

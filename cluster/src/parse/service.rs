@@ -63,7 +63,7 @@ pub fn parse(object: &KubeService) -> Parsed<Service> {
             continue;
         };
         let name = port.name.clone().unwrap_or_default();
-        let protocol = Protocol::of_port(transport, port.app_protocol.as_deref(), &name);
+        let protocol = Protocol::of_port(transport, port.app_protocol.as_deref(), &name, number);
         ports.push(ServicePort { number, protocol, name });
     }
     ports.sort();
@@ -148,7 +148,7 @@ mod tests {
                   protocol: grpc
                   name: grpc-api
                 - number: 9000
-                  protocol: tcp
+                  protocol: auto
                   name: ""
                 client_ip_affinity: true
                 traffic_distribution: PreferClose
@@ -168,7 +168,7 @@ mod tests {
                 addresses: []
                 ports:
                 - number: 5432
-                  protocol: tcp
+                  protocol: auto
                   name: ""
                 client_ip_affinity: false
                 traffic_distribution: null

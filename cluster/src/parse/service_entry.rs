@@ -219,7 +219,8 @@ fn ports(ports: &[Port], notes: &mut Notes) -> Vec<ServicePort> {
             "HTTP" => Protocol::Http,
             "HTTP2" => Protocol::Http2,
             "GRPC" | "GRPC-WEB" => Protocol::Grpc,
-            "TCP" | "TLS" | "HTTPS" | "MONGO" | "MYSQL" | "REDIS" | "" => Protocol::Tcp,
+            "TCP" | "TLS" | "HTTPS" | "MONGO" | "MYSQL" | "REDIS" => Protocol::Tcp,
+            "" => Protocol::Auto,
             other => {
                 notes.warn(
                     3309,

@@ -2,7 +2,7 @@
 
 use crate::export::{ROOT_NAMESPACE, selects};
 use crate::inventory::{MtlsMode, PeerAuthentication, Workload, WorkloadName};
-use crate::name::ServiceName;
+use crate::name::{Protocol, ServiceName};
 use crate::program::{ClusterName, InboundListener, InboundPort, Listener, Resource};
 use crate::world::{View, World};
 use std::collections::BTreeMap;
@@ -13,17 +13,18 @@ pub(super) fn listener(world: &World, view: &View) -> Option<Resource> {
     let workload = world.own.workloads.get(&name)?;
     let policy = Policy::of(world, workload);
     let mut ports: BTreeMap<u16, InboundPort> = BTreeMap::new();
-    for (target, service, http) in served(world, &name) {
+    for (target, service, protocol) in served(world, &name) {
         // First by name where several services use one port.
         ports.entry(target).or_insert_with(|| InboundPort {
             mtls: policy.at(target),
-            http,
+            protocol,
             service: service.to_string(),
         });
     }
     for port in policy.ports() {
         let mtls = policy.at(port);
-        ports.entry(port).or_insert(InboundPort { mtls, http: false, service: String::new() });
+        let protocol = Protocol::Tcp;
+        ports.entry(port).or_insert(InboundPort { mtls, protocol, service: String::new() });
     }
     Some(Resource::Listener(Listener::Inbound(InboundListener {
         mtls: policy.mode,
@@ -38,11 +39,11 @@ pub(super) fn cluster(name: ClusterName) -> Option<Resource> {
     (name == ClusterName::inbound(0)).then(|| Resource::Cluster(super::outbound::plain(name)))
 }
 
-/// Target ports a pod is an endpoint on, with the service and whether it speaks HTTP/1.1 there.
+/// Target ports a pod is an endpoint on, with the service and what it speaks there.
 fn served<'a>(
     world: &'a World,
     workload: &'a WorkloadName,
-) -> impl Iterator<Item = (u16, &'a ServiceName, bool)> {
+) -> impl Iterator<Item = (u16, &'a ServiceName, Protocol)> {
     let first = ServiceName { namespace: workload.namespace.clone(), name: String::new() };
     let endpoints = world.own.endpoints.range(first..);
     let here = endpoints.take_while(|(name, _)| name.namespace == workload.namespace);
@@ -52,7 +53,7 @@ fn served<'a>(
             copy.ports.iter().filter_map(move |(number, target)| {
                 let service = world.own.services.get(name)?;
                 let port = super::outbound::carried(&service.ports, *number)?;
-                Some((*target, name, port.protocol.is_http()))
+                Some((*target, name, port.protocol))
             })
         })
     })

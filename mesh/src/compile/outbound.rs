@@ -25,10 +25,11 @@ pub(super) fn listener(world: &World, name: &str) -> Option<Resource> {
     let target = world.target_at(address)?;
     let port = carried(target.ports, port)?;
     let cluster = ClusterName::outbound(port.number, "", target.host);
-    let target_of = if port.protocol.is_http() {
-        OutboundTarget::Http { route: cluster.to_string() }
-    } else {
-        OutboundTarget::Tcp { cluster }
+    let route = cluster.to_string();
+    let target_of = match port.protocol {
+        Protocol::Http | Protocol::Http2 | Protocol::Grpc => OutboundTarget::Http { route },
+        Protocol::Auto => OutboundTarget::Auto { route, cluster },
+        Protocol::Tcp | Protocol::Udp => OutboundTarget::Tcp { cluster },
     };
     Some(Resource::Listener(Listener::Outbound(OutboundListener {
         address: SocketAddr::new(address, port.number),
@@ -78,7 +79,7 @@ pub(super) fn route(world: &World, name: &str) -> Option<Resource> {
     let cluster: ClusterName = name.parse().ok()?;
     let port = named(world, &cluster)?.port;
     let route = Route { name: name.into(), cluster, timeout_ms: 0, retry: Retry::default() };
-    port.protocol.is_http().then_some(Resource::Route(route))
+    port.protocol.may_be_http().then_some(Resource::Route(route))
 }
 
 pub(super) fn cluster(world: &World, view: &View, name: &ClusterName) -> Option<Resource> {
@@ -89,7 +90,7 @@ pub(super) fn cluster(world: &World, view: &View, name: &ClusterName) -> Option<
     let sni = Sni { port: name.port, subset: name.subset.clone(), host: found.host };
     let mut cluster = plain(name.clone());
     cluster.sni = sni.to_string();
-    cluster.http = found.port.protocol.is_http();
+    cluster.protocol = found.port.protocol;
     apply(&mut cluster, policies.into_iter().flatten());
     cluster.server_identities = identities(world, &found.target);
     Some(Resource::Cluster(cluster))
@@ -100,7 +101,7 @@ pub(super) fn plain(name: ClusterName) -> Cluster {
     Cluster {
         name,
         sni: String::new(),
-        http: false,
+        protocol: Protocol::Tcp,
         load_balancing: LoadBalancing::LeastRequest,
         connect_timeout_ms: CONNECT_TIMEOUT_MS,
         outlier: crate::program::OutlierDetection::default(),
@@ -385,7 +386,7 @@ pub(super) fn names(world: &World, view: &View, kind: ResourceKind) -> Vec<Resou
                     let held = target.addresses.iter().filter(|ip| world.holds(&target, **ip));
                     names.extend(held.map(|ip| ResourceName::outbound(*ip, port.number)));
                 }
-                ResourceKind::Route if port.protocol.is_http() => {
+                ResourceKind::Route if port.protocol.may_be_http() => {
                     names.insert(cluster(""));
                 }
                 ResourceKind::Cluster | ResourceKind::Endpoints => {

@@ -53,7 +53,7 @@ fn show(resource: Option<Arc<Resource>>) -> String {
             let domains: Vec<&str> = it.trust_domains.iter().map(|it| it.as_str()).collect();
             writeln!(seen, "{:?} for {}", it.mtls, domains.join(" ")).unwrap();
             for (port, how) in &it.ports {
-                writeln!(seen, "{port} {:?} http={} {}", how.mtls, how.http, how.service).unwrap();
+                writeln!(seen, "{port} {:?} {} {}", how.mtls, how.protocol, how.service).unwrap();
             }
         }
         Resource::Listener(Listener::Gateway(it)) => {
@@ -369,51 +369,51 @@ fn peer_authentication_is_port_over_workload_over_namespace_over_mesh() {
         h,
         ResourceName::inbound(),
         expect![[r#"
-        Permissive for caller.mesh east.mesh
-        8080 Permissive http=true shop/hello
-        9000 Permissive http=false shop/hello
-    "#]],
+            Permissive for caller.mesh east.mesh
+            8080 Permissive http shop/hello
+            9000 Permissive tcp shop/hello
+        "#]],
     );
     check(
         &mesh,
         h,
         ResourceName::inbound(),
         expect![[r#"
-        Strict for caller.mesh east.mesh
-        8080 Strict http=true shop/hello
-        9000 Strict http=false shop/hello
-    "#]],
+            Strict for caller.mesh east.mesh
+            8080 Strict http shop/hello
+            9000 Strict tcp shop/hello
+        "#]],
     );
     check(
         &whole,
         h,
         ResourceName::inbound(),
         expect![[r#"
-        Disable for caller.mesh east.mesh
-        8080 Disable http=true shop/hello
-        9000 Disable http=false shop/hello
-    "#]],
+            Disable for caller.mesh east.mesh
+            8080 Disable http shop/hello
+            9000 Disable tcp shop/hello
+        "#]],
     );
     check(
         &one,
         h,
         ResourceName::inbound(),
         expect![[r#"
-        Permissive for caller.mesh east.mesh
-        7 Disable http=false 
-        8080 Strict http=true shop/hello
-        9000 Permissive http=false shop/hello
-    "#]],
+            Permissive for caller.mesh east.mesh
+            7 Disable tcp 
+            8080 Strict http shop/hello
+            9000 Permissive tcp shop/hello
+        "#]],
     );
     check(
         &one,
         "sidecar shop/g eu/a",
         ResourceName::inbound(),
         expect![[r#"
-        Disable for caller.mesh east.mesh
-        8080 Disable http=true shop/hello
-        9000 Disable http=false shop/hello
-    "#]],
+            Disable for caller.mesh east.mesh
+            8080 Disable http shop/hello
+            9000 Disable tcp shop/hello
+        "#]],
     );
     check(&one, "sidecar shop/nobody eu/a", ResourceName::inbound(), expect!["absent"]);
 }

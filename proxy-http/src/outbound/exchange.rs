@@ -1,21 +1,22 @@
 //! One request's attempts: whom to ask, when to ask somebody else, and when to give up (decision 14).
 
 use super::{Context, Destination, Key, Peer, Waiting};
-use crate::body::{Payload, RequestBody};
 use crate::budget::Away;
-use crate::headers::{SOURCE, UNSENT, UNSERVED};
-use crate::inbound::build;
-use crate::pool::Connection;
+use crate::connection::Connection;
+use crate::grpc;
+use crate::headers::{self, SOURCE, UNSENT, UNSERVED};
+use crate::payload::Payload;
+use crate::version::Wire;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use http::request::Parts;
-use http::{Request, Response, StatusCode};
+use http::{Response, StatusCode};
 use hyper::body::Incoming;
 use mesh::program::Retry;
 use proxy::{ConnectFailed, InFlight, Outcome, Picked, Upstream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 /// Kept connections that prove dead before one is made anew.
@@ -32,6 +33,11 @@ pub(super) struct Exchange<'a> {
     /// Its method may be sent twice.
     pub(super) repeatable: bool,
     pub(super) parts: &'a Parts,
+    /// How the next hop is spoken to.
+    pub(super) wire: Wire,
+    /// The client takes trailers.
+    pub(super) trailers: bool,
+    pub(super) payload: Payload,
     /// Bytes of the body that were sent.
     pub(super) requested: Arc<AtomicU64>,
 }
@@ -71,9 +77,11 @@ pub(super) enum Step {
         connection: Connection<Peer>,
         use_: Use,
     },
-    /// The connection was dead before a byte of this request was written.
+    /// The connection was dead before a byte of this request was written, or its server said that
+    /// it did nothing with it.
     Unsent {
-        request: Request<RequestBody>,
+        /// The server said so.
+        refused: bool,
         use_: Use,
     },
     Broken {
@@ -100,8 +108,6 @@ impl Use {
 /// What an exchange knows so far.
 struct Progress<'a> {
     steps: FuturesUnordered<BoxFuture<'a, Step>>,
-    /// `None` once a stream went out.
-    payload: Option<Payload>,
     /// Attempts that were begun; those on stale connections do not count.
     attempts: u32,
     stale: u32,
@@ -131,10 +137,9 @@ impl Progress<'_> {
 }
 
 impl<'a> Exchange<'a> {
-    pub(super) async fn run(&'a self, payload: Payload) -> Result<Answer, Failure> {
+    pub(super) async fn run(&'a self) -> Result<Answer, Failure> {
         let mut progress = Progress {
             steps: FuturesUnordered::new(),
-            payload: Some(payload),
             attempts: 0,
             stale: 0,
             tried: Vec::new(),
@@ -206,14 +211,17 @@ impl<'a> Exchange<'a> {
                     progress.tried.push(key);
                     self.again(&mut progress, "connect", None);
                 }
-                Step::Unsent { request, use_ } => {
+                Step::Unsent { refused, use_ } => {
                     progress.over(&use_);
-                    self.restore(&mut progress, request.into_body());
+                    if refused {
+                        progress.tried.push(use_.key());
+                    }
                     progress.stale += 1;
                     progress.attempts = progress.attempts.saturating_sub(1);
                     let reason = "connections ended before the request was sent".to_owned();
                     progress.last = Some(self.failure(&progress, "UF", reason, Some(&use_)));
-                    if progress.stale <= STALE_MAX + self.retry.attempts {
+                    let may = self.payload.is_complete();
+                    if may && progress.stale <= STALE_MAX + self.retry.attempts {
                         self.again(&mut progress, "stale", None);
                     }
                 }
@@ -238,9 +246,9 @@ impl<'a> Exchange<'a> {
                     // connection leads nowhere good: it is dropped, and another workload is asked.
                     progress.tried.push(key.clone());
                     let may = match marker {
-                        Unserved::Unsent => matches!(progress.payload, Some(Payload::Whole(_))),
+                        Unserved::Unsent => self.payload.is_complete(),
                         Unserved::Reset => {
-                            self.is_replayable(&progress) && self.permit(&key, None).is_some()
+                            self.is_replayable() && self.permit(&key, None).is_some()
                         }
                     };
                     if !(may && self.again(&mut progress, "unserved", None))
@@ -265,13 +273,13 @@ impl<'a> Exchange<'a> {
         self.destination.suspect(&key);
         let place = use_.peer.endpoint.address;
         let (flags, reason) = if problem.is_parse() {
-            ("UPE", format!("{place} answered with what is no HTTP/1.1: {problem}"))
+            ("UPE", format!("{place} answered with what is no HTTP: {problem}"))
         } else {
             ("UC", format!("{place} ended the connection before a response: {problem}"))
         };
         progress.last = Some(self.failure(progress, flags, reason, Some(use_)));
         progress.tried.push(key.clone());
-        if problem.is_parse() || !self.is_replayable(progress) {
+        if problem.is_parse() || !self.is_replayable() {
             return;
         }
         // A kept connection that its server closed while we began to use it says nothing about load.
@@ -289,7 +297,7 @@ impl<'a> Exchange<'a> {
         late.in_flight.report(Outcome::Slow);
         self.destination.suspect(&key);
         progress.tried.push(key.clone());
-        if self.is_replayable(progress) {
+        if self.is_replayable() {
             self.another(progress, "hedge", Some(&key), true);
         }
     }
@@ -352,14 +360,8 @@ impl<'a> Exchange<'a> {
         destination.budget.withdraw(self.retry, Instant::now()).then_some(None)
     }
 
-    fn is_replayable(&self, progress: &Progress<'_>) -> bool {
-        self.repeatable && matches!(progress.payload, Some(Payload::Whole(_)))
-    }
-
-    fn restore(&self, progress: &mut Progress<'_>, body: RequestBody) {
-        if let RequestBody::Stream { prefix, rest, .. } = body {
-            progress.payload = Some(Payload::Stream { prefix, rest });
-        }
+    fn is_replayable(&self) -> bool {
+        self.repeatable && self.payload.is_whole()
     }
 
     /// Finds a connection to `picked`, kept or new.
@@ -377,32 +379,26 @@ impl<'a> Exchange<'a> {
     }
 
     fn send(&'a self, progress: &mut Progress<'a>, mut connection: Connection<Peer>, use_: Use) {
-        let body = match progress.payload.take() {
-            Some(Payload::Whole(bytes)) => {
-                self.requested.store(bytes.len() as u64, Ordering::Relaxed);
-                progress.payload = Some(Payload::Whole(bytes.clone()));
-                RequestBody::Whole(bytes)
-            }
-            Some(Payload::Stream { prefix, rest }) => {
-                RequestBody::Stream { prefix, rest, sent: self.requested.clone() }
-            }
-            // A stream is out already, and only replayable requests have a second attempt then.
-            None => return,
-        };
-        connection.served += 1;
-        let mut request = build(self.parts, body);
+        let body = self.payload.body(&self.requested);
+        let host = &self.destination.name.host;
+        let mut request = headers::frame(self.parts, connection.wire(), self.trailers, host, body);
         if connection.about.endpoint.tls
             && let Some(source) = self.context.source()
         {
             request.headers_mut().insert(SOURCE, source);
         }
         progress.steps.push(Box::pin(async move {
-            match connection.sender.try_send_request(request).await {
+            match connection.try_send(request).await {
                 Ok(response) => Step::Answered { response, connection, use_ },
-                Err(mut failed) => match failed.take_message() {
-                    Some(request) => Step::Unsent { request, use_ },
-                    None => Step::Broken { problem: failed.into_error(), use_ },
-                },
+                Err(mut failed) => {
+                    let unsent = failed.take_message().is_some();
+                    let problem = failed.into_error();
+                    let refused = grpc::is_refused(&problem);
+                    match unsent || refused {
+                        true => Step::Unsent { refused, use_ },
+                        false => Step::Broken { problem, use_ },
+                    }
+                }
             }
         }));
     }

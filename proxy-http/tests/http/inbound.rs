@@ -31,7 +31,11 @@ async fn sidecar(application: SocketAddr, meshed: bool) -> (SocketAddr, Metrics)
                     server_name: None,
                 };
                 let service = "client.shop.svc.cluster.local".into();
-                let to = Application { address: application, service };
+                let to = Application {
+                    address: application,
+                    service,
+                    protocol: mesh::name::Protocol::Http,
+                };
                 http.inbound(stream, to, downstream, &live).await;
             });
         }

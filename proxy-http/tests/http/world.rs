@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
-use mesh::name::{ClusterId, Hostname, Identity};
+use mesh::name::{ClusterId, Hostname, Identity, Protocol};
 use mesh::program::{
     Cluster, ClusterName, ConnectionPool, Endpoints, LbEndpoint, LoadBalancing, LocalityGroup,
     OutlierDetection, Program, Resource, ResourceKind, ResourceName, Retry, Route, Snapshot,
@@ -252,6 +252,7 @@ pub(crate) struct World {
     snapshot: watch::Sender<Arc<Snapshot>>,
     route: Route,
     endpoints: Vec<SocketAddr>,
+    protocol: Protocol,
 }
 
 pub(crate) fn options(
@@ -293,6 +294,14 @@ impl World {
     }
 
     pub(crate) async fn with(endpoints: Vec<SocketAddr>, adapt: impl Fn(&mut Route)) -> Self {
+        Self::speaking(Protocol::Http, endpoints, adapt).await
+    }
+
+    pub(crate) async fn speaking(
+        protocol: Protocol,
+        endpoints: Vec<SocketAddr>,
+        adapt: impl Fn(&mut Route),
+    ) -> Self {
         let host: Hostname = "hello.shop.global".parse().unwrap();
         let mut route = Route {
             name: "hello".into(),
@@ -307,7 +316,7 @@ impl World {
         let http = Http::new(options(&metrics, &drain, receiver));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let world = Self { http, metrics, drain, address, snapshot, route, endpoints };
+        let world = Self { http, metrics, drain, address, snapshot, route, endpoints, protocol };
         world.publish("hello");
         let (http, drain) = (world.http.clone(), world.drain.clone());
         tokio::spawn(async move {
@@ -332,7 +341,7 @@ impl World {
         let cluster = Cluster {
             name: name.clone(),
             sni: "outbound_.80_._.hello.shop.global".into(),
-            http: true,
+            protocol: self.protocol,
             load_balancing: LoadBalancing::RoundRobin,
             connect_timeout_ms: 1_000,
             outlier: OutlierDetection::default(),

@@ -85,7 +85,7 @@ impl Settings {
             | None => Cluster {
                 name: name.clone(),
                 sni: String::new(),
-                http: false,
+                protocol: mesh::name::Protocol::Tcp,
                 load_balancing: mesh::program::LoadBalancing::LeastRequest,
                 connect_timeout_ms: 0,
                 outlier: Default::default(),

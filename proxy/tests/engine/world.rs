@@ -247,7 +247,7 @@ pub fn snapshot(tiers: &[&[LbEndpoint]]) -> Snapshot {
     let cluster = Cluster {
         name,
         sni: "outbound_.80_._.hello.shop.global".into(),
-        http: false,
+        protocol: mesh::name::Protocol::Tcp,
         load_balancing: LoadBalancing::RoundRobin,
         connect_timeout_ms: 1_000,
         outlier: OutlierDetection { base_ejection_ms: 400, ..OutlierDetection::default() },

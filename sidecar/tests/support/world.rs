@@ -1,7 +1,7 @@
 //! A small mesh in a file: identities, the resources of two pods, and what applications say.
 
 use mesh::inventory::MtlsMode;
-use mesh::name::{ClusterId, Hostname, Identity, TrustDomain};
+use mesh::name::{ClusterId, Hostname, Identity, Protocol, TrustDomain};
 use mesh::program::{
     Cluster, ClusterName, ConnectionPool, Endpoints, InboundListener, InboundPort, LbEndpoint,
     Listener, LoadBalancing, LocalityGroup, OutboundListener, OutboundTarget, OutlierDetection,
@@ -149,7 +149,7 @@ pub(crate) fn program(destinations: &[Destination], ports: &[(u16, MtlsMode, boo
             *port,
             InboundPort {
                 mtls: *mtls,
-                http: *http,
+                protocol: if *http { Protocol::Http } else { Protocol::Tcp },
                 service: "hello.shop.svc.cluster.local".into(),
             },
         )
@@ -197,7 +197,7 @@ pub(crate) fn program(destinations: &[Destination], ports: &[(u16, MtlsMode, boo
         let settings = Cluster {
             name: cluster.clone(),
             sni: format!("outbound_.{port}_._.hello.shop.global"),
-            http: *http,
+            protocol: if *http { Protocol::Http } else { Protocol::Tcp },
             load_balancing: LoadBalancing::RoundRobin,
             connect_timeout_ms: 1_000,
             outlier: OutlierDetection::default(),

@@ -16,17 +16,19 @@ use envoy_types::pb::envoy::config::cluster::v3::{
     },
 };
 use envoy_types::pb::envoy::config::core::v3::{
-    BindConfig, Http1ProtocolOptions, HttpProtocolOptions as Connection, TcpKeepalive,
+    BindConfig, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Connection,
+    TcpKeepalive,
 };
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::{
     HttpProtocolOptions,
     http_protocol_options::{
-        ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
+        ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
+        explicit_http_config::ProtocolConfig,
     },
 };
 use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf::Struct;
-use mesh::name::{ClusterId, Identity};
+use mesh::name::{ClusterId, Identity, Protocol};
 use mesh::program::{Cluster, ConnectionPool, Direction, LoadBalancing, OutlierDetection};
 use mesh::world::Dialect;
 use serde::{Deserialize, Serialize};
@@ -41,7 +43,7 @@ const INBOUND_SOURCE: &str = "127.0.0.6:0";
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Own {
     sni: String,
-    http: bool,
+    protocol: Protocol,
     server_identities: BTreeMap<ClusterId, BTreeSet<Identity>>,
 }
 
@@ -50,7 +52,7 @@ pub(super) fn encode(cluster: &Cluster, dialect: Dialect) -> wire::Cluster {
         Dialect::Isthmus => {
             let metadata = own::write(&Own {
                 sni: cluster.sni.clone(),
-                http: cluster.http,
+                protocol: cluster.protocol,
                 server_identities: cluster.server_identities.clone(),
             });
             let timeout = duration(cluster.connect_timeout_ms);
@@ -93,7 +95,7 @@ fn common(cluster: &Cluster, dialect: Dialect) -> wire::Cluster {
         outlier_detection: Some(ejection(&cluster.outlier, dialect)),
         typed_extension_protocol_options: [(
             HTTP_OPTIONS.to_owned(),
-            wire::pack(&http_options(&cluster.pool)),
+            wire::pack(&http_options(&cluster.pool, cluster.protocol)),
         )]
         .into(),
         ..Default::default()
@@ -135,21 +137,34 @@ fn ejection(outlier: &OutlierDetection, dialect: Dialect) -> Ejection {
     }
 }
 
-fn http_options(pool: &ConnectionPool) -> HttpProtocolOptions {
+fn http_options(pool: &ConnectionPool, protocol: Protocol) -> HttpProtocolOptions {
     let requests = pool.max_requests_per_connection;
+    let explicit = |config| {
+        let protocol_config = Some(config);
+        UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config })
+    };
+    let upstream = match protocol {
+        Protocol::Http => {
+            explicit(ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default()))
+        }
+        Protocol::Http2 | Protocol::Grpc => {
+            explicit(ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions::default()))
+        }
+        Protocol::Tcp | Protocol::Udp | Protocol::Auto => {
+            UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
+                http_protocol_options: Some(Http1ProtocolOptions::default()),
+                http2_protocol_options: Some(Http2ProtocolOptions::default()),
+                ..Default::default()
+            })
+        }
+    };
     HttpProtocolOptions {
         common_http_protocol_options: Some(Connection {
             idle_timeout: duration(pool.idle_timeout_ms),
             max_requests_per_connection: if requests == 0 { None } else { uint(requests) },
             ..Default::default()
         }),
-        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(
-            ExplicitHttpConfig {
-                protocol_config: Some(ProtocolConfig::HttpProtocolOptions(
-                    Http1ProtocolOptions::default(),
-                )),
-            },
-        )),
+        upstream_protocol_options: Some(upstream),
         ..Default::default()
     }
 }
@@ -207,7 +222,12 @@ fn socket_matches(cluster: &Cluster) -> Vec<TransportSocketMatch> {
     if cluster.name.direction == Direction::SniDnat {
         return Vec::new();
     }
-    let alpn = if cluster.http { "istio-http/1.1" } else { "istio" };
+    let alpn = match cluster.protocol {
+        Protocol::Http => "istio-http/1.1",
+        Protocol::Http2 | Protocol::Grpc => "istio-h2",
+        // One name for all its connections: bytes, whatever they are.
+        Protocol::Tcp | Protocol::Udp | Protocol::Auto => "istio",
+    };
     let matching = |name: String, criteria, socket| TransportSocketMatch {
         name,
         r#match: Some(criteria),
@@ -241,7 +261,7 @@ pub(super) fn decode(cluster: &wire::Cluster) -> Result<Cluster, Wrong> {
     Ok(Cluster {
         name: read_cluster_name("name", &cluster.name)?,
         sni: own.sni,
-        http: own.http,
+        protocol: own.protocol,
         load_balancing: decode_policy(cluster.lb_policy)?,
         connect_timeout_ms: read_duration("connect_timeout", cluster.connect_timeout.as_ref())?,
         outlier: decode_ejection(outlier).map_err(|wrong| wrong.within("outlier_detection"))?,

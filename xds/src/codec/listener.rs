@@ -3,7 +3,9 @@
 use super::own;
 use super::wire::{self, Wrong, ads, read_address, read_cluster_name, required, wrong};
 use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
-use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, filter::ConfigType};
+use envoy_types::pb::envoy::config::listener::v3::{
+    Filter, FilterChain, FilterChainMatch, filter::ConfigType,
+};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, Rds, http_connection_manager::RouteSpecifier,
 };
@@ -12,7 +14,7 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
 };
 use envoy_types::pb::google::protobuf::Any;
 use mesh::inventory::MtlsMode;
-use mesh::name::{Hostname, TrustDomain};
+use mesh::name::{Hostname, Protocol, TrustDomain};
 use mesh::program::{
     ClusterName, GatewayListener, InboundListener, InboundPort, Listener, OutboundListener,
     OutboundTarget,
@@ -56,7 +58,7 @@ enum Own {
 struct OwnPort {
     port: u16,
     mtls: MtlsMode,
-    http: bool,
+    protocol: Protocol,
     service: String,
 }
 
@@ -83,45 +85,41 @@ pub(super) fn encode(name: &str, listener: &Listener, dialect: Dialect) -> wire:
 }
 
 fn encode_own(name: &str, listener: &Listener) -> wire::Listener {
-    let (own, direction) =
-        match listener {
-            Listener::Outbound(OutboundListener { address, host, target }) => {
-                return wire::Listener {
-                    name: name.to_owned(),
-                    address: wire::address(*address),
-                    filter_chains: vec![FilterChain {
-                        filters: vec![target_filter(target)],
-                        ..Default::default()
-                    }],
-                    traffic_direction: TrafficDirection::Outbound as i32,
-                    metadata: own::write(&Own::Outbound { host: host.clone() }),
-                    ..Default::default()
-                };
-            }
-            Listener::Inbound(InboundListener { mtls, ports, trust_domains }) => {
-                let ports = ports.iter().map(|(&port, InboundPort { mtls, http, service })| {
-                    OwnPort { port, mtls: *mtls, http: *http, service: service.clone() }
-                });
-                let own = Own::Inbound {
-                    mtls: *mtls,
-                    ports: ports.collect(),
-                    trust_domains: trust_domains.clone(),
-                };
-                (own, TrafficDirection::Inbound)
-            }
-            Listener::Gateway(GatewayListener { routes, probe }) => {
-                let routes = routes.iter().map(|(sni, cluster)| {
-                    if *cluster == ClusterName::sni(sni) {
-                        OwnRoute::Same(sni.clone())
-                    } else {
-                        let (sni, cluster) = (sni.clone(), cluster.clone());
-                        OwnRoute::Other(OtherRoute { sni, cluster })
-                    }
-                });
-                let own = Own::Gateway { probe: probe.clone(), routes: routes.collect() };
-                (own, TrafficDirection::Unspecified)
-            }
-        };
+    let (own, direction) = match listener {
+        Listener::Outbound(OutboundListener { address, host, target }) => {
+            return wire::Listener {
+                name: name.to_owned(),
+                address: wire::address(*address),
+                filter_chains: chains(target, http_by_route, tcp_to),
+                traffic_direction: TrafficDirection::Outbound as i32,
+                metadata: own::write(&Own::Outbound { host: host.clone() }),
+                ..Default::default()
+            };
+        }
+        Listener::Inbound(InboundListener { mtls, ports, trust_domains }) => {
+            let ports = ports.iter().map(|(&port, InboundPort { mtls, protocol, service })| {
+                OwnPort { port, mtls: *mtls, protocol: *protocol, service: service.clone() }
+            });
+            let own = Own::Inbound {
+                mtls: *mtls,
+                ports: ports.collect(),
+                trust_domains: trust_domains.clone(),
+            };
+            (own, TrafficDirection::Inbound)
+        }
+        Listener::Gateway(GatewayListener { routes, probe }) => {
+            let routes = routes.iter().map(|(sni, cluster)| {
+                if *cluster == ClusterName::sni(sni) {
+                    OwnRoute::Same(sni.clone())
+                } else {
+                    let (sni, cluster) = (sni.clone(), cluster.clone());
+                    OwnRoute::Other(OtherRoute { sni, cluster })
+                }
+            });
+            let own = Own::Gateway { probe: probe.clone(), routes: routes.collect() };
+            (own, TrafficDirection::Unspecified)
+        }
+    };
     wire::Listener {
         name: name.to_owned(),
         traffic_direction: direction as i32,
@@ -130,28 +128,57 @@ fn encode_own(name: &str, listener: &Listener) -> wire::Listener {
     }
 }
 
-fn target_filter(target: &OutboundTarget) -> Filter {
+/// What Envoy's `http_inspector` finds in a connection's first bytes.
+const SNIFFED_HTTP: [&str; 3] = ["http/1.0", "http/1.1", "h2c"];
+
+/// One chain for what a target says, or one for requests and one for all else.
+fn chains(
+    target: &OutboundTarget,
+    http: impl Fn(&str) -> Filter,
+    tcp: impl Fn(&ClusterName) -> Filter,
+) -> Vec<FilterChain> {
+    let chain = |filter| FilterChain { filters: vec![filter], ..Default::default() };
     match target {
-        OutboundTarget::Http { route } => filter(
-            HTTP,
-            &HttpConnectionManager {
-                stat_prefix: route.clone(),
-                route_specifier: Some(RouteSpecifier::Rds(Rds {
-                    config_source: ads(),
-                    route_config_name: route.clone(),
-                })),
+        OutboundTarget::Http { route } => vec![chain(http(route))],
+        OutboundTarget::Tcp { cluster } => vec![chain(tcp(cluster))],
+        OutboundTarget::Auto { route, cluster } => {
+            let sniffed = FilterChainMatch {
+                application_protocols: SNIFFED_HTTP.map(str::to_owned).to_vec(),
                 ..Default::default()
-            },
-        ),
-        OutboundTarget::Tcp { cluster } => filter(
-            TCP,
-            &TcpProxy {
-                stat_prefix: cluster.to_string(),
-                cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_string())),
-                ..Default::default()
-            },
-        ),
+            };
+            let named = |name: &str, chain| FilterChain { name: name.to_owned(), ..chain };
+            let requests = named("http", chain(http(route)));
+            vec![
+                FilterChain { filter_chain_match: Some(sniffed), ..requests },
+                named("tcp", chain(tcp(cluster))),
+            ]
+        }
     }
+}
+
+fn http_by_route(route: &str) -> Filter {
+    filter(
+        HTTP,
+        &HttpConnectionManager {
+            stat_prefix: route.to_owned(),
+            route_specifier: Some(RouteSpecifier::Rds(Rds {
+                config_source: ads(),
+                route_config_name: route.to_owned(),
+            })),
+            ..Default::default()
+        },
+    )
+}
+
+fn tcp_to(cluster: &ClusterName) -> Filter {
+    filter(
+        TCP,
+        &TcpProxy {
+            stat_prefix: cluster.to_string(),
+            cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_string())),
+            ..Default::default()
+        },
+    )
 }
 
 pub(super) fn filter<M: prost::Message + Name>(name: &str, config: &M) -> Filter {
@@ -168,8 +195,8 @@ pub(super) fn decode(listener: &wire::Listener) -> Result<Listener, Wrong> {
         })),
         Own::Inbound { mtls, ports, trust_domains } => {
             let mut by_port = BTreeMap::new();
-            for OwnPort { port, mtls, http, service } in ports {
-                if by_port.insert(port, InboundPort { mtls, http, service }).is_some() {
+            for OwnPort { port, mtls, protocol, service } in ports {
+                if by_port.insert(port, InboundPort { mtls, protocol, service }).is_some() {
                     let problem = format!("has port {port} twice");
                     return Err(wrong("metadata.filter_metadata.isthmus.ports", problem));
                 }
@@ -190,12 +217,23 @@ pub(super) fn decode(listener: &wire::Listener) -> Result<Listener, Wrong> {
 }
 
 fn decode_target(listener: &wire::Listener) -> Result<OutboundTarget, Wrong> {
-    let at = "filter_chains[0].filters[0].typed_config";
-    let [chain] = &listener.filter_chains[..] else {
-        return Err(wrong("filter_chains", "must be exactly one"));
-    };
+    match &listener.filter_chains[..] {
+        [chain] => decode_chain(chain, 0),
+        [requests, others] => match (decode_chain(requests, 0)?, decode_chain(others, 1)?) {
+            (OutboundTarget::Http { route }, OutboundTarget::Tcp { cluster }) => {
+                Ok(OutboundTarget::Auto { route, cluster })
+            }
+            _ => Err(wrong("filter_chains", "must be one for requests and one for bytes")),
+        },
+        _ => Err(wrong("filter_chains", "must be one, or one for requests and one for bytes")),
+    }
+}
+
+fn decode_chain(chain: &FilterChain, index: usize) -> Result<OutboundTarget, Wrong> {
+    let at = &format!("filter_chains[{index}].filters[0].typed_config");
     let [filter] = &chain.filters[..] else {
-        return Err(wrong("filter_chains[0].filters", "must be exactly one"));
+        let chain = &format!("filter_chains[{index}].filters");
+        return Err(wrong(chain, "must be exactly one"));
     };
     let config: &Any = match &filter.config_type {
         Some(ConfigType::TypedConfig(config)) => config,

@@ -177,10 +177,13 @@ fn cluster_name(cluster: &ClusterName) -> ResourceName {
 /// What a resource refers to directly.
 fn leads_to(resource: &Resource) -> Vec<ResourceName> {
     match resource {
-        Resource::Listener(Listener::Outbound(outbound)) => vec![match &outbound.target {
-            OutboundTarget::Http { route } => ResourceName::new(ResourceKind::Route, route),
-            OutboundTarget::Tcp { cluster } => cluster_name(cluster),
-        }],
+        Resource::Listener(Listener::Outbound(outbound)) => match &outbound.target {
+            OutboundTarget::Http { route } => vec![ResourceName::new(ResourceKind::Route, route)],
+            OutboundTarget::Tcp { cluster } => vec![cluster_name(cluster)],
+            OutboundTarget::Auto { route, cluster } => {
+                vec![ResourceName::new(ResourceKind::Route, route), cluster_name(cluster)]
+            }
+        },
         Resource::Listener(Listener::Gateway(gateway)) => {
             gateway.routes.values().map(cluster_name).collect()
         }

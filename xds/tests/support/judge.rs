@@ -184,7 +184,9 @@ fn inline_routes(program: &Program, listeners: &[Listener]) -> Vec<Listener> {
             else {
                 unreachable!("listeners have addresses");
             };
-            let port = core::socket_address::PortSpecifier::PortValue(81);
+            // A port of its own, beside the listener it copies.
+            let port = 20_000 + u32::try_from(copies.len()).unwrap();
+            let port = core::socket_address::PortSpecifier::PortValue(port);
             socket.port_specifier = Some(port);
             copies.push(copy);
         }

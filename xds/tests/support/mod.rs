@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test uses a part")]
 
 use mesh::inventory::MtlsMode;
-use mesh::name::{Hostname, Locality};
+use mesh::name::{Hostname, Locality, Protocol};
 use mesh::program::*;
 use mesh::sni::{Sni, probe_host};
 use mesh::zone::Zone;
@@ -18,13 +18,13 @@ pub(crate) fn outbound(port: u16, host_name: &str) -> ClusterName {
     ClusterName::outbound(port, "", &host(host_name))
 }
 
-pub(crate) fn cluster(name: ClusterName, http: bool) -> Cluster {
+pub(crate) fn cluster(name: ClusterName, protocol: Protocol) -> Cluster {
     let identity = |domain: &str| format!("spiffe://{domain}/ns/shop/sa/hello").parse().unwrap();
     let sni = format!("outbound_.{}_.{}_.{}", name.port, name.subset, name.host);
     Cluster {
         name,
         sni,
-        http,
+        protocol,
         load_balancing: LoadBalancing::LeastRequest,
         connect_timeout_ms: 1_000,
         outlier: OutlierDetection::default(),
@@ -89,14 +89,15 @@ pub(crate) fn program() -> Program {
     let sni: Sni = "outbound_.80_._.hello.shop.svc.cluster.local".parse().unwrap();
     let alias: Sni = "outbound_.80_.v1_.hello.shop.global".parse().unwrap();
     let behind = ClusterName::sni(&sni);
-    let inbound_port = |mtls, http| InboundPort { mtls, http, service: "hello.shop".into() };
+    let inbound_port =
+        |mtls, protocol| InboundPort { mtls, protocol, service: "hello.shop".into() };
     let inbound = InboundListener {
         mtls: MtlsMode::Permissive,
         ports: BTreeMap::from([
-            (8080, inbound_port(MtlsMode::Strict, true)),
-            (8081, inbound_port(MtlsMode::Permissive, true)),
-            (5432, inbound_port(MtlsMode::Permissive, false)),
-            (9090, inbound_port(MtlsMode::Disable, false)),
+            (8080, inbound_port(MtlsMode::Strict, Protocol::Http)),
+            (8081, inbound_port(MtlsMode::Permissive, Protocol::Auto)),
+            (5432, inbound_port(MtlsMode::Permissive, Protocol::Tcp)),
+            (9090, inbound_port(MtlsMode::Disable, Protocol::Grpc)),
         ]),
         trust_domains: ["east.mesh", "west.mesh"].map(|d| d.parse().unwrap()).into(),
     };
@@ -132,16 +133,18 @@ pub(crate) fn program() -> Program {
         (ResourceName::root_ca(), Resource::Secret(roots)),
         (ResourceName::zone(), Resource::Zone(zone)),
     ];
-    for (name, is_http) in [(http, true), (tcp, false), (behind, false)] {
+    let clusters = [(http, Protocol::Http), (tcp, Protocol::Tcp), (behind, Protocol::Tcp)];
+    for (name, protocol) in clusters {
         let text = name.to_string();
         let members = Resource::Endpoints(endpoints(name.clone()));
         all.push((ResourceName::new(ResourceKind::Endpoints, text.clone()), members));
-        let value = Resource::Cluster(cluster(name, is_http));
+        let value = Resource::Cluster(cluster(name, protocol));
         all.push((ResourceName::new(ResourceKind::Cluster, text), value));
     }
     {
         let name = ClusterName::inbound(0);
-        let value = Cluster { server_identities: BTreeMap::new(), ..cluster(name.clone(), true) };
+        let value =
+            Cluster { server_identities: BTreeMap::new(), ..cluster(name.clone(), Protocol::Http) };
         let name = ResourceName::new(ResourceKind::Cluster, name.to_string());
         all.push((name, Resource::Cluster(value)));
     }

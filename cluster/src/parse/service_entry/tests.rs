@@ -209,7 +209,7 @@ fn reserved_and_foreign_hosts_are_refused() {
             addresses: []
             ports:
             - number: 80
-              protocol: tcp
+              protocol: auto
               name: ""
             endpoints: []
             subject_alt_names: []

@@ -1,6 +1,6 @@
 //! Listeners as a real Envoy runs them.
 
-use super::{HTTP, TCP, filter};
+use super::{HTTP, TCP, chains, filter};
 use crate::codec::{tls, wire};
 use envoy_types::pb::envoy::config::core::v3::{
     DataSource, TrafficDirection, TransportSocket, data_source::Specifier,
@@ -13,6 +13,7 @@ use envoy_types::pb::envoy::config::route::v3::{
     route_action::ClusterSpecifier as RouteCluster, route_match::PathSpecifier,
 };
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use envoy_types::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::filters::network::direct_response::v3::Config as Direct;
@@ -25,6 +26,7 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
 };
 use envoy_types::pb::google::protobuf::{BoolValue, Duration};
 use mesh::inventory::MtlsMode;
+use mesh::name::Protocol;
 use mesh::program::{
     ClusterName, GatewayListener, InboundListener, InboundPort, Listener, OutboundListener,
     OutboundTarget,
@@ -43,7 +45,7 @@ const GATEWAY_PORT: u16 = 15443;
 const MESH_ALPN: [&str; 5] =
     ["istio-peer-exchange", "istio", "istio-http/1.0", "istio-http/1.1", "istio-h2"];
 /// What an inbound listener selects from; never `istio-peer-exchange` (decision 5).
-const INBOUND_HTTP_ALPN: [&str; 2] = ["istio-http/1.1", "http/1.1"];
+const INBOUND_HTTP_ALPN: [&str; 4] = ["istio-h2", "istio-http/1.1", "h2", "http/1.1"];
 const INBOUND_TCP_ALPN: [&str; 1] = ["istio"];
 
 /// The listener that owns port 15001 and hands each redirected connection to the virtual
@@ -69,29 +71,40 @@ pub(super) fn encode(name: &str, listener: &Listener) -> wire::Listener {
 }
 
 fn encode_outbound(outbound: &OutboundListener) -> wire::Listener {
-    let filters = match &outbound.target {
-        OutboundTarget::Http { route } => {
-            let rds = Rds { config_source: wire::ads(), route_config_name: route.clone() };
-            vec![http(route, RouteSpecifier::Rds(rds))]
-        }
-        OutboundTarget::Tcp { cluster } => vec![tcp(cluster)],
+    let by_route = |route: &str| {
+        let rds = Rds { config_source: wire::ads(), route_config_name: route.to_owned() };
+        http(route, RouteSpecifier::Rds(rds))
     };
+    let inspect = matches!(outbound.target, OutboundTarget::Auto { .. });
     wire::Listener {
         address: wire::address(outbound.address),
         bind_to_port: Some(BoolValue { value: false }),
         traffic_direction: TrafficDirection::Outbound as i32,
-        filter_chains: vec![FilterChain { filters, ..Default::default() }],
+        listener_filters: inspect.then(inspector).into_iter().collect(),
+        // Where the server speaks first, the client waits for it: go on as bytes.
+        listener_filters_timeout: inspect.then_some(Duration { seconds: 0, nanos: SILENCE_NANOS }),
+        continue_on_listener_filters_timeout: inspect,
+        filter_chains: chains(&outbound.target, by_route, tcp),
         ..Default::default()
     }
+}
+
+/// How long an outbound connection may say nothing before it is carried as bytes (Istio's
+/// `protocolDetectionTimeout` of old, 100 ms), in nanoseconds.
+const SILENCE_NANOS: i32 = 100_000_000;
+
+fn inspector() -> ListenerFilter {
+    listener_filter("envoy.filters.listener.http_inspector", &HttpInspector::default())
 }
 
 fn encode_inbound(inbound: &InboundListener) -> wire::Listener {
     let InboundListener { mtls, ports, trust_domains } = inbound;
     let mut filter_chains = Vec::new();
-    let others = InboundPort { mtls: *mtls, http: false, service: String::new() };
+    let others = InboundPort { mtls: *mtls, protocol: Protocol::Tcp, service: String::new() };
     let all = ports.iter().map(|(&port, settings)| (port, settings)).chain([(0, &others)]);
-    for (port, InboundPort { mtls, http: speaks_http, .. }) in all {
-        let alpn: &[&str] = if *speaks_http { &INBOUND_HTTP_ALPN } else { &INBOUND_TCP_ALPN };
+    for (port, InboundPort { mtls, protocol: speaks, .. }) in all {
+        // A port that says nothing is carried as bytes: Envoy's inspector reads no TLS.
+        let alpn: &[&str] = if speaks.is_http() { &INBOUND_HTTP_ALPN } else { &INBOUND_TCP_ALPN };
         let mut chain = |protocol: &str, transport_socket: Option<TransportSocket>| {
             filter_chains.push(FilterChain {
                 name: format!("{port}-{protocol}"),
@@ -100,7 +113,7 @@ fn encode_inbound(inbound: &InboundListener) -> wire::Listener {
                     transport_protocol: protocol.to_owned(),
                     ..Default::default()
                 }),
-                filters: vec![inbound_filter(*speaks_http)],
+                filters: vec![inbound_filter(speaks.is_http())],
                 transport_socket,
                 ..Default::default()
             });

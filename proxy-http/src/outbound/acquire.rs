@@ -2,20 +2,21 @@
 
 use super::exchange::{Exchange, Step};
 use super::{Key, Peer};
+use crate::connection::Connection;
 use crate::dials::TURN_MAX;
-use crate::pool::Connection;
 use futures::FutureExt as _;
 use proxy::{Ask, Picked};
 use std::pin::pin;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
-/// What meshed endpoints are asked to speak.
-const ALPN: &[u8] = b"istio-http/1.1";
 /// A request whose connection takes so long also takes one that leads elsewhere: just before another
 /// endpoint would be dialled, since a connection that is there already needs no handshake.
 const ELSEWHERE_AFTER: Duration =
     proxy::upstream::STAGGER.saturating_sub(Duration::from_millis(10));
+
+/// Shared connections to one gateway, where so many copies are behind it: each leads to one of them.
+const SPREAD_MAX: usize = 8;
 
 /// How far the request that waits has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +51,8 @@ impl Exchange<'_> {
             }
         }
         let first = Some(picked.clone());
-        let ask = Ask { alpn: ALPN.to_vec(), first, avoid: avoid.clone(), ..Ask::default() };
+        let ask =
+            Ask { alpn: self.wire.alpn().to_vec(), first, avoid: avoid.clone(), ..Ask::default() };
         let established = {
             let mut handed = pin!(self.handed(&picked, &avoid).fuse());
             let mut dialled = pin!(self.upstream.connect(&ask));
@@ -78,9 +80,12 @@ impl Exchange<'_> {
         let key = (endpoint.address, endpoint.cluster.clone());
         let party = Some((&endpoint, identity.as_ref()));
         let metrics = self.context.metrics(&self.destination.name, party);
+        let meshed = endpoint.tls;
         let peer = Peer { endpoint, identity, metrics, _slot: established.slot };
-        match Connection::open(established.stream, peer).await {
+        match Connection::open(established.stream, self.wire, meshed, peer).await {
             Ok(connection) => {
+                let idle = Duration::from_millis(self.upstream.cluster().pool.idle_timeout_ms);
+                self.destination.pool.share((key, self.wire), &connection, idle);
                 Step::Connected { connection, in_flight: established.in_flight, reused: false }
             }
             Err(problem) => Step::NotHttp { key, problem },
@@ -92,15 +97,18 @@ impl Exchange<'_> {
         if !picked.is_usable() {
             return None;
         }
-        self.destination.pool.take(&picked.key(), Instant::now(), |peer| self.fits(peer))
+        let spread = picked.behind().clamp(1, SPREAD_MAX);
+        let place = (picked.key(), self.wire);
+        self.destination.pool.take(&place, Instant::now(), spread, |peer| self.fits(peer))
     }
 
     /// The next connection to `picked` that another request is done with; `None` where it does not
     /// serve after all.
     async fn returned(&self, picked: &Picked, wait: Wait) -> Option<(Connection<Peer>, Picked)> {
         let dialling = wait == Wait::Dialling;
-        let mut connection = self.destination.pool.wait(picked.key(), dialling).await.ok()?;
-        let usable = self.fits(&connection.about) && connection.sender.ready().await.is_ok();
+        let mut connection =
+            self.destination.pool.wait((picked.key(), self.wire), dialling).await.ok()?;
+        let usable = self.fits(&connection.about) && connection.ready().await.is_ok();
         usable.then(|| (connection, picked.clone()))
     }
 

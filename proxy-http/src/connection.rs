@@ -1,0 +1,208 @@
+//! One connection to an endpoint: its own for one request at a time, or shared by many as HTTP/2.
+
+use crate::payload::RequestBody;
+use crate::version::Wire;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// Headers of a response; more are an error of the server (our own limit on requests is 100).
+const HEADERS_MAX: usize = 200;
+/// Longest head of a response, bytes.
+const HEAD_MAX: usize = 256 * 1024;
+/// Streams of ours on one HTTP/2 connection; the next opens another.
+pub(crate) const STREAMS_MAX: usize = 100;
+/// What may be under way to one reader who does not read, bytes.
+pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
+/// And to all of one connection: 64 slow readers do not stop the others.
+const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+/// While streams are open, a peer across the network is asked whether it lives …
+const PING_EVERY: Duration = Duration::from_secs(1);
+/// … and what stays unanswered so long ends the connection, so that streams on it fail.
+const PING_MAX: Duration = Duration::from_secs(2);
+
+/// One HTTP connection to an endpoint, or one stream's right to a shared one.
+#[derive(Debug)]
+pub(crate) struct Connection<A> {
+    sender: Sender,
+    /// Where it leads and who is there; the same for all its requests.
+    pub(crate) about: Arc<A>,
+    life: Arc<Life>,
+}
+
+#[derive(Debug)]
+enum Sender {
+    Http1(http1::SendRequest<RequestBody>),
+    Http2(
+        http2::SendRequest<RequestBody>,
+        #[expect(dead_code, reason = "counts while held")] Stream,
+    ),
+}
+
+/// A shared connection, as the pool keeps it.
+#[derive(Debug)]
+pub(crate) struct Trunk<A> {
+    sender: http2::SendRequest<RequestBody>,
+    pub(crate) about: Arc<A>,
+    life: Arc<Life>,
+}
+
+/// What all streams of a connection know of it.
+#[derive(Debug, Default)]
+struct Life {
+    /// Requests so far.
+    served: AtomicU32,
+    streams: AtomicUsize,
+}
+
+/// One stream's place on its connection.
+#[derive(Debug)]
+struct Stream(Arc<Life>);
+
+impl Stream {
+    fn begin(life: &Arc<Life>) -> Self {
+        life.streams.fetch_add(1, Ordering::AcqRel);
+        Self(life.clone())
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl<A> Connection<A> {
+    /// Begins to speak HTTP over a connected stream. `ping`: the peer is a proxy, which lets itself be
+    /// asked; servers of gRPC take frequent pings amiss (gRPC A8, "too_many_pings").
+    pub(crate) async fn open<T>(stream: T, wire: Wire, ping: bool, about: A) -> hyper::Result<Self>
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (io, life) = (TokioIo::new(stream), Arc::new(Life::default()));
+        let sender = match wire {
+            Wire::Http1 => {
+                let (sender, connection) = http1::Builder::new()
+                    .max_headers(HEADERS_MAX)
+                    .max_header_size(HEAD_MAX)
+                    .handshake(io)
+                    .await?;
+                watch(connection.with_upgrades());
+                Sender::Http1(sender)
+            }
+            Wire::Http2 => {
+                let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+                    .timer(TokioTimer::new())
+                    .initial_stream_window_size(STREAM_WINDOW)
+                    .initial_connection_window_size(CONNECTION_WINDOW)
+                    .max_header_list_size(HEAD_MAX as u32)
+                    .keep_alive_interval(ping.then_some(PING_EVERY))
+                    .keep_alive_timeout(PING_MAX)
+                    .handshake(io)
+                    .await?;
+                watch(connection);
+                Sender::Http2(sender, Stream::begin(&life))
+            }
+        };
+        Ok(Self { sender, about: Arc::new(about), life })
+    }
+
+    /// The other end is gone, or wants no more requests.
+    pub(crate) fn is_closed(&self) -> bool {
+        match &self.sender {
+            Sender::Http1(sender) => sender.is_closed(),
+            Sender::Http2(sender, _) => sender.is_closed(),
+        }
+    }
+
+    /// It takes a request now.
+    pub(crate) fn is_ready(&self) -> bool {
+        match &self.sender {
+            Sender::Http1(sender) => sender.is_ready(),
+            Sender::Http2(sender, _) => sender.is_ready(),
+        }
+    }
+
+    /// Waits until it takes a request.
+    pub(crate) async fn ready(&mut self) -> hyper::Result<()> {
+        match &mut self.sender {
+            Sender::Http1(sender) => sender.ready().await,
+            Sender::Http2(sender, _) => sender.ready().await,
+        }
+    }
+
+    /// Sends a request; one that was not written at all comes back in the error.
+    pub(crate) async fn try_send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+        self.life.served.fetch_add(1, Ordering::Relaxed);
+        match &mut self.sender {
+            Sender::Http1(sender) => sender.try_send_request(request).await,
+            Sender::Http2(sender, _) => sender.try_send_request(request).await,
+        }
+    }
+
+    pub(crate) fn wire(&self) -> Wire {
+        match self.sender {
+            Sender::Http1(_) => Wire::Http1,
+            Sender::Http2(..) => Wire::Http2,
+        }
+    }
+
+    /// Requests so far, of all its streams.
+    pub(crate) fn served(&self) -> u32 {
+        self.life.served.load(Ordering::Relaxed)
+    }
+
+    /// For the pool; `None` for one that serves one request at a time.
+    pub(crate) fn trunk(&self) -> Option<Trunk<A>> {
+        match &self.sender {
+            Sender::Http1(_) => None,
+            Sender::Http2(sender, _) => Some(Trunk {
+                sender: sender.clone(),
+                about: self.about.clone(),
+                life: self.life.clone(),
+            }),
+        }
+    }
+}
+
+impl<A> Trunk<A> {
+    /// It takes streams now.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.sender.is_closed()
+    }
+
+    /// Streams open now.
+    pub(crate) fn streams(&self) -> usize {
+        self.life.streams.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is(&self, connection: &Connection<A>) -> bool {
+        Arc::ptr_eq(&self.life, &connection.life)
+    }
+
+    /// The right to one more stream.
+    pub(crate) fn lease(&self) -> Connection<A> {
+        Connection {
+            sender: Sender::Http2(self.sender.clone(), Stream::begin(&self.life)),
+            about: self.about.clone(),
+            life: self.life.clone(),
+        }
+    }
+}
+
+/// Lets a connection run until it ends.
+fn watch(connection: impl Future<Output = hyper::Result<()>> + Send + 'static) {
+    tokio::spawn(async move {
+        if let Err(problem) = connection.await {
+            tracing::debug!(error = %problem, "an upstream connection ended");
+        }
+    });
+}

@@ -1,0 +1,373 @@
+//! HTTP/2 and gRPC from an application into the mesh, with servers that refuse, reset and go away.
+
+use crate::world::{PATIENCE, World, bundle, svid};
+use bytes::Bytes;
+use futures::future::{BoxFuture, join_all};
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use mesh::name::Protocol;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use trust::tls::{Clients, server_config};
+
+type Serve =
+    Arc<dyn Fn(Request<RecvStream>, SendResponse<Bytes>) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// A copy of the service behind its sidecar: mutual TLS in front of raw HTTP/2.
+#[derive(Debug, Clone)]
+struct Copy {
+    address: SocketAddr,
+    connections: Arc<AtomicUsize>,
+    requests: Arc<AtomicUsize>,
+}
+
+impl Copy {
+    async fn start(serve: Serve) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let copy = Self { address, connections: Arc::default(), requests: Arc::default() };
+        let clients = Clients::Required { trust_domains: None };
+        let tls = server_config(svid("hello"), bundle(), clients, &[b"istio-h2"]);
+        let this = copy.clone();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                this.connections.fetch_add(1, Ordering::SeqCst);
+                let (this, tls) = (this.clone(), TlsAcceptor::from(tls.clone()));
+                let serve = serve.clone();
+                tokio::spawn(async move {
+                    let Ok(stream) = tls.accept(stream).await else { return };
+                    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"istio-h2"[..]));
+                    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+                    while let Some(Ok((request, respond))) = connection.accept().await {
+                        this.requests.fetch_add(1, Ordering::SeqCst);
+                        tokio::spawn(serve(request, respond));
+                    }
+                });
+            }
+        });
+        copy
+    }
+
+    /// Says back what it was sent, and ends with trailers that say so.
+    async fn echo() -> Self {
+        Self::start(Arc::new(|request, respond| Box::pin(echo(request, respond)))).await
+    }
+}
+
+async fn echo(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    let uri = request.uri().to_string();
+    let te = request.headers().get("te").cloned();
+    let (_, mut body) = request.into_parts();
+    let mut response = Response::new(());
+    response.headers_mut().insert("x-uri", HeaderValue::from_str(&uri).unwrap());
+    if let Some(te) = te {
+        response.headers_mut().insert("x-te", te);
+    }
+    let mut stream = respond.send_response(response, false).unwrap();
+    while let Some(Ok(data)) = body.data().await {
+        let _ = body.flow_control().release_capacity(data.len());
+        stream.send_data(data, false).unwrap();
+    }
+    let asked = body.trailers().await.unwrap().unwrap_or_default();
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    trailers.extend(asked);
+    let _ = stream.send_trailers(trailers);
+}
+
+fn refuse(reason: Reason) -> Serve {
+    Arc::new(move |_, mut respond| {
+        Box::pin(async move {
+            respond.send_reset(reason);
+        })
+    })
+}
+
+type Body = http_body_util::combinators::BoxBody<Bytes, std::io::Error>;
+
+async fn client(world: &World) -> SendRequest<Body> {
+    let stream = TcpStream::connect(world.address).await.unwrap();
+    let (sender, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+fn whole(text: &'static str) -> Body {
+    Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed()
+}
+
+/// A body that says what the test says.
+fn spoken() -> (mpsc::Sender<Frame<Bytes>>, Body) {
+    let (sender, mut receiver) = mpsc::channel(8);
+    let frames = futures::stream::poll_fn(move |cx| receiver.poll_recv(cx).map(|f| f.map(Ok)));
+    (sender, StreamBody::new(frames).boxed())
+}
+
+fn call(body: Body) -> Request<Body> {
+    Request::post("http://hello.shop.global/shop.Hello/Say?x")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(body)
+        .unwrap()
+}
+
+/// Returns once a copy has been asked something.
+async fn asked(copy: &Copy) {
+    let asked = async {
+        while copy.requests.load(Ordering::SeqCst) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, asked).await.expect("it is asked in time");
+}
+
+async fn speaking(protocol: Protocol, copies: &[&Copy]) -> World {
+    World::speaking(protocol, copies.iter().map(|copy| copy.address).collect(), |_| {}).await
+}
+
+/// All of a response.
+struct Got {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+    trailers: HeaderMap,
+}
+
+async fn collect(response: Response<Incoming>) -> hyper::Result<Got> {
+    let (parts, body) = response.into_parts();
+    let collected = body.collect().await?;
+    let trailers = collected.trailers().cloned().unwrap_or_default();
+    let (status, headers) = (parts.status, parts.headers);
+    Ok(Got { status, headers, body: collected.to_bytes(), trailers })
+}
+
+async fn send(sender: &mut SendRequest<Body>, request: Request<Body>) -> Got {
+    let whole = async { collect(sender.send_request(request).await.unwrap()).await.unwrap() };
+    timeout(PATIENCE, whole).await.expect("an answer in time")
+}
+
+#[tokio::test]
+async fn a_call_arrives_whole_with_its_authority_and_both_sides_trailers() {
+    let copy = Copy::echo().await;
+    let world = speaking(Protocol::Grpc, &[&copy]).await;
+    let (words, body) = spoken();
+    let mut trailers = HeaderMap::new();
+    trailers.insert("x-asked", HeaderValue::from_static("1"));
+    let say = async {
+        words.send(Frame::data("one ".into())).await.unwrap();
+        words.send(Frame::data("two".into())).await.unwrap();
+        words.send(Frame::trailers(trailers)).await.unwrap();
+        drop(words);
+    };
+    let mut sender = client(&world).await;
+    let (got, ()) = tokio::join!(send(&mut sender, call(body)), say);
+    assert_eq!((got.status, &got.body[..]), (StatusCode::OK, &b"one two"[..]));
+    assert_eq!(got.headers["x-uri"], "http://hello.shop.global/shop.Hello/Say?x");
+    assert_eq!(got.headers["x-te"], "trailers");
+    assert_eq!(got.trailers["grpc-status"], "0");
+    assert_eq!(got.trailers["x-asked"], "1");
+    let text = world.metrics.encode();
+    let line = text.lines().find(|line| line.starts_with("istio_requests_total")).unwrap();
+    assert!(line.contains("request_protocol=\"grpc\""), "{line}");
+    assert!(line.contains("grpc_response_status=\"0\""), "{line}");
+}
+
+#[tokio::test]
+async fn messages_go_both_ways_while_a_call_is_open() {
+    let copy = Copy::echo().await;
+    let world = speaking(Protocol::Grpc, &[&copy]).await;
+    let (words, body) = spoken();
+    let mut sender = client(&world).await;
+    let response = timeout(PATIENCE, sender.send_request(call(body))).await.unwrap().unwrap();
+    let mut answers = response.into_body();
+    for text in ["ping", "pong"] {
+        words.send(Frame::data(text.into())).await.unwrap();
+        let heard = timeout(PATIENCE, answers.frame()).await.unwrap().unwrap().unwrap();
+        assert_eq!(heard.into_data().unwrap(), text);
+    }
+}
+
+#[tokio::test]
+async fn many_calls_share_one_connection() {
+    let copy = Copy::echo().await;
+    let world = speaking(Protocol::Http2, &[&copy]).await;
+    let mut first = client(&world).await;
+    assert_eq!(send(&mut first, call(whole("first"))).await.body, "first");
+    let calls = (0..50).map(|_| {
+        let mut sender = first.clone();
+        async move { send(&mut sender, call(whole("again"))).await.body }
+    });
+    assert!(join_all(calls).await.iter().all(|body| body == "again"));
+    assert_eq!(copy.connections.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_refused_call_is_made_again_elsewhere_also_when_it_streams() {
+    let refusing = Copy::start(refuse(Reason::REFUSED_STREAM)).await;
+    let good = Copy::echo().await;
+    let world = speaking(Protocol::Grpc, &[&refusing, &good]).await;
+    let (words, body) = spoken();
+    words.send(Frame::data("kept".into())).await.unwrap();
+    let mut sender = client(&world).await;
+    let calling = send(&mut sender, call(body));
+    let (got, ()) = tokio::join!(calling, async {
+        asked(&good).await;
+        words.send(Frame::data(" and more".into())).await.unwrap();
+        drop(words);
+    });
+    assert_eq!(got.body, "kept and more");
+    assert!(refusing.requests.load(Ordering::SeqCst) >= 1);
+}
+
+#[tokio::test]
+async fn what_nobody_answers_ends_with_a_status() {
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let world = World::speaking(Protocol::Grpc, vec![nobody], |_| {}).await;
+    let mut sender = client(&world).await;
+    let got = send(&mut sender, call(whole("x"))).await;
+    assert_eq!(got.status, StatusCode::OK);
+    assert_eq!(got.headers["grpc-status"], "14");
+    assert_eq!(got.headers["content-type"], "application/grpc");
+    // A request that is no call is told in HTTP's words.
+    let plain = Request::get("http://hello.shop.global/").body(whole("")).unwrap();
+    assert_eq!(send(&mut sender, plain).await.status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn a_call_that_breaks_off_ends_with_a_status_and_other_requests_are_cut() {
+    let seen = Arc::new(tokio::sync::Notify::new());
+    let told = seen.clone();
+    let broken: Serve = Arc::new(move |_, mut respond| {
+        let told = told.clone();
+        Box::pin(async move {
+            let mut stream = respond.send_response(Response::new(()), false).unwrap();
+            stream.send_data("part".into(), false).unwrap();
+            told.notified().await;
+            stream.send_reset(Reason::CANCEL);
+        })
+    });
+    let copy = Copy::start(broken).await;
+    let world = speaking(Protocol::Http2, &[&copy]).await;
+    let mut sender = client(&world).await;
+    let response = sender.send_request(call(whole("x"))).await.unwrap();
+    seen.notify_one();
+    let got = timeout(PATIENCE, collect(response)).await.unwrap().expect("it ends in order");
+    assert_eq!(got.trailers["grpc-status"], "1", "what gRPC calls a reset with CANCEL");
+    let plain = Request::get("http://hello.shop.global/").body(whole("")).unwrap();
+    let response = sender.send_request(plain).await.unwrap();
+    seen.notify_one();
+    assert!(timeout(PATIENCE, collect(response)).await.unwrap().is_err(), "cut, not ended");
+}
+
+#[tokio::test]
+async fn a_caller_who_leaves_is_told_to_the_server() {
+    let (left, mut leaving) = mpsc::channel(1);
+    let waiting: Serve = Arc::new(move |_, mut respond| {
+        let left = left.clone();
+        Box::pin(async move {
+            let reset = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+            let _ = left.send(reset.ok()).await;
+        })
+    });
+    let copy = Copy::start(waiting).await;
+    let world = speaking(Protocol::Grpc, &[&copy]).await;
+    let mut sender = client(&world).await;
+    let calling = tokio::spawn(async move { sender.send_request(call(whole("x"))).await.is_ok() });
+    asked(&copy).await;
+    calling.abort();
+    let reason = timeout(PATIENCE, leaving.recv()).await.unwrap().unwrap();
+    assert_eq!(reason, Some(Reason::CANCEL));
+}
+
+#[tokio::test]
+async fn a_callers_own_deadline_ends_its_call() {
+    let silent: Serve = Arc::new(|_, mut respond| {
+        Box::pin(async move {
+            let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+        })
+    });
+    let copy = Copy::start(silent).await;
+    let world = speaking(Protocol::Grpc, &[&copy]).await;
+    let mut request = call(whole("x"));
+    request.headers_mut().insert("grpc-timeout", HeaderValue::from_static("150m"));
+    let got = send(&mut client(&world).await, request).await;
+    assert_eq!(got.headers["grpc-status"], "4", "DEADLINE_EXCEEDED");
+}
+
+#[tokio::test]
+async fn a_call_goes_by_http2_though_its_port_is_named_http() {
+    let copy = Copy::echo().await;
+    let world = speaking(Protocol::Http, &[&copy]).await;
+    let got = send(&mut client(&world).await, call(whole("x"))).await;
+    assert_eq!((&got.body[..], &got.trailers["grpc-status"]), (&b"x"[..], &"0".parse().unwrap()));
+}
+
+#[tokio::test]
+async fn requests_that_could_mean_two_things_are_refused() {
+    let copy = Copy::echo().await;
+    let world = speaking(Protocol::Http2, &[&copy]).await;
+    let mut sender = client(&world).await;
+    let request = |method: Method, uri: &str, host: Option<&'static str>| {
+        let mut request = Request::new(whole(""));
+        *request.method_mut() = method;
+        *request.uri_mut() = uri.parse().unwrap();
+        if let Some(host) = host {
+            request.headers_mut().insert("host", HeaderValue::from_static(host));
+        }
+        request
+    };
+    for refused in [
+        request(Method::GET, "http://hello.shop.global/", Some("admin.shop.global")),
+        request(Method::GET, "http://admin@hello.shop.global/", None),
+        request(Method::CONNECT, "hello.shop.global:80", None),
+    ] {
+        let what = format!("{:?}", refused.uri());
+        assert_eq!(send(&mut sender, refused).await.status, StatusCode::BAD_REQUEST, "{what}");
+    }
+    assert_eq!(copy.requests.load(Ordering::SeqCst), 0);
+    let same = request(Method::GET, "http://hello.shop.global/", Some("Hello.Shop.Global"));
+    assert_eq!(send(&mut sender, same).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_flood_of_resets_ends_the_connection_and_is_counted() {
+    let copy = Copy::echo().await;
+    let world = speaking(Protocol::Http2, &[&copy]).await;
+    let mut stream = TcpStream::connect(world.address).await.unwrap();
+    let mut flood = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    for stream in (1..4_000_u32).step_by(2) {
+        // HEADERS with END_STREAM and END_HEADERS: GET, http, /, and authority "a"; then RST_STREAM.
+        let block = b"\x82\x86\x84\x41\x01a";
+        flood.extend([0, 0, block.len() as u8, 1, 5]);
+        flood.extend(stream.to_be_bytes());
+        flood.extend(block);
+        flood.extend([0, 0, 4, 3, 0]);
+        flood.extend(stream.to_be_bytes());
+        flood.extend(8_u32.to_be_bytes());
+    }
+    // The other side may close before it has read all of it.
+    let _ = stream.write_all(&flood).await;
+    let counted = async {
+        let line = "isthmus_http_limits_total{limit=\"enhance_your_calm\"} 1";
+        while !world.metrics.encode().contains(line) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, counted).await.expect("the limit is counted");
+    let served = copy.requests.load(Ordering::SeqCst);
+    assert!(served < 100, "{served} of 2,000 came through");
+}
