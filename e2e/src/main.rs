@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 use clap::{Args, Parser};
 use e2e::scenario;
 use fleet::verdict::{self, Pillar, Verdict};
-use fleet::{forger, hello, load, parts};
+use fleet::{forger, hello, load, parts, streams};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ enum Command {
     Hello(hello::Options),
     /// The load of the scenarios.
     Load(load::Options),
+    /// gRPC streams as load.
+    Streams(streams::Options),
     /// One GET; prints the body.
     Call {
         url: String,
@@ -110,6 +112,7 @@ fn run() -> Result<()> {
         Command::Clean { prefix } => fleet::clean(&prefix),
         Command::Hello(options) => runtime()?.block_on(hello::run(options)),
         Command::Load(options) => runtime()?.block_on(load::run(options)),
+        Command::Streams(options) => runtime()?.block_on(streams::run(options)),
         Command::Call { url, limit } => {
             let limit = Duration::from_secs_f64(limit);
             println!("{}", runtime()?.block_on(load::get(&url, None, limit))?);

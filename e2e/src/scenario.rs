@@ -4,6 +4,7 @@ mod calls;
 mod cli;
 mod controllers;
 mod faults;
+mod grpc;
 mod lies;
 mod links;
 mod mistakes;
@@ -69,6 +70,10 @@ scenarios! {
         "SIGKILL everything in west under load";
     "stop-west" true faults::stop_west:
         "SIGSTOP everything in west under load";
+    "grpc" false grpc::interop:
+        "gRPC's own interop cases and HTTP/2's conformance suite, across clusters";
+    "grpc-streams" false grpc::streams:
+        "SIGKILL a gateway under gRPC streams";
     "control-down" false controllers::control_down:
         "API servers and control planes of all clusters dead for 2 minutes under load";
     "api-hangs" false controllers::api_hangs:
@@ -243,17 +248,27 @@ impl Load {
     }
 }
 
-/// A verb of this program inside a pod, as its application.
-async fn inside(fleet: &Fleet, pod: &Pod, args: &[&str]) -> Result<String> {
+/// A program inside a pod, as its application.
+async fn program_inside(
+    pod: &Pod,
+    program: &std::path::Path,
+    args: &[&str],
+) -> Result<std::process::Output> {
     let out = tokio::process::Command::new("ip")
         .args(["netns", "exec", pod.spot.netns()?.name(), "setpriv"])
         .args([format!("--reuid={APP_USER}"), format!("--regid={APP_USER}")])
         .args(["--clear-groups", "--"])
-        .arg(&fleet.home.parts.own.program)
+        .arg(program)
         .args(args)
         .kill_on_drop(true)
         .output()
         .await?;
+    Ok(out)
+}
+
+/// A verb of this program inside a pod, as its application.
+async fn inside(fleet: &Fleet, pod: &Pod, args: &[&str]) -> Result<String> {
+    let out = program_inside(pod, &fleet.home.parts.own.program, args).await?;
     if !out.status.success() {
         bail!("{}", String::from_utf8_lossy(&out.stderr).trim());
     }

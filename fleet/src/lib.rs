@@ -13,10 +13,12 @@ pub mod load;
 pub mod netns;
 pub mod objects;
 pub mod parts;
+pub mod peers;
 mod place;
 pub mod process;
 mod programs;
 pub mod spot;
+pub mod streams;
 pub mod trust;
 pub mod verdict;
 

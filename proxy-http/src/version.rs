@@ -6,11 +6,16 @@ use http::Version;
 use mesh::name::Protocol;
 use proxy::prefixed::Prefixed;
 use std::io;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 /// What an HTTP/2 client with prior knowledge says first (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How long, and for how many bytes, a peer that speaks no HTTP is heard out.
+const HANG_UP_MAX: Duration = Duration::from_secs(1);
+const HANG_UP_BYTES: u64 = 64 * 1024;
 
 /// How messages are framed on one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,10 +49,10 @@ impl Wire {
 }
 
 /// Reads until it is clear what the client speaks, an hour at most for its first byte. `None` when
-/// it left, or began a preface and did not end it in time.
+/// it left, began a preface and did not end it in time, or speaks neither HTTP/1 nor HTTP/2.
 pub(crate) async fn hear<T>(mut io: T) -> io::Result<Option<(Wire, Prefixed<T>)>>
 where
-    T: AsyncRead + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
 {
     let mut read = BytesMut::with_capacity(PREFACE.len());
     let mut patience = IDLE_TIMEOUT;
@@ -63,14 +68,38 @@ where
             Err(_) => return Ok(None),
         }
     }
+    if is_neither(&read) {
+        hang_up(&mut io).await?;
+        return Ok(None);
+    }
     let wire = if read.starts_with(PREFACE) { Wire::Http2 } else { Wire::Http1 };
     Ok(Some((wire, Prefixed::new(read.freeze(), io))))
+}
+
+/// Ends a connection in order: what the peer goes on to say is read for a moment, since a socket that is
+/// closed with bytes unread resets.
+async fn hang_up<T: AsyncRead + AsyncWrite + Unpin>(io: &mut T) -> io::Result<()> {
+    io.shutdown().await?;
+    let mut rest = io.take(HANG_UP_BYTES);
+    let _ = timeout(HANG_UP_MAX, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
+    Ok(())
+}
+
+/// The beginning of a line whose third word cannot become `HTTP/1.`: an answer in HTTP/1 would be noise
+/// to whoever said it (RFC 9113 section 3.4 wants such a connection closed).
+fn is_neither(read: &[u8]) -> bool {
+    let line = read.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let version = line.splitn(3, |byte| *byte == b' ').nth(2);
+    !read.starts_with(PREFACE)
+        && version.is_some_and(|version| {
+            let known = version.len().min(b"HTTP/1.".len());
+            version[..known] != b"HTTP/1."[..known]
+        })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::AsyncWriteExt as _;
 
     async fn heard(parts: &[&[u8]]) -> Option<(Wire, Vec<u8>)> {
         let (mut client, server) = tokio::io::duplex(64);
@@ -93,10 +122,12 @@ mod tests {
             let (wire, all) = heard(&[first, rest, b"more"]).await.unwrap();
             assert_eq!((wire, all), (Wire::Http2, [PREFACE, b"more"].concat()), "cut at {cut}");
         }
-        for said in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"P", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\rx"] {
+        for said in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"P", b"GET / HTTP/1.0\r\n"] {
             assert_eq!(heard(&[said]).await.unwrap(), (Wire::Http1, said.to_vec()));
         }
-        assert_eq!(heard(&[]).await, None);
+        for said in [&b""[..], b"INVALID CONNECTION PREFACE\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nXX"] {
+            assert_eq!(heard(&[said]).await, None);
+        }
     }
 
     #[test]

@@ -1,0 +1,57 @@
+//! Programs of others that judge what the mesh carries: gRPC's interop pair and h2spec, built once
+//! from their Go modules and kept in the cache.
+
+use crate::parts::cache;
+use anyhow::{Context, Result, ensure};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The release of grpc-go whose interop programs call and answer.
+const GRPC: &str = "v1.85.0";
+/// The conformance suite of HTTP/2 servers, 146 cases.
+const H2SPEC: &str = "v2.2.1+incompatible";
+
+/// gRPC's interop programs (`google.golang.org/grpc/interop`).
+#[derive(Debug, Clone)]
+pub struct Interop {
+    pub client: PathBuf,
+    pub server: PathBuf,
+}
+
+/// Builds them the first time, about half a minute.
+pub fn interop() -> Result<Interop> {
+    let folder = cache()?.join(format!("build/grpc-{GRPC}"));
+    let program = |name: &str| {
+        let package = format!("google.golang.org/grpc/interop/{name}@{GRPC}");
+        install(&folder, name, &package)
+    };
+    Ok(Interop { client: program("client")?, server: program("server")? })
+}
+
+/// Builds it the first time.
+pub fn h2spec() -> Result<PathBuf> {
+    let folder = cache()?.join(format!("build/h2spec-{H2SPEC}"));
+    install(&folder, "h2spec", &format!("github.com/summerwind/h2spec/cmd/h2spec@{H2SPEC}"))
+}
+
+fn install(folder: &Path, name: &str, package: &str) -> Result<PathBuf> {
+    let program = folder.join(name);
+    if program.is_file() {
+        return Ok(program);
+    }
+    eprintln!("building {package}");
+    let fresh = folder.join("new");
+    std::fs::create_dir_all(&fresh)?;
+    let out = Command::new("go")
+        .args(["install", package])
+        .env("GOBIN", &fresh)
+        .env("GOTOOLCHAIN", "auto")
+        .current_dir("/")
+        .output()
+        .context("go is needed to build it; install Go")?;
+    let said = String::from_utf8_lossy(&out.stderr);
+    ensure!(out.status.success(), "go install {package} ended with {}: {said}", out.status);
+    // Renamed when whole, so that a killed build leaves nothing that looks finished.
+    std::fs::rename(fresh.join(name), &program)?;
+    Ok(program)
+}
