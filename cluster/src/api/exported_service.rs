@@ -64,8 +64,8 @@ pub struct ExportedPort {
     #[serde(default)]
     #[schemars(length(max = 63))]
     pub name: String,
-    /// http, http2, grpc or tcp.
-    #[schemars(length(max = 16), regex(pattern = "^(http|http2|grpc|tcp)$"))]
+    /// http, http2, grpc, tcp, or auto where nobody says.
+    #[schemars(length(max = 16), regex(pattern = "^(http|http2|grpc|tcp|auto)$"))]
     pub protocol: String,
 }
 

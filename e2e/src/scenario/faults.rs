@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use fleet::load::micros_now;
 use fleet::netns::Fault;
 use fleet::verdict::{Kind, Pillar, Record, figures, slowest_new_ms};
+use nix::sys::signal::Signal;
 use std::time::Duration;
 
 /// Load before the fault; by its end everything is warm and judged healthy.
@@ -136,6 +137,25 @@ pub(super) async fn kill_gateway(stage: &Stage<'_>) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+pub(super) async fn drain_gateway(stage: &Stage<'_>) -> Result<()> {
+    let pod = stage.cluster("west").pod("gateway-1")?;
+    let Hurt { records, .. } = under_load(stage, || {
+        pod.proxy.get().context("gateway-1 runs")?.signal(Signal::SIGTERM);
+        Ok(())
+    })
+    .await?;
+    for (kind, word) in [(Kind::Get, "GETs"), (Kind::Post, "POSTs"), (Kind::Tcp, "connections")] {
+        let all = figures(&records, kind, 0, u64::MAX);
+        stage.judge(
+            &format!("a gateway that is told to end loses none of the {word}, new or under way"),
+            &all.to_string(),
+            all.requests > 0 && all.failed + all.cut == 0,
+            &[],
+        );
+    }
+    Ok(())
 }
 
 pub(super) async fn stop_gateway(stage: &Stage<'_>) -> Result<()> {

@@ -1,0 +1,114 @@
+//! Configuration changes under load: nobody who calls may notice.
+
+use super::{HOST, Load, Rates, Stage};
+use anyhow::{Result, bail, ensure};
+use fleet::objects::{apply, delete};
+use fleet::verdict::{Kind, figures};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// Changes of configuration, in the client's cluster and in the server's.
+const SWAPS: u32 = 20;
+/// Between two of them.
+const PACE: Duration = Duration::from_secs(4);
+/// Over 100,000 requests, begun before the first change and ending after the last.
+const LOAD: Rates = Rates { gets: 1_000.0, posts: 0.0, connects: 20.0, seconds: 104.0 };
+/// What a promise says is served.
+const REQUESTS: usize = 100_000;
+/// Longest time until a proxy runs what was applied.
+const SEEN_MAX: Duration = Duration::from_secs(10);
+
+pub(super) async fn swaps(stage: &Stage<'_>) -> Result<()> {
+    let (east, west) = (stage.cluster("east"), stage.cluster("west"));
+    let load = Load::start(stage.fleet, stage.client()?, HOST, LOAD)?;
+    let mut slowest = Duration::ZERO;
+    let swapped = async {
+        for swap in 1..=SWAPS {
+            tokio::time::sleep(PACE).await;
+            // How the client dials; whom the servers let in; what the gateways route.
+            let limit = 5_000 + swap;
+            apply(east.client(), &rule(limit)).await?;
+            apply(west.client(), &mode(if swap % 2 == 0 { "PERMISSIVE" } else { "STRICT" }))
+                .await?;
+            match swap % 2 {
+                0 => delete(west.client(), &export("secret")).await?,
+                _ => apply(west.client(), &export("secret")).await.map(|_| ())?,
+            }
+            slowest = slowest.max(seen(stage, limit).await?);
+        }
+        anyhow::Ok(())
+    };
+    let swapped = swapped.await;
+    for object in [rule(0), mode("PERMISSIVE"), export("secret")] {
+        let cluster = if object["kind"] == "DestinationRule" { east } else { west };
+        delete(cluster.client(), &object).await?;
+    }
+    swapped?;
+    let records = load.finish(Duration::from_secs(60)).await?;
+    let gets = figures(&records, Kind::Get, 0, u64::MAX);
+    ensure!(gets.requests >= REQUESTS, "only {} requests were sent", gets.requests);
+    stage.judge(
+        "100,000 requests over 20 changes of configuration: none fails",
+        &format!("{SWAPS} changes, the slowest seen after {} ms; {gets}", slowest.as_millis()),
+        gets.failed + gets.cut == 0,
+        &[],
+    );
+    let connections = figures(&records, Kind::Tcp, 0, u64::MAX);
+    stage.judge(
+        "and no new TCP connection",
+        &connections.to_string(),
+        connections.requests > 0 && connections.failed + connections.cut == 0,
+        &[],
+    );
+    Ok(())
+}
+
+/// Returns once the client's sidecar runs this limit.
+async fn seen(stage: &Stage<'_>, limit: u32) -> Result<Duration> {
+    let (start, door) = (Instant::now(), stage.client()?.spot.door());
+    let wanted = format!("\"max_connections\":{limit}");
+    loop {
+        let door = door.clone();
+        let page = tokio::task::spawn_blocking(move || {
+            let admin = SocketAddr::from(([127, 0, 0, 1], 15_000));
+            fleet::spot::http_get_at(&door, admin, "/config", Duration::from_secs(2))
+        });
+        // A page may be late on a machine under this load; the limit below is for all of them.
+        if let Ok((_, page)) = page.await? {
+            let page: String = page.chars().filter(|c| !c.is_whitespace()).collect();
+            if page.contains(&wanted) {
+                return Ok(start.elapsed());
+            }
+        }
+        if start.elapsed() > SEEN_MAX {
+            bail!("the client's sidecar does not run {wanted} after {SEEN_MAX:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn rule(max_connections: u32) -> Value {
+    json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+        "metadata": {"name": "swapped", "namespace": "shop"},
+        "spec": {"host": HOST, "trafficPolicy": {"connectionPool": {
+            "tcp": {"maxConnections": max_connections},
+        }}},
+    })
+}
+
+fn mode(mode: &str) -> Value {
+    json!({
+        "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
+        "metadata": {"name": "swapped", "namespace": "shop"},
+        "spec": {"mtls": {"mode": mode}},
+    })
+}
+
+fn export(service: &str) -> Value {
+    json!({
+        "apiVersion": "multicluster.x-k8s.io/v1beta1", "kind": "ServiceExport",
+        "metadata": {"name": service, "namespace": "shop"},
+    })
+}
