@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 use clap::{Args, Parser};
 use e2e::scenario;
 use fleet::verdict::{self, Pillar, Verdict};
-use fleet::{forger, hello, load, parts, streams};
+use fleet::{exact, forger, hello, load, parts, streams};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -36,6 +36,8 @@ enum Command {
     Load(load::Options),
     /// gRPC streams as load.
     Streams(streams::Options),
+    /// Tries to carry bytes in every way there is; prints how each went, as JSON.
+    Exact(exact::Options),
     /// One GET; prints the body.
     Call {
         url: String,
@@ -112,6 +114,11 @@ fn run() -> Result<()> {
         Command::Clean { prefix } => fleet::clean(&prefix),
         Command::Hello(options) => runtime()?.block_on(hello::run(options)),
         Command::Load(options) => runtime()?.block_on(load::run(options)),
+        Command::Exact(options) => {
+            let tried = runtime()?.block_on(exact::run(&options));
+            println!("{}", serde_json::to_string(&tried)?);
+            Ok(())
+        }
         Command::Streams(options) => runtime()?.block_on(streams::run(options)),
         Command::Call { url, limit } => {
             let limit = Duration::from_secs_f64(limit);

@@ -3,12 +3,14 @@
 mod calls;
 mod cli;
 mod controllers;
+mod exact;
 mod faults;
 mod grpc;
 mod lies;
 mod links;
 mod mistakes;
 mod propagation;
+mod swaps;
 
 use anyhow::{Context, Result, bail};
 use fleet::launcher::{APP_USER, Pod};
@@ -74,6 +76,12 @@ scenarios! {
         "gRPC's own interop cases and HTTP/2's conformance suite, across clusters";
     "grpc-streams" false grpc::streams:
         "SIGKILL a gateway under gRPC streams";
+    "byte-exact" false exact::byte_exact:
+        "long bodies, pipelines, upgrades and slow readers, over every kind of port";
+    "swaps" false swaps::swaps:
+        "100,000 requests while configuration changes 20 times";
+    "drain-gateway" false faults::drain_gateway:
+        "SIGTERM one of west's gateways under load";
     "control-down" false controllers::control_down:
         "API servers and control planes of all clusters dead for 2 minutes under load";
     "api-hangs" false controllers::api_hangs:

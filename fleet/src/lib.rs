@@ -4,6 +4,7 @@ pub mod apiserver;
 pub mod authority;
 pub mod client_hello;
 mod cluster;
+pub mod exact;
 pub mod forger;
 pub mod hello;
 mod home;

@@ -256,7 +256,7 @@ impl Client {
     }
 }
 
-async fn dial(target: &str, dns: Option<SocketAddr>) -> Result<TcpStream> {
+pub(crate) async fn dial(target: &str, dns: Option<SocketAddr>) -> Result<TcpStream> {
     let addresses: Vec<SocketAddr> = match dns {
         None => tokio::net::lookup_host(target)
             .await

@@ -120,6 +120,11 @@ impl Cluster {
                 Place::Namespaces => Ipv4Addr::UNSPECIFIED,
                 Place::Loopback => application(pod.address),
             };
+            // Ports that only scenarios in namespaces call, each a protocol of its own.
+            let also = match self.place {
+                Place::Namespaces => vec!["--also".to_owned(), "0.0.0.0:8082,0.0.0.0:8083".into()],
+                Place::Loopback => Vec::new(),
+            };
             let job = pod
                 .job("hello", &home.parts.own.program, &home.logs)
                 .user(APP_USER)
@@ -127,7 +132,8 @@ impl Cluster {
                 .args(home.parts.own.verb)
                 .args(["hello", "--cluster", self.plan.name, "--pod", &pod.name])
                 .args(["--http", &format!("{application}:8080")])
-                .args(["--tcp", &format!("{application}:9000")]);
+                .args(["--tcp", &format!("{application}:9000")])
+                .args(also);
             pod.app.set(job.start()?).ok();
         }
         Ok(())

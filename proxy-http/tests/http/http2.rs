@@ -187,6 +187,28 @@ async fn a_call_arrives_whole_with_its_authority_and_both_sides_trailers() {
 }
 
 #[tokio::test]
+async fn trailers_come_after_a_long_body_too() {
+    let copy = Copy::echo().await;
+    let world = speaking(Protocol::Http2, &[&copy]).await;
+    let (words, body) = spoken();
+    let mut trailers = HeaderMap::new();
+    trailers.insert("x-asked", HeaderValue::from_static("1"));
+    let piece = Bytes::from(vec![7; 64 * 1024]);
+    let say = async move {
+        for _ in 0..64 {
+            words.send(Frame::data(piece.clone())).await.unwrap();
+        }
+        words.send(Frame::trailers(trailers)).await.unwrap();
+    };
+    let mut request = call(body);
+    request.headers_mut().remove("content-type");
+    let mut sender = client(&world).await;
+    let (got, ()) = tokio::join!(send(&mut sender, request), say);
+    assert_eq!(got.body.len(), 64 * 64 * 1024);
+    assert_eq!(got.trailers["x-asked"], "1");
+}
+
+#[tokio::test]
 async fn messages_go_both_ways_while_a_call_is_open() {
     let copy = Copy::echo().await;
     let world = speaking(Protocol::Grpc, &[&copy]).await;
