@@ -79,6 +79,7 @@ fn world() -> State {
         Input::Passthrough(all(vec![])),
         Input::RemoteGateway(all(vec![])),
         Input::PeerAuthentication(all(vec![])),
+        Input::AuthorizationPolicy(all(vec![])),
         Input::DestinationRule(all(vec![])),
         Input::ClusterLink(all(vec![])),
     ] {
