@@ -15,6 +15,7 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use mesh::name::{ClusterId, Protocol};
+use proxy::admission::Admission;
 use proxy::telemetry::{Conversation, Http, Party, Reporter};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -43,6 +44,8 @@ pub struct Application {
     pub service: String,
     /// What it speaks.
     pub protocol: Protocol,
+    /// Whether the peer may call it: asked for every request, as policies change meanwhile.
+    pub admission: Admission,
 }
 
 /// One connection from the mesh.
@@ -136,6 +139,9 @@ pub(crate) async fn answer(
     if let Some((status, why)) = refusal {
         return reply(record, status, "DPE", why, None);
     }
+    if let Some(denial) = context.application.admission.verdict().denial() {
+        return deny(record, denial);
+    }
     let wire = Wire::towards(context.application.protocol, came, record.grpc);
     // There is no switching on HTTP/2; who asks must live with an answer (RFC 9110 section 7.8).
     let wish = wish.filter(|_| wire == Wire::Http1);
@@ -162,7 +168,9 @@ pub(crate) async fn answer(
         (response.status(), wish.as_ref().map(|_| client))
     {
         let server = hyper::upgrade::on(&mut response);
-        upgrade::join(client, server, &context.shared.options.drain);
+        let admission = context.application.admission.clone();
+        let revoked = async move { drop(admission.revoked().await) };
+        upgrade::join(client, server, &context.shared.options.drain, revoked);
         headers::end_hop(response.headers_mut(), wish.as_ref());
         return response.map(|_| ResponseBody::Local(bytes::Bytes::new()));
     }
@@ -277,6 +285,18 @@ async fn dial(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStre
 /// section 9.2.2, without TRACE, which no application wants).
 pub(crate) fn is_idempotent(method: &Method) -> bool {
     [Method::GET, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE].contains(method)
+}
+
+/// The answer to who may not call, in Envoy's words. Nothing in it asks for another attempt.
+fn deny(mut record: Record, denial: String) -> Response<ResponseBody> {
+    record.code = StatusCode::FORBIDDEN.as_u16();
+    record.flags = "";
+    record.line.response_code_details = Some(denial);
+    Response::builder()
+        .status(StatusCode::FORBIDDEN)
+        .header(header::CONTENT_TYPE, "text/plain")
+        .body(ResponseBody::Local(bytes::Bytes::from_static(b"RBAC: access denied")))
+        .expect("a literal header makes a response")
 }
 
 /// An answer of our own: told like any other.
