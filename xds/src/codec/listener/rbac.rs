@@ -89,21 +89,32 @@ fn alternatives<T: Term>(some: &[Vec<Clause<T::Value>>], when: &[Clause<T::Value
     let mut terms: Vec<T> = when.iter().flat_map(clause).collect();
     if !some.is_empty() {
         let all = some.iter().map(|clauses| every(clauses.iter().flat_map(clause).collect()));
-        terms.push(T::one_of(all.collect()));
+        terms.push(set(T::one_of, all.collect()));
     }
     every(terms)
 }
 
 fn every<T: Term>(terms: Vec<T>) -> T {
     // Envoy refuses an empty set.
-    if terms.is_empty() { T::any() } else { T::all_of(terms) }
+    if terms.is_empty() { T::any() } else { set(T::all_of, terms) }
+}
+
+/// A set of one is that one.
+fn set<T: Term>(of: fn(Vec<T>) -> T, mut terms: Vec<T>) -> T {
+    match (terms.pop(), terms.is_empty()) {
+        (Some(sole), true) => sole,
+        (last, _) => {
+            terms.extend(last);
+            of(terms)
+        }
+    }
 }
 
 fn clause<T: Term>(clause: &Clause<T::Value>) -> impl Iterator<Item = T> {
-    let set = |values: &[T::Value]| {
-        (!values.is_empty()).then(|| T::one_of(values.iter().map(T::of).collect()))
+    let one_of = |values: &[T::Value]| {
+        (!values.is_empty()).then(|| set(T::one_of, values.iter().map(T::of).collect()))
     };
-    [set(&clause.any_of), set(&clause.none_of).map(T::not)].into_iter().flatten()
+    [one_of(&clause.any_of), one_of(&clause.none_of).map(T::not)].into_iter().flatten()
 }
 
 impl Term for Permission {
