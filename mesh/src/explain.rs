@@ -376,7 +376,7 @@ fn inbound(
     let identity = (mode != MtlsMode::Disable).then(|| view.identity.clone());
     let sni = Sni { port: found.port.number, subset: String::new(), host: found.host.clone() };
     let caller = Caller {
-        source: client.and_then(|it| it.addresses.first().copied()).unwrap_or(socket.ip()),
+        source: client.and_then(|it| it.addresses.first().copied()).unwrap_or_else(|| socket.ip()),
         destination: socket,
         server_name: identity.as_ref().map(|_| sni.to_string()),
         identity: identity.clone(),

@@ -383,7 +383,10 @@ impl Reader<'_> {
             };
             match read(text, &self.notes.object.namespace) {
                 Ok(value) => all.push(value),
-                Err(problem) => self.refuse(3407, &field, format!("{problem}."), "correct it."),
+                Err(problem) => {
+                    let fix = "correct it; Istio's reference of AuthorizationPolicy has the forms.";
+                    self.refuse(3407, &field, format!("{problem}."), fix);
+                }
             }
         }
         all

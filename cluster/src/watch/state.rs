@@ -234,9 +234,9 @@ impl State {
             self.small_parts(&mut inventory, mesh);
         }
         // What policies say is held against trust domains and gateways, which these tell.
+        let links = !dirty.remote_gateways.is_empty() || !dirty.entries.is_empty();
         let beside = !dirty.authorization_policies.is_empty()
-            || !dirty.remote_gateways.is_empty()
-            || !dirty.entries.is_empty();
+            || (links && !inventory.authorization_policies.is_empty());
         if dirty.findings || dirty.small || entry_findings || first || beside {
             let mut findings = self.findings();
             findings.extend(mesh::authorize::findings(&inventory));

@@ -1,14 +1,14 @@
 //! What is wrong with policies only beside the rest of the cluster: trust domains, addresses, links.
 
 use super::{OWN_DOMAIN, Pattern, Source, meant};
-use crate::finding::{Finding, ObjectRef, Severity};
+use crate::finding::{Finding, Severity};
 use crate::inventory::Inventory;
 use crate::name::TrustDomain;
 use crate::world::trust_domains;
 use std::collections::BTreeSet;
 
 /// Findings about the policies of `own`: principals of trust domains that no accepted link has,
-/// addresses that gateways stand for, and a name that means two trust domains.
+/// addresses that gateways stand for, a name that means two trust domains, and gateways themselves.
 pub fn findings(own: &Inventory) -> Vec<Finding> {
     if own.authorization_policies.is_empty() {
         return Vec::new();
@@ -16,13 +16,25 @@ pub fn findings(own: &Inventory) -> Vec<Finding> {
     let accepted = trust_domains(own);
     let mut all = BTreeSet::new();
     for policy in own.authorization_policies.values() {
+        if policy.selector.get("istio").is_some_and(|it| it == "eastwestgateway") {
+            all.insert(Finding {
+                severity: Severity::Warning,
+                code: 3424,
+                object: policy.object.clone(),
+                field: "spec.selector.matchLabels".into(),
+                problem:
+                    "an east-west gateway passes connections on unread, and decides on nobody."
+                        .into(),
+                fix: "select the workloads behind it, which know their callers.".into(),
+            });
+        }
         for (number, rule) in policy.rules.iter().enumerate() {
             for source in rule.sources() {
                 if let Some((code, problem, fix)) = about(own, &accepted, source) {
                     all.insert(Finding {
                         severity: Severity::Warning,
                         code,
-                        object: ObjectRef::clone(&policy.object),
+                        object: policy.object.clone(),
                         field: format!("spec.rules[{number}]"),
                         problem,
                         fix,

@@ -256,6 +256,8 @@ fn addresses_beside_gateways_and_names_of_two_domains_are_told() {
         east policy shop/a ALLOW rule principal=cluster.local/ns/a/sa/b";
     let told = findings(&linked(&clusters(text), "east"));
     assert!(told.len() == 1 && told[0].code == 3423, "{told:?}");
+    let told = found("policy isthmus-system/a DENY istio=eastwestgateway rule");
+    assert!(told.len() == 1 && told[0].starts_with("3424 spec.selector"), "{told:?}");
 }
 
 #[test]
