@@ -190,6 +190,8 @@ fn policies_stand_before_the_application() {
     // In plaintext nobody proves a name.
     let plain = converse(&format!("{theirs}.1:7001"), b"hello");
     assert!(plain.as_ref().map_or(true, String::is_empty), "{plain:?}");
+    // Nor does who waits for the server to begin make it begin.
+    assert!(banner(&format!("{theirs}.1:7001")).is_err());
 
     for listener in untouched {
         let heard = listener.accept().map_err(|problem| problem.kind());
@@ -201,7 +203,7 @@ fn policies_stand_before_the_application() {
         lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum::<f64>()
     };
     let rbac = counts(&["isthmus_sidecar_refused_total", "inbound", "reason=\"rbac\""]);
-    assert_eq!(rbac, 2.0, "{metrics}");
+    assert_eq!(rbac, 3.0, "{metrics}");
     // Once: a denial is no reason to try again.
     let denied = counts(&["istio_requests_total", "response_code=\"403\""]);
     assert_eq!(denied, 1.0, "{metrics}");
