@@ -119,7 +119,9 @@ fn callers(world: &World, doors: &[Door], sni: &str) -> Callers {
         });
         may += usize::from(let_in);
     }
-    let foreign = world.trust_domains().iter().filter(|domain| *domain != home);
+    // Where all clusters have one trust domain, the others' workloads are of it too.
+    let shared = own.remote_gateways.values().any(|door| door.trust_domain.as_ref() == Some(home));
+    let foreign = world.trust_domains().iter().filter(|domain| shared || *domain != home);
     let elsewhere = foreign.map(|domain| (domain.clone(), of_domain(world, domain, doors, sni)));
     Callers { own: may, own_all: own.workloads.len(), elsewhere: elsewhere.collect() }
 }
