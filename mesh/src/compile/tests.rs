@@ -374,12 +374,12 @@ fn a_workload_is_told_the_policies_that_select_it() {
         "sidecar shop/h eu/a",
         ResourceName::inbound(),
         expect![[r#"
-        Permissive for east.mesh
-        8080 Permissive http=true shop/hello
-        deny AuthorizationPolicy isthmus-system/z rules=0
-        deny AuthorizationPolicy shop/b rules=2
-        allow AuthorizationPolicy shop/a rules=1
-    "#]],
+            Permissive for east.mesh
+            8080 Permissive http shop/hello
+            deny AuthorizationPolicy isthmus-system/z rules=0
+            deny AuthorizationPolicy shop/b rules=2
+            allow AuthorizationPolicy shop/a rules=1
+        "#]],
     );
 }
 
