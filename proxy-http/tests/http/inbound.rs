@@ -149,6 +149,49 @@ async fn each_request_is_judged_by_the_policies_of_its_moment() {
 }
 
 #[tokio::test]
+async fn a_grpc_client_is_told_in_its_own_words() {
+    let application = Copy::start_plain("app", Does::Answer).await;
+    let (_policies, rules) = watch::channel(Some(policed(Some("deny"))));
+    let (address, _) = guarded(application.address, true, rules).await;
+    let request = http::Request::post("/shop.Hello/Say")
+        .header("host", "client.shop.global")
+        .header("content-type", "application/grpc")
+        .body(Full::new(Bytes::new()))
+        .unwrap();
+    let got = Client::connect(address).await.request(request).await;
+    // PERMISSION_DENIED, as Envoy maps 403.
+    assert_eq!((got.status, &got.headers["grpc-status"]), (200, &"7".parse().unwrap()));
+    assert_eq!(application.seen(), 0);
+}
+
+#[tokio::test]
+async fn an_answer_under_way_outlives_its_callers_admission_by_a_little() {
+    let (say, chunks) = tokio::sync::mpsc::channel(4);
+    let chunks = Does::Chunks(Arc::new(std::sync::Mutex::new(chunks)));
+    let application = Copy::start_plain("app", chunks).await;
+    let (policies, rules) = watch::channel(None);
+    let (address, _) = guarded(application.address, true, rules).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut heard = String::new();
+    let mut buffer = [0; 1024];
+    for word in ["first", "second"] {
+        say.send(word).await.unwrap();
+        while !heard.contains(word) {
+            let length = stream.read(&mut buffer).await.unwrap();
+            assert!(length > 0, "{heard}");
+            heard.push_str(std::str::from_utf8(&buffer[..length]).unwrap());
+        }
+        // After the first word; the second comes nevertheless.
+        policies.send_replace(Some(policed(Some("deny"))));
+    }
+    let begun = std::time::Instant::now();
+    let end = tokio::time::timeout(PATIENCE, stream.read(&mut buffer)).await.unwrap();
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    assert!(begun.elapsed().as_secs() >= 3, "an answer has its 5 s: {:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn a_switched_connection_ends_with_its_callers_admission() {
     let application = Copy::start_plain("app", Does::Echo).await;
     let (policies, rules) = watch::channel(None);
