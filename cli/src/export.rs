@@ -1,9 +1,12 @@
 //! `isthmus export` and `unexport`: a ServiceExport (MCS API) beside a Service.
 
+use crate::look::look;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use cluster::operator::Operator;
+use mesh::authorize;
 use mesh::name::ServiceName;
+use mesh::world::World;
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,6 +22,8 @@ pub(crate) struct Call {
     /// Contexts to do it in; may be given several times.
     #[arg(long, value_name = "NAME")]
     context: Vec<String>,
+    #[arg(long, default_value = "isthmus-system")]
+    root_namespace: String,
     /// Print what would be done; change nothing.
     #[arg(long)]
     dry_run: bool,
@@ -73,6 +78,7 @@ impl Call {
             });
             if self.dry_run {
                 println!("  {:<12}would apply ServiceExport {name} ({version})", cluster.context);
+                self.callers(&cluster, &name).await;
                 continue;
             }
             cluster.apply(&[object]).await?;
@@ -86,9 +92,48 @@ impl Call {
                 })
                 .collect();
             println!("  {:<12}exported {name}, ports {}", cluster.context, ports.join(" "));
+            self.callers(&cluster, &name).await;
         }
         println!("  {:<12}{}  {}", "names", name.global_host(), name.clusterset_host());
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Which policies stand in front, and whom they let in. The export stands without it, so what
+    /// cannot be seen is said and is no error.
+    async fn callers(&self, cluster: &Operator, name: &ServiceName) {
+        let say = |what: &str, text: &str| println!("    {what:<10}{text}");
+        let own = match look(cluster, &self.root_namespace).await {
+            Ok(own) => own,
+            Err(problem) => return say("callers", &format!("not known: {problem:#}")),
+        };
+        let world = World::new(own);
+        let Some(found) = authorize::audience(&world, name) else {
+            return say("callers", "not known: the Service has just come or gone");
+        };
+        for (policy, action) in &found.policies {
+            say("policy", &format!("{policy} ({action})"));
+        }
+        if found.policies.is_empty() && found.copies > 0 {
+            say("policy", "none: every workload that may connect may call");
+        }
+        if found.copies == 0 {
+            say("callers", "not known: no ready copy is in the mesh, so no policy is in force yet");
+        }
+        for (port, callers) in &found.ports {
+            say("callers", &format!("port {port}: {callers}"));
+        }
+        if found.ports.values().any(|callers| !callers.elsewhere.is_empty()) {
+            say("", "how many workloads other clusters have is not known here");
+        }
+        for rule in found.any_domain(&world) {
+            say(
+                "warning",
+                &format!(
+                    "{rule} lets in a namespace or service account by its name, of every linked cluster. \
+                 Add trustDomains or principals to name the clusters."
+                ),
+            );
+        }
     }
 
     pub(crate) async fn unexport(self) -> Result<ExitCode> {

@@ -3,6 +3,7 @@
 mod demo;
 mod export;
 mod link;
+mod look;
 mod output;
 mod program;
 mod proxy;

@@ -2,21 +2,16 @@
 //! the control plane and the proxies use.
 
 use crate::Target;
+use crate::look::look;
 use crate::output::{self, Format};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use cluster::watch;
 use mesh::explain;
 use mesh::inventory::{Inventory, WorkloadName};
 use mesh::name::Identity;
 use mesh::world::{Dialect, Role, View, World};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio_util::sync::CancellationToken;
-
-/// Longest wait for one whole look at the cluster.
-const LOOK_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Args)]
 pub(crate) struct Call {
@@ -53,21 +48,7 @@ impl Call {
                 )
             })?;
         let operator = self.target.load().await?;
-        let end = CancellationToken::new();
-        let _ending = end.clone().drop_guard();
-        let options = watch::Options { root_namespace: self.root_namespace.clone() };
-        let mut watched = watch::own(operator.client.clone(), options, end);
-        let own = tokio::time::timeout(LOOK_MAX, watched.inventory.wait_for(Option::is_some))
-            .await
-            .with_context(|| {
-                format!(
-                    "ISM2031 {} did not show itself whole within {LOOK_MAX:?}",
-                    operator.context
-                )
-            })?
-            .context("ISM2031 the watch ended")?
-            .clone()
-            .context("ISM2031 the cluster has not been seen")?;
+        let own = look(&operator, &self.root_namespace).await?;
         let view = self.view(&own, pod)?;
         let world = World::new(Arc::clone(&own));
         let explanation = explain::why(&world, &view, &host, port);

@@ -1,6 +1,7 @@
 //! Objects of Kubernetes, Istio, the Gateway API and the MCS API, as values of the mesh: one file
 //! per kind, each object -> (value, findings). A bad object costs itself only.
 
+pub mod authorization_policy;
 pub mod cluster_link;
 pub mod destination_rule;
 pub mod endpoint_slice;

@@ -48,9 +48,14 @@ async fn waits_for_its_configuration(client: &Client, watched: &mut Watched) {
         .clone();
     assert!(health.reachable(), "{health:?}");
     assert_eq!(health.waiting, ["ConfigMap isthmus-system/isthmus-mesh does not exist"]);
-    for kind in
-        ["ServiceEntry", "Gateway", "PeerAuthentication", "DestinationRule", "ServiceExport"]
-    {
+    for kind in [
+        "ServiceEntry",
+        "Gateway",
+        "PeerAuthentication",
+        "AuthorizationPolicy",
+        "DestinationRule",
+        "ServiceExport",
+    ] {
         let kind = &health.kinds[kind];
         assert!(kind.synced && kind.note.as_deref() == Some("not installed"), "{health:?}");
     }
@@ -159,6 +164,7 @@ async fn kinds_installed_later_are_found(client: &Client, watched: &mut Watched)
         ("networking.istio.io", "v1", "Gateway"),
         ("networking.istio.io", "v1", "DestinationRule"),
         ("security.istio.io", "v1", "PeerAuthentication"),
+        ("security.istio.io", "v1", "AuthorizationPolicy"),
         ("gateway.networking.k8s.io", "v1", "Gateway"),
         // The older version alone: it is found too.
         ("multicluster.x-k8s.io", "v1alpha1", "ServiceExport"),
@@ -210,6 +216,16 @@ async fn kinds_installed_later_are_found(client: &Client, watched: &mut Watched)
     create(client, "security.istio.io/v1", "PeerAuthentication", json!({
         "metadata": {"namespace": "shop", "name": "default"}, "spec": {"mtls": {"mode": "DISABLE"}}}))
     .await;
+    create(
+        client,
+        "security.istio.io/v1",
+        "AuthorizationPolicy",
+        json!({
+        "metadata": {"namespace": "shop", "name": "callers"}, "spec": {"action": "DENY", "rules": [
+            {"from": [{"source": {"principals": ["moon.mesh/ns/shop/sa/client"]}}],
+             "to": [{"operation": {"paths": ["/admin"]}}]}]}}),
+    )
+    .await;
     create(client, "multicluster.x-k8s.io/v1alpha1", "ServiceExport", meta("shop", "hello")).await;
     for (namespace, complete) in [("isthmus-system", true), ("shop", false)] {
         let link = json!({"metadata": {"namespace": namespace, "name": "west"},
@@ -224,6 +240,7 @@ async fn kinds_installed_later_are_found(client: &Client, watched: &mut Watched)
             && inventory.passthrough_hosts.len() == 1
             && inventory.remote_gateways.len() == 1
             && inventory.peer_authentications.len() == 1
+            && inventory.authorization_policies.len() == 1
             && inventory.service_exports.contains(&hello())
             && !inventory.links.is_empty()
     })
@@ -234,6 +251,8 @@ async fn kinds_installed_later_are_found(client: &Client, watched: &mut Watched)
         ("ServiceEntry", "nonsense", 3001),
         ("DestinationRule", "hello", 3083),
         ("PeerAuthentication", "default", 3073),
+        ("AuthorizationPolicy", "callers", 3403),
+        ("AuthorizationPolicy", "callers", 3421),
     ] {
         assert!(finding(&inventory, kind, name, code), "{kind} {name}: {:#?}", inventory.findings);
     }

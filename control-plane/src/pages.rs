@@ -53,6 +53,7 @@ struct Summary {
     gateway_addresses: Vec<String>,
     destination_rules: usize,
     peer_authentications: usize,
+    authorization_policies: usize,
     findings: usize,
 }
 
@@ -77,6 +78,7 @@ fn summary(served: &Served) -> Option<Summary> {
         gateway_addresses: gateways.map(ToString::to_string).collect(),
         destination_rules: own.destination_rules.len(),
         peer_authentications: own.peer_authentications.len(),
+        authorization_policies: own.authorization_policies.len(),
         findings: own.findings.len(),
     })
 }

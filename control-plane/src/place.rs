@@ -152,6 +152,7 @@ pub(crate) mod tests {
             resting: BTreeMap::new(),
             destination_rules: BTreeMap::new(),
             peer_authentications: BTreeMap::new(),
+            authorization_policies: BTreeMap::new(),
             findings: Vec::new(),
         }
     }

@@ -9,6 +9,7 @@ mod grpc;
 mod lies;
 mod links;
 mod mistakes;
+mod policy;
 mod propagation;
 mod swaps;
 
@@ -60,6 +61,8 @@ scenarios! {
         "hostile and mistaken objects: each costs itself only, and says why";
     "cli-walk" false cli::cli_walk:
         "an operator's walk: status, why, export, link, proxies, remote secrets, unlink";
+    "policy" false policy::policy_decides:
+        "DENY and ALLOW in west of a caller in east; what open connections, logs and operators see";
     "kill-copy" false faults::kill_copy:
         "SIGKILL one copy of hello under load";
     "kill-gateway" false faults::kill_gateway:

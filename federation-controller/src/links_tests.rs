@@ -39,6 +39,7 @@ pub(crate) fn own(root: &str) -> Inventory {
         links: BTreeMap::new(),
         destination_rules: BTreeMap::new(),
         peer_authentications: BTreeMap::new(),
+        authorization_policies: BTreeMap::new(),
         findings: vec![],
     }
 }

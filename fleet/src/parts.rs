@@ -92,12 +92,13 @@ impl Parts {
 }
 
 /// What our programs write or need where nothing can be fetched: the makers' own files.
-const CRDS: [&str; 8] = [
+const CRDS: [&str; 9] = [
     include_str!("../../deploy/crds/clusterlinks.isthmus.dev.yaml"),
     include_str!("../../deploy/crds/exportedservices.isthmus.dev.yaml"),
     include_str!("../crds/serviceentries.networking.istio.io.yaml"),
     include_str!("../crds/gateways.networking.istio.io.yaml"),
     include_str!("../crds/peerauthentications.security.istio.io.yaml"),
+    include_str!("../crds/authorizationpolicies.security.istio.io.yaml"),
     include_str!("../crds/gateways.gateway.networking.k8s.io.yaml"),
     include_str!("../crds/serviceexports.multicluster.x-k8s.io.yaml"),
     include_str!("../crds/serviceimports.multicluster.x-k8s.io.yaml"),

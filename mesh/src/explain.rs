@@ -1,5 +1,6 @@
 //! Reasons as sentences: what `isthmus why` prints, from the decisions the proxies take.
 
+use crate::authorize::{self, Authorization, Caller};
 use crate::compile::horizon::{Copies, Place, Reach, Tier, reach, tier};
 use crate::compile::inbound::Policy;
 use crate::compile::outbound::{
@@ -10,6 +11,7 @@ use crate::finding::ObjectRef;
 use crate::inventory::{MtlsMode, ServiceKind, WorkloadName};
 use crate::name::{ClusterId, Hostname, Identity, Locality, Protocol, ServiceName};
 use crate::program::{ClusterName, Endpoints, LoadBalancing, Resource, ResourceKind, ResourceName};
+use crate::sni::Sni;
 use crate::world::{Form, View, World, is_published_form};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -109,6 +111,18 @@ pub enum Step {
         port: u16,
         mode: MtlsMode,
         by: Option<ObjectRef>,
+    },
+    /// Whether such a pod lets the client in, and which rule decides.
+    Authorization {
+        workload: String,
+        port: u16,
+        /// What the client proves; `None` for plaintext.
+        caller: Option<Identity>,
+        decision: authorize::Verdict,
+    },
+    /// Copies of another cluster: its own policies decide there.
+    AuthorizationElsewhere {
+        cluster: ClusterId,
     },
 }
 
@@ -285,9 +299,13 @@ fn explain_copies(
         sum.0 = sum.0.saturating_add(it.weight);
     }
     let mut answered = false;
+    let mut elsewhere = BTreeSet::new();
     for ((tier, locality, cluster, mtls, _), (count, way)) in alike {
         let priority = priority_of(endpoints, &way, locality, cluster);
-        answered |= priority.is_some();
+        if matches!(way, Reach::Through(_)) && priority.is_some() {
+            answered = true;
+            elsewhere.insert(cluster);
+        }
         steps.push(Step::Copies {
             cluster: cluster.clone(),
             locality: locality.clone(),
@@ -304,7 +322,19 @@ fn explain_copies(
     for (cluster, expected) in identities(world, target) {
         steps.push(Step::Identities { cluster, expected });
     }
-    steps.extend(all.iter().filter_map(|it| inbound(world, found, it)));
+    for copies in &all {
+        let used = priority_of(endpoints, &reach(from, copies), copies.locality, copies.cluster);
+        let Some((inbound, authorization)) = inbound(world, view, found, copies) else {
+            answered |= used.is_some();
+            continue;
+        };
+        let denied =
+            matches!(&authorization, Step::Authorization { decision, .. } if !decision.allows());
+        answered |= used.is_some() && !denied;
+        steps.extend([inbound, authorization]);
+    }
+    let elsewhere = elsewhere.into_iter().cloned();
+    steps.extend(elsewhere.map(|cluster| Step::AuthorizationElsewhere { cluster }));
     answered
 }
 
@@ -326,18 +356,35 @@ fn priority_of(
         .map(|(priority, _)| priority)
 }
 
-fn inbound(world: &World, found: &Named<'_>, copies: &Copies<'_>) -> Option<Step> {
+/// How a pod of this cluster takes the connection, and whether its policies let the client in.
+fn inbound(
+    world: &World,
+    view: &View,
+    found: &Named<'_>,
+    copies: &Copies<'_>,
+) -> Option<(Step, Step)> {
     let Place::Address { pod, socket, .. } = copies.place else { return None };
     let namespace = found.target.form.service()?.namespace.clone();
     let name = WorkloadName { namespace, name: pod.into() };
     let workload = world.own.workloads.get(&name).filter(|_| copies.meshed)?;
     let policy = Policy::of(world, workload);
-    Some(Step::Inbound {
-        workload: pod.into(),
-        port: socket.port(),
-        mode: policy.at(socket.port()),
-        by: policy.by.map(|it| it.object.clone()),
-    })
+    let (port, mode) = (socket.port(), policy.at(socket.port()));
+    let by = policy.by.map(|it| it.object.clone());
+    let inbound = Step::Inbound { workload: pod.into(), port, mode, by };
+    let client = WorkloadName { namespace: view.namespace.clone(), name: view.workload.clone() };
+    let client = world.own.workloads.get(&client);
+    let identity = (mode != MtlsMode::Disable).then(|| view.identity.clone());
+    let sni = Sni { port: found.port.number, subset: String::new(), host: found.host.clone() };
+    let caller = Caller {
+        source: client.and_then(|it| it.addresses.first().copied()).unwrap_or_else(|| socket.ip()),
+        destination: socket,
+        server_name: identity.as_ref().map(|_| sni.to_string()),
+        identity: identity.clone(),
+    };
+    let decision = authorize::decide(&Authorization::of(&world.own, workload), &caller);
+    let authorization =
+        Step::Authorization { workload: pod.into(), port, caller: identity, decision };
+    Some((inbound, authorization))
 }
 
 /// A known host: as asked, by its virtual address, or completed by a pod's search list.

@@ -9,10 +9,12 @@
 //! east link west [accepted] [complete]
 //! east rule shop/hello HOST [lb=RANDOM] [timeout=50] [subset=v1:version=v1]
 //! east peerauth shop/name STRICT|UNSET [port=8080:DISABLE] [app=hello]
+//! east policy shop/name ALLOW|DENY|CUSTOM [app=hello] [rule [principal=P] [!principal=P] [namespace=N] …] …
 //! east passthrough *.local
 //! ```
 //! Service ports below 1000 lead to themselves + 8000 on the pod, the others to themselves.
 
+use crate::authorize::{Clause, Operation, Pattern, Rule, Source, block};
 use crate::export::{Exports, ImportPolicy, exports};
 use crate::federate::{self, Plan};
 use crate::finding::ObjectRef;
@@ -63,6 +65,7 @@ pub(crate) fn empty(cluster: &str) -> Inventory {
         links: BTreeMap::new(),
         destination_rules: BTreeMap::new(),
         peer_authentications: BTreeMap::new(),
+        authorization_policies: BTreeMap::new(),
         findings: Vec::new(),
     }
 }
@@ -228,12 +231,61 @@ fn fact(own: &mut Inventory, verb: &str, words: &[&str]) {
             };
             own.peer_authentications.insert(object, policy);
         }
+        ("policy", [name, said, rest @ ..]) => {
+            let object = object("AuthorizationPolicy", name);
+            let mut parts = rest.split(|word| *word == "rule");
+            let policy = AuthorizationPolicy {
+                object: object.clone(),
+                selector: labels_of(parts.next().unwrap_or_default(), &[]),
+                action: match *said {
+                    "ALLOW" => PolicyAction::Allow,
+                    "DENY" => PolicyAction::Deny,
+                    "CUSTOM" => PolicyAction::Custom,
+                    other => panic!("no action {other}"),
+                },
+                rules: parts.map(rule).collect(),
+            };
+            own.authorization_policies.insert(object, policy);
+        }
         ("passthrough", hosts) => own.passthrough_hosts.push(PassthroughServer {
             object: ObjectRef::new("Gateway", "isthmus-system", "east-west"),
             port: 15443,
             hosts: hosts.iter().map(|host| (*host).into()).collect(),
         }),
         other => panic!("no such fact: {other:?}"),
+    }
+}
+
+/// One rule, with at most one source and one operation: `principal=P`, `!port=80`, `partial`.
+pub(crate) fn rule(words: &[&str]) -> Rule {
+    let one = |text: &str| text.parse::<Pattern>().unwrap();
+    fn clause<T>(words: &[&str], key: &str, read: impl Fn(&str) -> T) -> Option<Clause<T>> {
+        let any_of: Vec<T> = options(words, key).into_iter().map(&read).collect();
+        let none_of: Vec<T> = options(words, &format!("!{key}")).into_iter().map(&read).collect();
+        let said = !any_of.is_empty() || !none_of.is_empty();
+        said.then_some(Clause { any_of, none_of })
+    }
+    let from = [
+        clause(words, "principal", |text| Source::Principal(one(text))),
+        clause(words, "namespace", |text| Source::Namespace(one(text))),
+        clause(words, "domain", |text| Source::TrustDomain(one(text))),
+        clause(words, "account", |text| {
+            Source::ServiceAccount(text.to_owned().try_into().unwrap())
+        }),
+        clause(words, "ip", |text| Source::Ip(block(text).unwrap())),
+    ];
+    let to = [
+        clause(words, "port", |text| Operation::Port(text.parse().unwrap())),
+        clause(words, "to-ip", |text| Operation::Ip(block(text).unwrap())),
+        clause(words, "sni", |text| Operation::ServerName(one(text))),
+    ];
+    let from: Vec<_> = from.into_iter().flatten().collect();
+    let to: Vec<_> = to.into_iter().flatten().collect();
+    Rule {
+        from: if from.is_empty() { vec![] } else { vec![from] },
+        to: if to.is_empty() { vec![] } else { vec![to] },
+        partial: words.contains(&"partial"),
+        ..Rule::default()
     }
 }
 

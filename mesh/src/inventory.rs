@@ -38,6 +38,7 @@ pub struct Inventory {
     pub links: BTreeMap<String, Link>,
     pub destination_rules: BTreeMap<ObjectRef, DestinationRule>,
     pub peer_authentications: BTreeMap<ObjectRef, PeerAuthentication>,
+    pub authorization_policies: BTreeMap<ObjectRef, AuthorizationPolicy>,
     /// What was wrong with objects, and what we did instead; sorted.
     pub findings: Vec<Finding>,
 }
@@ -346,4 +347,36 @@ pub enum MtlsMode {
     Strict,
     Permissive,
     Disable,
+}
+
+/// An AuthorizationPolicy (security.istio.io): who may call the workloads it selects.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthorizationPolicy {
+    pub object: ObjectRef,
+    /// Empty selects the whole namespace (or mesh, in the root namespace).
+    pub selector: BTreeMap<String, String>,
+    pub action: PolicyAction,
+    /// As they are written: a rule's number is its place, from 0. None match nobody.
+    pub rules: Vec<crate::authorize::Rule>,
+}
+
+/// What a policy does with callers that one of its rules matches. AUDIT decides nothing, and is not
+/// among them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum PolicyAction {
+    Allow,
+    Deny,
+    /// Denies: the provider that it names is not asked (Istio denies too where it cannot be).
+    Custom,
+}
+
+impl fmt::Display for PolicyAction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Allow => "ALLOW",
+            Self::Deny => "DENY",
+            Self::Custom => "CUSTOM",
+        })
+    }
 }

@@ -5,6 +5,7 @@
 //! leaves as a value ([`program::Program`], [`federate::Plan`], [`zone::Zone`]).
 //! Modules in reading order:
 
+pub mod authorize;
 pub mod compile;
 pub mod explain;
 pub mod export;

@@ -3,6 +3,7 @@
 //! `decode(encode(program)) == program` holds for every value that can exist, so durations are
 //! whole milliseconds and collections are ordered.
 
+use crate::authorize::Authorization;
 use crate::inventory::MtlsMode;
 use crate::name::{ClusterId, Hostname, Identity, Locality, Network, Protocol};
 use crate::sni::Sni;
@@ -243,6 +244,8 @@ pub struct InboundListener {
     pub ports: BTreeMap<u16, InboundPort>,
     /// Trust domains whose workloads may connect: the own and those of accepted links.
     pub trust_domains: BTreeSet<crate::name::TrustDomain>,
+    /// Who of them may call.
+    pub authorization: Authorization,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

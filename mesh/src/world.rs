@@ -286,14 +286,11 @@ impl Index {
             let rules = index.rules.entry(rule.host.clone()).or_default();
             rules.entry(rule.object.namespace.clone()).or_insert_with(|| rule.object.clone());
         }
-        index.trust_domains.insert(own.mesh.trust_domain.clone());
+        index.trust_domains = trust_domains(own);
         for door in own.remote_gateways.values() {
             let key = (door.network.clone(), door.cluster.clone());
             let sockets = door.addresses.iter().filter_map(GatewayAddress::socket);
             index.doors.entry(key).or_default().extend(sockets);
-            if door.published {
-                index.trust_domains.extend(door.trust_domain.clone());
-            }
         }
         for doors in index.doors.values_mut() {
             doors.sort();
@@ -326,12 +323,21 @@ impl Index {
         for address in &entry.addresses {
             self.vips.entry(*address).or_insert_with(owner);
         }
-        if entry.published {
-            let named = entry.subject_alt_names.iter().map(|identity| identity.domain.clone());
-            let labelled = entry.endpoints.iter().filter_map(|copy| copy.trust_domain());
-            self.trust_domains.extend(named.chain(labelled));
-        }
     }
+}
+
+/// Trust domains whose workloads may connect: the own, and those of accepted links, as our publisher
+/// wrote them down.
+pub(crate) fn trust_domains(own: &Inventory) -> BTreeSet<TrustDomain> {
+    let mut domains = BTreeSet::from([own.mesh.trust_domain.clone()]);
+    for entry in own.entries.values().filter(|entry| entry.published) {
+        let named = entry.subject_alt_names.iter().map(|identity| identity.domain.clone());
+        let labelled = entry.endpoints.iter().filter_map(|copy| copy.trust_domain());
+        domains.extend(named.chain(labelled));
+    }
+    let doors = own.remote_gateways.values().filter(|door| door.published);
+    domains.extend(doors.filter_map(|door| door.trust_domain.clone()));
+    domains
 }
 
 /// `*.global`, `*.clusterset.local`.

@@ -15,6 +15,7 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use mesh::name::{ClusterId, Protocol};
+use proxy::admission::Admission;
 use proxy::telemetry::{Conversation, Http, Party, Reporter};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -43,6 +44,8 @@ pub struct Application {
     pub service: String,
     /// What it speaks.
     pub protocol: Protocol,
+    /// Whether the peer may call it: asked for every request, as policies change meanwhile.
+    pub admission: Admission,
 }
 
 /// One connection from the mesh.
@@ -53,6 +56,8 @@ pub(crate) struct Context {
     downstream: Downstream,
     /// `x-forwarded-client-cert`, where mutual TLS proved a caller.
     proof: Option<HeaderValue>,
+    /// A clone for each request that was let in, until its answer has ended.
+    admitted: Arc<()>,
     /// Looked up at the first request, which says where it comes from.
     metrics: OnceCell<Http>,
 }
@@ -67,7 +72,8 @@ impl Context {
             .identity
             .as_ref()
             .map(|peer| headers::proof(&shared.options.svid.borrow().identity, peer));
-        Self { shared, application, downstream, proof, metrics: OnceCell::new() }
+        let admitted = Arc::default();
+        Self { shared, application, downstream, proof, admitted, metrics: OnceCell::new() }
     }
 
     async fn metrics(&self, source: Option<&HeaderValue>) -> Http {
@@ -136,6 +142,10 @@ pub(crate) async fn answer(
     if let Some((status, why)) = refusal {
         return reply(record, status, "DPE", why, None);
     }
+    if let Some(denial) = context.application.admission.verdict().denial() {
+        return deny(record, denial);
+    }
+    let admitted = context.admitted.clone();
     let wire = Wire::towards(context.application.protocol, came, record.grpc);
     // There is no switching on HTTP/2; who asks must live with an answer (RFC 9110 section 7.8).
     let wish = wish.filter(|_| wire == Wire::Http1);
@@ -162,7 +172,9 @@ pub(crate) async fn answer(
         (response.status(), wish.as_ref().map(|_| client))
     {
         let server = hyper::upgrade::on(&mut response);
-        upgrade::join(client, server, &context.shared.options.drain);
+        let admission = context.application.admission.clone();
+        let revoked = async move { drop(admission.revoked().await) };
+        upgrade::join(client, server, &context.shared.options.drain, revoked);
         headers::end_hop(response.headers_mut(), wish.as_ref());
         return response.map(|_| ResponseBody::Local(bytes::Bytes::new()));
     }
@@ -174,6 +186,7 @@ pub(crate) async fn answer(
     let grpc = record.grpc;
     response.map(|inner| {
         let finish = move |ended, passed| {
+            drop(admitted);
             record.end(ended, passed);
             if ended == Ended::Whole || wire == Wire::Http2 {
                 shared.applications.give((address, wire), connection, IDLE, false);
@@ -277,6 +290,47 @@ async fn dial(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStre
 /// section 9.2.2, without TRACE, which no application wants).
 pub(crate) fn is_idempotent(method: &Method) -> bool {
     [Method::GET, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE].contains(method)
+}
+
+/// What Envoy answers to who may not call.
+const DENIED: &str = "RBAC: access denied";
+
+/// The answer to who may not call. Nothing in it asks for another attempt.
+fn deny(mut record: Record, denial: String) -> Response<ResponseBody> {
+    (record.code, record.flags) = (StatusCode::FORBIDDEN.as_u16(), "");
+    record.line.response_code_details = Some(denial);
+    let mut response = Response::builder()
+        .status(StatusCode::FORBIDDEN)
+        .header(header::CONTENT_TYPE, "text/plain")
+        .body(ResponseBody::Local(bytes::Bytes::from_static(DENIED.as_bytes())))
+        .expect("a literal header makes a response");
+    if record.grpc {
+        *response.body_mut() = ResponseBody::Local(bytes::Bytes::new());
+        let told = grpc::tell(&mut response, DENIED);
+        (record.code, record.grpc_status) = (200, Some(told as u16));
+    }
+    response
+}
+
+/// How long an answer that is under way may go on once its caller is denied.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
+
+impl Context {
+    /// Returns once the caller is denied and an answer from before has not ended in time: a stream
+    /// may be as long as its connection.
+    pub(crate) fn outstayed(&self) -> impl Future<Output = ()> + use<> {
+        let (admission, admitted) = (self.application.admission.clone(), self.admitted.clone());
+        async move {
+            loop {
+                admission.revoked().await;
+                tokio::time::sleep(LAST_ANSWERS).await;
+                // Held by the connection and here; else by requests.
+                if !admission.verdict().allows() && Arc::strong_count(&admitted) > 2 {
+                    return;
+                }
+            }
+        }
+    }
 }
 
 /// An answer of our own: told like any other.

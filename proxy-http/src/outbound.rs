@@ -294,7 +294,7 @@ pub(crate) async fn answer(
         (response.status(), wish.as_ref().map(|_| client))
     {
         let server = hyper::upgrade::on(&mut response);
-        upgrade::join(client, server, &context.shared.options.drain);
+        upgrade::join(client, server, &context.shared.options.drain, std::future::pending());
         headers::end_hop(response.headers_mut(), wish.as_ref());
         return response.map(|_| ResponseBody::Local(bytes::Bytes::new()));
     }

@@ -185,11 +185,15 @@ impl Http {
     {
         let counters = self.0.counters.clone();
         let context = Arc::new(inbound::Context::new(self.0.clone(), application, downstream));
+        let outstayed = context.outstayed();
         let service = move |request| {
             let context = context.clone();
             async move { inbound::answer(&context, request).await }
         };
-        serve(io, live, &counters, service).await;
+        tokio::select! {
+            () = serve(io, live, &counters, service) => {}
+            () = outstayed => tracing::info!("a caller's answers were cut: policies deny it now"),
+        }
     }
 }
 

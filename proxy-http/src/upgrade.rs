@@ -9,8 +9,14 @@ use std::time::Duration;
 /// Closed after this long without a byte either way.
 const IDLE: Duration = Duration::from_secs(3_600);
 
-/// Carries bytes between two upgraded connections until either ends; a drain cuts them at its end.
-pub(crate) fn join(client: OnUpgrade, server: OnUpgrade, drain: &Drain) {
+/// Carries bytes between two upgraded connections until either ends, or `unwanted` does; a drain
+/// cuts them at its end.
+pub(crate) fn join(
+    client: OnUpgrade,
+    server: OnUpgrade,
+    drain: &Drain,
+    unwanted: impl Future<Output = ()> + Send + 'static,
+) {
     let live = drain.live();
     tokio::spawn(async move {
         let (client, server) = match tokio::try_join!(client, server) {
@@ -24,6 +30,7 @@ pub(crate) fn join(client: OnUpgrade, server: OnUpgrade, drain: &Drain) {
         tokio::select! {
             _ = tunnel::copy(&mut client, &mut server, IDLE) => {}
             () = live.cut() => {}
+            () = unwanted => {}
         }
     });
 }

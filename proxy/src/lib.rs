@@ -3,6 +3,7 @@
 
 pub mod accept;
 pub mod access;
+pub mod admission;
 pub mod drain;
 pub mod engine;
 pub mod pages;

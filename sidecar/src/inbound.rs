@@ -6,10 +6,12 @@ use crate::redirect::inbound_source;
 use crate::refusal::{Refusals, reset};
 use crate::sniff::{Sniffed, sniff};
 use bytes::{Bytes, BytesMut};
+use mesh::authorize::Caller;
 use mesh::inventory::MtlsMode;
 use mesh::name::{Identity, Protocol, TrustDomain};
 use mesh::program::{InboundListener, InboundPort, Listener, Resource, ResourceName};
 use proxy::Engine;
+use proxy::admission::{Admission, Rules};
 use proxy::drain::Live;
 use proxy::prefixed::Prefixed;
 use proxy::telemetry::{Conversation, Party, Reporter, Telemetry};
@@ -57,6 +59,8 @@ pub(crate) struct Inbound {
     pub(crate) capture: Capture,
     pub(crate) own: Own,
     pub(crate) terms: Terms,
+    /// Policies as they change.
+    pub(crate) rules: Rules,
 }
 
 /// TLS configurations for the trust domains that may connect now.
@@ -105,6 +109,8 @@ struct Arrival {
     /// Where the application listens.
     application: SocketAddr,
     port: InboundPort,
+    /// The listener under which it came.
+    resource: Arc<Resource>,
     /// Verified by mutual TLS.
     identity: Option<Identity>,
     server_name: Option<String>,
@@ -123,9 +129,13 @@ impl Inbound {
         if !self.own.is_mine(to.ip()) {
             return self.refuse(stream, "not_this_pod", Some(to), &"another pod was meant");
         }
-        let listener = match self.listener().await {
-            Ok(listener) => listener,
+        let resource = match self.engine.resource(&ResourceName::inbound()).await {
+            Ok(resource) => resource,
             Err(problem) => return self.refuse(stream, "no_configuration", Some(to), &problem),
+        };
+        let Resource::Listener(Listener::Inbound(listener)) = &*resource else {
+            let problem = "the inbound listener is of another kind";
+            return self.refuse(stream, "no_configuration", Some(to), &problem);
         };
         let port = listener.ports.get(&to.port()).cloned().unwrap_or_else(|| InboundPort {
             mtls: listener.mtls,
@@ -133,14 +143,22 @@ impl Inbound {
             service: String::new(),
         });
         let mode = port.mtls;
-        let arrival = Arrival { peer, to, application, port, identity: None, server_name: None };
+        let arrival = Arrival {
+            peer,
+            to,
+            application,
+            port,
+            resource: resource.clone(),
+            identity: None,
+            server_name: None,
+        };
         match mode {
             MtlsMode::Strict => {
                 let stream = Prefixed::new(Bytes::new(), stream);
-                self.terminate(stream, arrival, &listener, None, &live).await;
+                self.terminate(stream, arrival, listener, None, &live).await;
             }
             MtlsMode::Disable => self.plain(stream, arrival, &live).await,
-            MtlsMode::Permissive => self.permissive(stream, arrival, &listener, &live).await,
+            MtlsMode::Permissive => self.permissive(stream, arrival, listener, &live).await,
         }
     }
 
@@ -152,19 +170,6 @@ impl Inbound {
         detail: &dyn std::fmt::Display,
     ) {
         self.refusals.refuse(stream, "inbound", reason, to, detail);
-    }
-
-    async fn listener(&self) -> Result<InboundListener, String> {
-        let resource = self.engine.resource(&ResourceName::inbound()).await;
-        match &*resource.map_err(|problem| problem.to_string())? {
-            Resource::Listener(Listener::Inbound(listener)) => Ok(listener.clone()),
-            Resource::Listener(Listener::Outbound(_) | Listener::Gateway(_))
-            | Resource::Route(_)
-            | Resource::Cluster(_)
-            | Resource::Endpoints(_)
-            | Resource::Secret(_)
-            | Resource::Zone(_) => Err("the inbound listener is of another kind".to_owned()),
-        }
     }
 
     async fn permissive(
@@ -182,6 +187,14 @@ impl Inbound {
         let (sniffed, application) = match first {
             Ok(sniffed) => (sniffed, None),
             Err(_) if requests => return self.refusals.count("inbound", "silent"),
+            // Who waits for the server to begin comes in plaintext: the application is not even
+            // dialled for one who may not.
+            Err(_) if !self.admission(&arrival).verdict().allows() => {
+                match timeout(HANDSHAKE_TIMEOUT, sniff(&mut stream, &mut read)).await {
+                    Ok(sniffed) => (sniffed, None),
+                    Err(_) => return self.deny(&stream, &arrival),
+                }
+            }
             Err(_) => {
                 let server = match dial(arrival.application).await {
                     Ok(server) => server,
@@ -275,9 +288,10 @@ impl Inbound {
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let Arrival { peer, to, application, port, identity, server_name } = arrival;
+        let admission = self.admission(&arrival);
+        let Arrival { peer, to, application, port, identity, server_name, .. } = arrival;
         let InboundPort { service, protocol, .. } = port;
-        let application = Application { address: application, service, protocol };
+        let application = Application { address: application, service, protocol, admission };
         let downstream = Downstream { peer, local: to, identity, server_name };
         self.http.inbound(stream, application, downstream, live).await;
     }
@@ -292,7 +306,11 @@ impl Inbound {
     ) where
         T: AsyncRead + AsyncWrite + Socket + Unpin,
     {
-        let Arrival { peer, to, application, port, identity, server_name } = arrival;
+        let admission = self.admission(&arrival);
+        if !admission.verdict().allows() {
+            return self.deny(stream.socket(), &arrival);
+        }
+        let Arrival { peer, to, application, port, identity, server_name, .. } = arrival;
         let mut log = Log::begin(peer, to);
         log.line.upstream_cluster = Some(format!("inbound|{}||", to.port()));
         log.line.requested_server_name = server_name;
@@ -314,13 +332,43 @@ impl Inbound {
         let numbers = self.telemetry.tcp(&self.conversation(&port, identity.as_ref()), "");
         numbers.opened();
         let copying = tunnel::copy(&mut stream, &mut server, IDLE);
-        let transferred = until_cut(copying, live).await;
+        let (transferred, denial) = tokio::select! {
+            transferred = until_cut(copying, live) => (transferred, None),
+            verdict = admission.revoked() => (None, verdict.denial()),
+        };
         let moved = transferred.map_or((0, 0), |t| (t.received, t.sent));
         numbers.closed(moved.0, moved.1);
         if !transferred.is_some_and(|t| t.end == End::Finished) {
             reset(stream.socket());
         }
+        if denial.is_some() {
+            self.refusals.count("inbound", "rbac");
+            log.line.connection_termination_details = denial;
+            return log.end("", None);
+        }
         log.end(flags(transferred), transferred);
+    }
+
+    fn admission(&self, arrival: &Arrival) -> Admission {
+        let caller = Caller {
+            identity: arrival.identity.clone(),
+            source: arrival.peer.ip(),
+            destination: arrival.to,
+            server_name: arrival.server_name.clone(),
+        };
+        Admission::new(caller, arrival.resource.clone(), self.rules.clone())
+    }
+
+    /// Resets a connection whose caller may not call, and says by which rule, as Envoy does.
+    fn deny(&self, stream: &TcpStream, arrival: &Arrival) {
+        self.refusals.count("inbound", "rbac");
+        let mut log = Log::begin(arrival.peer, arrival.to);
+        log.line.upstream_cluster = Some(format!("inbound|{}||", arrival.to.port()));
+        log.line.requested_server_name = arrival.server_name.clone();
+        log.line.downstream_peer_uri_san = arrival.identity.as_ref().map(ToString::to_string);
+        log.line.connection_termination_details = self.admission(arrival).verdict().denial();
+        log.end("", None);
+        reset(stream);
     }
 
     fn conversation(&self, port: &InboundPort, peer: Option<&Identity>) -> Conversation {

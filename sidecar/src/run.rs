@@ -113,6 +113,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
         capture,
         own: own(),
         terms: Terms::new(agent.svid.clone(), agent.bundle.clone()),
+        rules: proxy::admission::follow(agent.snapshot.clone()),
     });
     let stop = CancellationToken::new();
     let last = Arc::new(Last::new());

@@ -3,14 +3,19 @@
 #[path = "support/world.rs"]
 mod world;
 
-use mesh::inventory::MtlsMode::Strict;
-use mesh::program::Program;
+use mesh::authorize::{Authorization, Clause, Operation, Policy, Rule, Source};
+use mesh::finding::ObjectRef;
+use mesh::inventory::MtlsMode::{Permissive, Strict};
+use mesh::program::{Listener, Program, Resource, ResourceName};
 use std::net::{IpAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use trust::issue::{Issuer, new_key_and_csr};
-use world::{HELLO, PATIENCE, banner, identity, issuer, program, request, resolve, serve};
+use world::{
+    HELLO, PATIENCE, banner, converse, identity, issuer, program, request, resolve, serve,
+};
 
 /// A sidecar process; ended when dropped.
 struct Process(Child);
@@ -44,7 +49,7 @@ fn start(
         "cluster: east\nnamespace: shop\npod: {account}-0\naccount: {account}\n\
          trustDomain: test.mesh\nrootCertificates: {root}\npodAddresses: [{pod}.1]\n\
          resources: {resources}\nsvid: {{chain: {chain}, key: {key}}}\n\
-         loopback:\n  application: {pod}.2\n  inbound: [8080, 6379]\n  slots:\n    range: {pod}.0/24\n    \
+         loopback:\n  application: {pod}.2\n  inbound: [8080, 6379, 7000, 7001]\n  slots:\n    range: {pod}.0/24\n    \
          names: [{{host: {HELLO}, ports: [8080, 6379, 7000]}}, {{host: nobody.shop.global, ports: [8080]}}]\n\
          dns: {{listen: '{pod}.1:5353', upstreams: []}}\nadmin: {pod}.1:15000\n\
          metrics: {pod}.1:15090\nhealth: {pod}.1:15021\ndrainSeconds: 1\n",
@@ -119,4 +124,87 @@ fn names_lead_through_slots_without_any_privilege() {
         ),
         "{metrics}"
     );
+}
+
+fn policy(name: &str, rule: Rule) -> Vec<Policy> {
+    let object = Arc::new(ObjectRef::new("AuthorizationPolicy", "shop", name));
+    vec![Policy { object, rules: vec![rule] }]
+}
+
+/// The program with these policies in front of its workload.
+fn guarded(mut program: Program, authorization: Authorization) -> Program {
+    let listener = program.get_mut(&ResourceName::inbound()).unwrap();
+    let Resource::Listener(Listener::Inbound(inbound)) = Arc::make_mut(listener) else {
+        panic!("{listener:?}")
+    };
+    inbound.authorization = authorization;
+    program
+}
+
+#[test]
+fn policies_stand_before_the_application() {
+    let net = u8::try_from(200 + std::process::id() % 50).unwrap();
+    let (mine, theirs) = (format!("127.{net}.5"), format!("127.{net}.6"));
+    let folder = tempfile::tempdir().unwrap();
+    let issuer = issuer();
+    application(&format!("{theirs}.2:8080"), true);
+    let untouched = [6379, 7000, 7001].map(|port| {
+        let listener = TcpListener::bind(format!("{theirs}.2:{port}")).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        listener
+    });
+    // The client may call 8080 alone, and nobody 6379.
+    let to = |ports: &[u16]| {
+        let any_of = ports.iter().map(|port| Operation::Port(*port)).collect();
+        vec![vec![Clause { any_of, none_of: vec![] }]]
+    };
+    let client = Source::Principal("test.mesh/ns/shop/sa/client".parse().unwrap());
+    let client = vec![vec![Clause { any_of: vec![client], none_of: vec![] }]];
+    let callers = Rule { from: client, to: to(&[8080, 6379]), ..Rule::default() };
+    let policies = Authorization {
+        deny: policy("no", Rule { to: to(&[6379]), ..Rule::default() }),
+        allow: policy("callers", callers),
+    };
+    let ports = [
+        (8080, Strict, true),
+        (6379, Strict, false),
+        (7000, Strict, true),
+        (7001, Permissive, false),
+    ];
+    let guarded = guarded(program(&[], &ports), policies);
+    let _server = start(net, 6, "server", folder.path(), &issuer, &guarded);
+    let leads = |port: u16| &*format!("{theirs}.1:{port}").leak();
+    let destinations = [
+        ("240.240.7.2", 8080, true, leads(8080), "server"),
+        ("240.240.7.2", 6379, false, leads(6379), "server"),
+        ("240.240.7.2", 7000, true, leads(7000), "server"),
+    ];
+    let _client = start(net, 5, "client", folder.path(), &issuer, &program(&destinations, &[]));
+
+    let answer = request(&format!("{mine}.3:8080"), "/").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    let answer = request(&format!("{mine}.3:7000"), "/").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403 Forbidden"), "{answer}");
+    assert!(answer.ends_with("\r\n\r\nRBAC: access denied"), "{answer}");
+    assert!(banner(&format!("{mine}.3:6379")).is_err());
+    // In plaintext nobody proves a name.
+    let plain = converse(&format!("{theirs}.1:7001"), b"hello");
+    assert!(plain.as_ref().map_or(true, String::is_empty), "{plain:?}");
+    // Nor does who waits for the server to begin make it begin.
+    assert!(banner(&format!("{theirs}.1:7001")).is_err());
+
+    for listener in untouched {
+        let heard = listener.accept().map_err(|problem| problem.kind());
+        assert_eq!(heard.err(), Some(std::io::ErrorKind::WouldBlock), "{listener:?}");
+    }
+    let metrics = request(&format!("{theirs}.1:15090"), "/metrics").unwrap();
+    let counts = |wanted: &[&str]| {
+        let lines = metrics.lines().filter(|line| wanted.iter().all(|word| line.contains(word)));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum::<f64>()
+    };
+    let rbac = counts(&["isthmus_sidecar_refused_total", "inbound", "reason=\"rbac\""]);
+    assert_eq!(rbac, 3.0, "{metrics}");
+    // Once: a denial is no reason to try again.
+    let denied = counts(&["istio_requests_total", "response_code=\"403\""]);
+    assert_eq!(denied, 1.0, "{metrics}");
 }

@@ -9,6 +9,7 @@
 //! | subscription | by name, on demand | wildcard for listeners and clusters |
 //! | outbound listener | address and target; `host` in metadata | + router filter, `bind_to_port: false`: a listener with `use_original_dst` (see [`listener::capture`]) hands over |
 //! | inbound listener | metadata only | filter chains per port on 0.0.0.0:15006 over `inbound\|PORT\|\|` clusters of type ORIGINAL_DST; trust domains as URI SAN prefixes; `inbound\|0\|\|` for other ports |
+//! | authorization | policies in the inbound listener's metadata | RBAC filters per chain, DENY then ALLOW: `filters.http.rbac` where HTTP is spoken, else `filters.network.rbac` |
 //! | gateway listener | metadata only: a list of server names | a filter chain per server name with Istio's ALPN list, `tcp_proxy`, `tls_inspector` |
 //! | gateway's probe | a name in metadata | a chain that ends TLS with the workload's certificate and closes |
 //! | route | hedging, body limit and budget in metadata | + `retry_on`; no hedge before headers, no body limit; budget in the cluster's circuit breakers is not set |

@@ -2,6 +2,10 @@
 
 mod support;
 
+use mesh::authorize::{
+    self, AccountName, Authorization, Clause, Operation, Pattern, Policy, Rule, Source,
+};
+use mesh::finding::ObjectRef;
 use mesh::inventory::MtlsMode;
 use mesh::name::*;
 use mesh::program::*;
@@ -73,6 +77,65 @@ fn protocol() -> impl Strategy<Value = Protocol> {
     prop_oneof![Just(Http), Just(Http2), Just(Grpc), Just(Tcp), Just(Auto)]
 }
 
+fn pattern() -> impl Strategy<Value = Pattern> {
+    ("[!-)+-~]{1,9}", 0..4).prop_map(|(text, form)| match form {
+        0 => Pattern::Any,
+        1 => Pattern::Prefix(text),
+        2 => Pattern::Suffix(text),
+        _ => Pattern::Exact(text),
+    })
+}
+
+fn block() -> impl Strategy<Value = String> {
+    (ip(), 0..=32u8).prop_map(|(ip, length)| format!("{ip}/{length}"))
+}
+
+fn clause<T: Clone + std::fmt::Debug>(
+    value: impl Strategy<Value = T> + Clone,
+) -> impl Strategy<Value = Clause<T>> {
+    (vec(value.clone(), 0..3), vec(value, 0..3))
+        .prop_map(|(any_of, none_of)| Clause { any_of, none_of })
+}
+
+fn authorization() -> impl Strategy<Value = Authorization> {
+    let source = prop_oneof![
+        pattern().prop_map(Source::Principal),
+        pattern().prop_map(Source::Namespace),
+        pattern().prop_map(Source::TrustDomain),
+        (label(), label()).prop_map(|(namespace, name)| {
+            Source::ServiceAccount(AccountName { namespace, name })
+        }),
+        block().prop_map(|text| Source::Ip(authorize::block(&text).unwrap())),
+    ]
+    .boxed();
+    let operation = prop_oneof![
+        any::<u16>().prop_map(Operation::Port),
+        block().prop_map(|text| Operation::Ip(authorize::block(&text).unwrap())),
+        pattern().prop_map(Operation::ServerName),
+    ]
+    .boxed();
+    let parts = (
+        vec(vec(clause(source.clone()), 0..3), 0..3),
+        vec(vec(clause(operation.clone()), 0..3), 0..3),
+    );
+    let when = (vec(clause(source), 0..2), vec(clause(operation), 0..2), any::<bool>());
+    let rule = (parts, when).prop_map(|((from, to), (when_from, when_to, partial))| Rule {
+        from,
+        to,
+        when_from,
+        when_to,
+        partial,
+    });
+    let object = (label(), label());
+    let policy = (object, vec(rule, 0..3)).prop_map(|((namespace, name), rules)| Policy {
+        object: Arc::new(ObjectRef::new("AuthorizationPolicy", &namespace, &name)),
+        rules,
+    });
+    let policy = policy.boxed();
+    (vec(policy.clone(), 0..2), vec(policy, 0..2))
+        .prop_map(|(deny, allow)| Authorization { deny, allow })
+}
+
 fn listener() -> impl Strategy<Value = (String, Listener)> {
     let either = (".{0,12}", cluster_name());
     let target = prop_oneof![
@@ -89,9 +152,10 @@ fn listener() -> impl Strategy<Value = (String, Listener)> {
         protocol,
         service,
     });
-    let inbound = (mtls(), btree_map(any::<u16>(), port, 0..4), btree_set(named(), 0..3)).prop_map(
-        |(mtls, ports, trust_domains)| {
-            let inbound = InboundListener { mtls, ports, trust_domains };
+    let ports = btree_map(any::<u16>(), port, 0..4);
+    let inbound = (mtls(), ports, btree_set(named(), 0..3), authorization()).prop_map(
+        |(mtls, ports, trust_domains, authorization)| {
+            let inbound = InboundListener { mtls, ports, trust_domains, authorization };
             ("inbound".to_owned(), Listener::Inbound(inbound))
         },
     );

@@ -160,6 +160,13 @@ fn visit(root_namespace: &str, bring: &mut impl Bring) {
         Input::PeerAuthentication,
     );
     bring.custom(
+        mesh::authorize::KIND,
+        "security.istio.io",
+        &["v1", "v1beta1"],
+        parse::authorization_policy::parse,
+        Input::AuthorizationPolicy,
+    );
+    bring.custom(
         "DestinationRule",
         ISTIO,
         &["v1"],

@@ -10,8 +10,8 @@ use crate::parse::service_entry::{self, Place};
 use kube::api::DynamicObject;
 use mesh::finding::{Finding, ObjectRef};
 use mesh::inventory::{
-    DestinationRule, Inventory, Link, MeshConfig, PassthroughServer, PeerAuthentication,
-    RemoteGateway, Service, ServiceEntry, WorkloadName,
+    AuthorizationPolicy, DestinationRule, Inventory, Link, MeshConfig, PassthroughServer,
+    PeerAuthentication, RemoteGateway, Service, ServiceEntry, WorkloadName,
 };
 use mesh::name::{Locality, ServiceName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +39,7 @@ pub(super) enum Input {
     Passthrough(Change<Item<Vec<PassthroughServer>>>),
     RemoteGateway(Change<Item<RemoteGateway>>),
     PeerAuthentication(Change<Item<PeerAuthentication>>),
+    AuthorizationPolicy(Change<Item<AuthorizationPolicy>>),
     DestinationRule(Change<Item<DestinationRule>>),
     ServiceExport(Change<Item<ServiceName>>),
     ClusterLink(Change<Item<Link>>),
@@ -58,6 +59,7 @@ pub(super) struct State {
     passthrough: Store<Vec<PassthroughServer>>,
     remote_gateways: Store<RemoteGateway>,
     peer_authentications: Store<PeerAuthentication>,
+    authorization_policies: Store<AuthorizationPolicy>,
     destination_rules: Store<DestinationRule>,
     service_exports: Store<ServiceName>,
     cluster_links: Store<Link>,
@@ -78,6 +80,7 @@ struct Dirty {
     entries: BTreeSet<Key>,
     remote_gateways: BTreeSet<Key>,
     peer_authentications: BTreeSet<Key>,
+    authorization_policies: BTreeSet<Key>,
     destination_rules: BTreeSet<Key>,
     /// Mesh configuration, namespaces, doors, passthrough servers, exports, links: small, and made
     /// whole.
@@ -99,6 +102,7 @@ impl State {
             passthrough: Store::default(),
             remote_gateways: Store::default(),
             peer_authentications: Store::default(),
+            authorization_policies: Store::default(),
             destination_rules: Store::default(),
             service_exports: Store::default(),
             cluster_links: Store::default(),
@@ -179,6 +183,11 @@ impl State {
                 self.dirty.peer_authentications.extend(touched.values.iter().cloned());
                 touched
             }
+            Input::AuthorizationPolicy(change) => {
+                let touched = self.authorization_policies.apply(change);
+                self.dirty.authorization_policies.extend(touched.values.iter().cloned());
+                touched
+            }
             Input::DestinationRule(change) => {
                 let touched = self.destination_rules.apply(change);
                 self.dirty.destination_rules.extend(touched.values.iter().cloned());
@@ -224,8 +233,14 @@ impl State {
         if dirty.small {
             self.small_parts(&mut inventory, mesh);
         }
-        if dirty.findings || dirty.small || entry_findings || first {
-            let findings = self.findings();
+        // What policies say is held against trust domains and gateways, which these tell.
+        let links = !dirty.remote_gateways.is_empty() || !dirty.entries.is_empty();
+        let beside = !dirty.authorization_policies.is_empty()
+            || (links && !inventory.authorization_policies.is_empty());
+        if dirty.findings || dirty.small || entry_findings || first || beside {
+            let mut findings = self.findings();
+            findings.extend(mesh::authorize::findings(&inventory));
+            findings.sort();
             if inventory.findings != findings {
                 Arc::make_mut(&mut inventory).findings = findings;
             }
@@ -245,6 +260,7 @@ impl State {
             && self.passthrough.synced
             && self.remote_gateways.synced
             && self.peer_authentications.synced
+            && self.authorization_policies.synced
             && self.destination_rules.synced
             && self.service_exports.synced
             && self.cluster_links.synced
@@ -292,6 +308,17 @@ impl State {
                 inventory,
                 |all| &all.peer_authentications,
                 |all| &mut all.peer_authentications,
+                name,
+                value,
+            );
+        }
+        for key in &dirty.authorization_policies {
+            let value = self.authorization_policies.values.get(key).cloned();
+            let name = ObjectRef::new(mesh::authorize::KIND, &key.namespace, &key.name);
+            put(
+                inventory,
+                |all| &all.authorization_policies,
+                |all| &mut all.authorization_policies,
                 name,
                 value,
             );
@@ -394,6 +421,7 @@ impl State {
             &self.passthrough.findings,
             &self.remote_gateways.findings,
             &self.peer_authentications.findings,
+            &self.authorization_policies.findings,
             &self.destination_rules.findings,
             &self.service_exports.findings,
         ]
@@ -415,7 +443,6 @@ impl State {
                 fix: "create it again.".into(),
             });
         }
-        all.sort();
         all
     }
 }
@@ -460,6 +487,7 @@ fn empty(mesh: MeshConfig) -> Inventory {
         links: BTreeMap::new(),
         destination_rules: BTreeMap::new(),
         peer_authentications: BTreeMap::new(),
+        authorization_policies: BTreeMap::new(),
         findings: Vec::new(),
     }
 }

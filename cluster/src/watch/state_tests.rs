@@ -79,6 +79,7 @@ fn world() -> State {
         Input::Passthrough(all(vec![])),
         Input::RemoteGateway(all(vec![])),
         Input::PeerAuthentication(all(vec![])),
+        Input::AuthorizationPolicy(all(vec![])),
         Input::DestinationRule(all(vec![])),
         Input::ClusterLink(all(vec![])),
     ] {
@@ -295,4 +296,35 @@ fn a_gateways_service_is_announced_for_the_own_network_only() {
     let addresses = state.inventory().unwrap().gateway_addresses.clone();
     assert_eq!(addresses.len(), 1, "{addresses:?}");
     assert_eq!(addresses[0].to_string(), "203.0.113.7:15443");
+}
+
+#[test]
+fn a_principal_is_told_until_its_trust_domain_is_linked() {
+    let policy = object(
+        "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {namespace: shop, name: \
+         callers}, spec: {rules: [{from: [{source: {principals: [west.mesh/ns/shop/sa/web]}}]}]}}",
+    );
+    let mut state = world();
+    let policy = item(policy, parse::authorization_policy::parse);
+    state.apply(Input::AuthorizationPolicy(Change::Applied(policy)));
+    let inventory = state.inventory().unwrap();
+    assert_eq!(inventory.authorization_policies.len(), 1);
+    let codes = |inventory: &Inventory| -> Vec<u16> {
+        inventory.findings.iter().map(|finding| finding.code).collect()
+    };
+    assert_eq!(codes(&inventory), [3421]);
+    let door = RemoteGateway {
+        object: ObjectRef::new("Gateway", "isthmus-system", "isthmus-west"),
+        network: "net-west".parse().unwrap(),
+        cluster: None,
+        addresses: vec![],
+        trust_domain: Some("west.mesh".parse().unwrap()),
+        source_uid: None,
+        published: true,
+    };
+    let key = Key::new("isthmus-system", "isthmus-west");
+    state.apply(Input::RemoteGateway(Change::Applied((key.clone(), fine(Some(door))))));
+    assert_eq!(codes(&state.inventory().unwrap()), [0; 0]);
+    state.apply(Input::RemoteGateway(Change::Deleted((key, fine(None)))));
+    assert_eq!(codes(&state.inventory().unwrap()), [3421]);
 }

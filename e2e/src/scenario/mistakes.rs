@@ -33,7 +33,7 @@ async fn findings(spot: &Spot, port: u16) -> Result<Vec<String>> {
 }
 
 /// Waits until east's federation controller has a finding with all these words, and judges it.
-async fn finding(stage: &Stage<'_>, promise: &str, words: &[&str]) -> Result<()> {
+pub(super) async fn finding(stage: &Stage<'_>, promise: &str, words: &[&str]) -> Result<()> {
     let start = tokio::time::Instant::now();
     loop {
         let all = findings(&stage.cluster("east").spot, 15024).await?;

@@ -3,6 +3,7 @@
 use super::ViewPart;
 use super::host_of;
 use super::outbound::own_identities;
+use crate::export::ROOT_NAMESPACE;
 use crate::inventory::{Endpoint, Inventory, ServiceEntry, TrafficDistribution, WorkloadName};
 use crate::name::{ClusterId, Network, ServiceName};
 use crate::program::{ResourceKind, ResourceName};
@@ -109,6 +110,7 @@ pub fn affected(old: &World, new: &World) -> Affected {
     diff.gateways(&mut all);
     diff.rules(&mut all);
     diff.workloads(&mut all);
+    diff.policies(&mut all);
     let exports = a.service_exports != b.service_exports;
     if a.namespaces != b.namespaces
         || exports
@@ -310,6 +312,22 @@ impl Diff<'_> {
             if by_node && moved.contains(service.name.namespace.as_str()) {
                 self.family(all, &service.name, COPIES);
             }
+        }
+    }
+}
+
+impl Diff<'_> {
+    fn policies(&self, all: &mut Affected) {
+        let (a, b) = (&self.a.authorization_policies, &self.b.authorization_policies);
+        for (object, _) in changed(a, b) {
+            if object.namespace == ROOT_NAMESPACE {
+                all.inbound = Inbound::All;
+                return;
+            }
+            let first = WorkloadName { namespace: object.namespace.clone(), name: String::new() };
+            let pods = self.b.workloads.range(first..).map(|(name, _)| name);
+            let here = pods.take_while(|name| name.namespace == object.namespace);
+            all.inbound_of(here.cloned());
         }
     }
 }

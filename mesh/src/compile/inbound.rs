@@ -1,5 +1,7 @@
-//! How a workload takes connections: its mTLS mode, by port, and the ports its services use.
+//! How a workload takes connections: its mTLS mode, by port, the ports its services use, and who may
+//! call.
 
+use crate::authorize::Authorization;
 use crate::export::{ROOT_NAMESPACE, selects};
 use crate::inventory::{MtlsMode, PeerAuthentication, Workload, WorkloadName};
 use crate::name::{Protocol, ServiceName};
@@ -30,6 +32,7 @@ pub(super) fn listener(world: &World, view: &View) -> Option<Resource> {
         mtls: policy.mode,
         ports,
         trust_domains: world.trust_domains().clone(),
+        authorization: Authorization::of(&world.own, workload),
     })))
 }
 

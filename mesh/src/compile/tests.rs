@@ -55,6 +55,14 @@ fn show(resource: Option<Arc<Resource>>) -> String {
             for (port, how) in &it.ports {
                 writeln!(seen, "{port} {:?} {} {}", how.mtls, how.protocol, how.service).unwrap();
             }
+            for (what, policies) in
+                [("deny", &it.authorization.deny), ("allow", &it.authorization.allow)]
+            {
+                for policy in policies {
+                    writeln!(seen, "{what} {} rules={}", policy.object, policy.rules.len())
+                        .unwrap();
+                }
+            }
         }
         Resource::Listener(Listener::Gateway(it)) => {
             writeln!(seen, "probe {}", it.probe).unwrap();
@@ -349,6 +357,30 @@ fn a_listener_stands_at_each_virtual_address() {
     for absent in ["10.96.0.3_53", "10.96.0.1_81", "10.96.0.9_80", "10.96.0.1_080", "gateway", ""] {
         check(&text, ZONE_A, listener(absent), expect!["absent"]);
     }
+}
+
+#[test]
+fn a_workload_is_told_the_policies_that_select_it() {
+    let text = "
+        east service shop/hello 10.96.0.1 80/http
+        east pod shop/hello h 10.244.0.1 eu/a app=hello
+        east policy shop/b DENY app=hello rule rule port=8080
+        east policy shop/a ALLOW rule
+        east policy shop/c ALLOW app=other rule
+        east policy pay/d DENY rule
+        east policy isthmus-system/z CUSTOM";
+    check(
+        text,
+        "sidecar shop/h eu/a",
+        ResourceName::inbound(),
+        expect![[r#"
+            Permissive for east.mesh
+            8080 Permissive http shop/hello
+            deny AuthorizationPolicy isthmus-system/z rules=0
+            deny AuthorizationPolicy shop/b rules=2
+            allow AuthorizationPolicy shop/a rules=1
+        "#]],
+    );
 }
 
 #[test]

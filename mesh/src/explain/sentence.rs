@@ -103,6 +103,18 @@ impl Display for Step {
                     None => write!(f, " (no PeerAuthentication)"),
                 }
             }
+            Self::Authorization { workload, port, caller, decision } => {
+                write!(f, "pod {workload}, port {port}, {decision}; the caller is ")?;
+                match caller {
+                    Some(identity) => write!(f, "{identity}"),
+                    None => f.write_str("nobody that proves a name (plaintext)"),
+                }
+            }
+            Self::AuthorizationElsewhere { cluster } => write!(
+                f,
+                "in {cluster} its own AuthorizationPolicies decide, which are not known here \
+                 (isthmus export there names them)"
+            ),
         }
     }
 }

@@ -36,35 +36,37 @@ fn a_call_is_explained_to_its_endpoints() {
         "hello.shop.global",
         80,
         expect![[r#"
-        hello.shop.global:80
-          hello.shop.global is a service of all clusters that export it; its addresses: 240.240.246.140, 2001:2:0:83ac:d8c1:f745:d257:8ab
-          listener 240.240.246.140_80 takes it as http
-          route outbound|80||hello.shop.global: up to 3 more attempts, a second one after 300 ms
-          cluster outbound|80||hello.shop.global, balanced by LeastRequest (no DestinationRule)
-          1 in north, eu/a (another network in the same region): unreachable, no gateway of its cluster with a usable IP address is known here, mTLS, not used
-          2 in west, us/a (another network): through gateway 203.0.113.2:15443, 203.0.113.3:15443, mTLS, priority 0
-          in north the server must be spiffe://north.mesh/ns/shop/sa/hello
-          in west the server must be spiffe://west.mesh/ns/shop/sa/hello
-        It can be called.
-    "#]],
+            hello.shop.global:80
+              hello.shop.global is a service of all clusters that export it; its addresses: 240.240.246.140, 2001:2:0:83ac:d8c1:f745:d257:8ab
+              listener 240.240.246.140_80 takes it as http
+              route outbound|80||hello.shop.global: up to 3 more attempts, a second one after 300 ms
+              cluster outbound|80||hello.shop.global, balanced by LeastRequest (no DestinationRule)
+              1 in north, eu/a (another network in the same region): unreachable, no gateway of its cluster with a usable IP address is known here, mTLS, not used
+              2 in west, us/a (another network): through gateway 203.0.113.2:15443, 203.0.113.3:15443, mTLS, priority 0
+              in north the server must be spiffe://north.mesh/ns/shop/sa/hello
+              in west the server must be spiffe://west.mesh/ns/shop/sa/hello
+              in west its own AuthorizationPolicies decide, which are not known here (isthmus export there names them)
+            It can be called.
+        "#]],
     );
     check(
         "hello",
         80,
         expect![[r#"
-        hello:80
-          the search list completes it to hello.shop.svc.cluster.local
-          hello.shop.svc.cluster.local is a Service of this cluster; its addresses: 10.96.0.1
-          listener 10.96.0.1_80 takes it as http
-          route outbound|80||hello.shop.svc.cluster.local: up to 3 more attempts, a second one after 300 ms
-          cluster outbound|80||hello.shop.svc.cluster.local, balanced by LeastRequest (no DestinationRule)
-          hello.shop.svc.cluster.local means this cluster's copies alone, since it is not exported here; hello.shop.global means all exporters'
-          1 in east, eu/a (same zone): directly at 10.244.0.1:8080, mTLS, priority 0
-          1 in east, eu/b (same region): directly at 10.244.0.2:8080, plaintext (not in the mesh), priority 1
-          in east the server must be spiffe://east.mesh/ns/shop/sa/hello
-          pod e1 takes port 8080 over mTLS or in plaintext (no PeerAuthentication)
-        It can be called.
-    "#]],
+            hello:80
+              the search list completes it to hello.shop.svc.cluster.local
+              hello.shop.svc.cluster.local is a Service of this cluster; its addresses: 10.96.0.1
+              listener 10.96.0.1_80 takes it as http
+              route outbound|80||hello.shop.svc.cluster.local: up to 3 more attempts, a second one after 300 ms
+              cluster outbound|80||hello.shop.svc.cluster.local, balanced by LeastRequest (no DestinationRule)
+              hello.shop.svc.cluster.local means this cluster's copies alone, since it is not exported here; hello.shop.global means all exporters'
+              1 in east, eu/a (same zone): directly at 10.244.0.1:8080, mTLS, priority 0
+              1 in east, eu/b (same region): directly at 10.244.0.2:8080, plaintext (not in the mesh), priority 1
+              in east the server must be spiffe://east.mesh/ns/shop/sa/hello
+              pod e1 takes port 8080 over mTLS or in plaintext (no PeerAuthentication)
+              pod e1, port 8080, lets everybody in (no ALLOW policy selects it); the caller is spiffe://east.mesh/ns/shop/sa/web
+            It can be called.
+        "#]],
     );
 }
 
@@ -153,6 +155,33 @@ fn a_call_that_cannot_be_says_what_would_help() {
             The mesh does not carry it; it goes where DNS sends it.
         "#]],
     );
+}
+
+#[test]
+fn the_rule_that_decides_is_named() {
+    let text = WORLD.replace(" unmeshed", " version=v2");
+    let steps = |policies: &str| {
+        let own = linked(&clusters(&format!("{text}\n{policies}")), "east");
+        let view = view(&own, "sidecar shop/web eu/a");
+        let found = why(&world(own), &view, "hello", 80);
+        let lines = found.to_string();
+        let lines = lines.lines().filter(|line| line.contains("the caller"));
+        (found.verdict, lines.map(|line| line.trim().to_owned()).collect::<Vec<_>>())
+    };
+    let who = "; the caller is spiffe://east.mesh/ns/shop/sa/web";
+    let web = "rule principal=cluster.local/ns/shop/sa/web";
+    let line = |pod: &str, what: &str| format!("pod {pod}, port 8080, {what}{who}");
+    let open = "lets everybody in (no ALLOW policy selects it)";
+    // One copy denies: the other can still be called.
+    let (verdict, lines) = steps(&format!("east policy shop/no DENY version=v2 rule port=1 {web}"));
+    let denied = "denies the caller by rules[1] of AuthorizationPolicy shop/no";
+    assert_eq!((verdict, lines), (Verdict::Reachable, vec![line("e1", open), line("e2", denied)]));
+    let (verdict, lines) = steps("east policy shop/callers ALLOW rule namespace=pay");
+    let none = "denies the caller: no rule matches of AuthorizationPolicy shop/callers";
+    assert_eq!((verdict, lines), (Verdict::Unreachable, vec![line("e1", none), line("e2", none)]));
+    let (verdict, lines) = steps(&format!("east policy shop/callers ALLOW {web}"));
+    let by = "lets the caller in by rules[0] of AuthorizationPolicy shop/callers";
+    assert_eq!((verdict, lines), (Verdict::Reachable, vec![line("e1", by), line("e2", by)]));
 }
 
 #[test]

@@ -1,19 +1,48 @@
 //! From the mesh to an application.
 
-use crate::world::{Client, Copy, Does, identity, options, raw};
+use crate::world::{Client, Copy, Does, PATIENCE, identity, options, raw};
 use bytes::Bytes;
 use http_body_util::Full;
+use mesh::authorize::{Authorization, Caller, Policy, Rule};
+use mesh::finding::ObjectRef;
+use mesh::inventory::MtlsMode;
+use mesh::program::{InboundListener, Listener, Resource};
+use proxy::admission::{Admission, Rules};
 use proxy::drain::Drain;
 use proxy_http::{Application, Downstream, Http};
 use runtime::metrics::Metrics;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+
+/// An inbound listener with one policy of that action, which matches everybody.
+fn policed(action: Option<&str>) -> Arc<Resource> {
+    let object = Arc::new(ObjectRef::new("AuthorizationPolicy", "shop", "p"));
+    let policies = vec![Policy { object, rules: vec![Rule::default()] }];
+    let authorization = match action {
+        None => Authorization::default(),
+        Some("deny") => Authorization { deny: policies, allow: vec![] },
+        Some(_) => Authorization { deny: vec![], allow: policies },
+    };
+    Arc::new(Resource::Listener(Listener::Inbound(InboundListener {
+        mtls: MtlsMode::Permissive,
+        ports: Default::default(),
+        trust_domains: Default::default(),
+        authorization,
+    })))
+}
 
 /// A workload's sidecar in front of `application`; `meshed`: the peer proved to be `caller`.
 async fn sidecar(application: SocketAddr, meshed: bool) -> (SocketAddr, Metrics) {
+    let (_, rules) = watch::channel(None);
+    guarded(application, meshed, rules).await
+}
+
+/// The same under policies that change.
+async fn guarded(application: SocketAddr, meshed: bool, rules: Rules) -> (SocketAddr, Metrics) {
     let (metrics, drain) = (Metrics::new(), Drain::new());
     let (_sender, receiver) = watch::channel(Arc::default());
     let http = Http::new(options(&metrics, &drain, receiver));
@@ -23,6 +52,13 @@ async fn sidecar(application: SocketAddr, meshed: bool) -> (SocketAddr, Metrics)
         loop {
             let (stream, peer) = listener.accept().await.unwrap();
             let (http, live) = (http.clone(), drain.live());
+            let caller = Caller {
+                identity: meshed.then(|| identity("caller")),
+                source: peer.ip(),
+                destination: application,
+                server_name: None,
+            };
+            let admission = Admission::new(caller, policed(None), rules.clone());
             tokio::spawn(async move {
                 let downstream = Downstream {
                     peer,
@@ -35,6 +71,7 @@ async fn sidecar(application: SocketAddr, meshed: bool) -> (SocketAddr, Metrics)
                     address: application,
                     service,
                     protocol: mesh::name::Protocol::Http,
+                    admission,
                 };
                 http.inbound(stream, to, downstream, &live).await;
             });
@@ -84,6 +121,95 @@ async fn the_application_learns_who_called_from_the_certificate_alone() {
     let text = metrics.encode();
     assert!(text.contains("connection_security_policy=\"none\""));
     assert!(!text.contains("source_cluster=\"west\""), "nobody proved that: {text}");
+}
+
+#[tokio::test]
+async fn each_request_is_judged_by_the_policies_of_its_moment() {
+    let application = Copy::start_plain("app", Does::Answer).await;
+    let (policies, rules) = watch::channel(None);
+    let (address, metrics) = guarded(application.address, true, rules).await;
+    let mut client = Client::connect(address).await;
+    for (action, status) in
+        [(None, 200), (Some("deny"), 403), (Some("allow"), 200), (Some("deny"), 403), (None, 200)]
+    {
+        policies.send_replace(Some(policed(action)));
+        let got = client.get().await;
+        assert_eq!(got.status, status, "{action:?}");
+        // Nothing of it asks a sidecar to try again.
+        assert!(!got.headers.contains_key("x-isthmus-unserved"));
+        assert!(
+            status == 200 || got.body.as_deref() == Some("RBAC: access denied"),
+            "{:?}",
+            got.body
+        );
+    }
+    assert_eq!(application.seen(), 3);
+    let text = metrics.encode();
+    assert!(text.contains("response_code=\"403\"") && text.contains("response_code=\"200\""));
+}
+
+#[tokio::test]
+async fn a_grpc_client_is_told_in_its_own_words() {
+    let application = Copy::start_plain("app", Does::Answer).await;
+    let (_policies, rules) = watch::channel(Some(policed(Some("deny"))));
+    let (address, _) = guarded(application.address, true, rules).await;
+    let request = http::Request::post("/shop.Hello/Say")
+        .header("host", "client.shop.global")
+        .header("content-type", "application/grpc")
+        .body(Full::new(Bytes::new()))
+        .unwrap();
+    let got = Client::connect(address).await.request(request).await;
+    // PERMISSION_DENIED, as Envoy maps 403.
+    assert_eq!((got.status, &got.headers["grpc-status"]), (200, &"7".parse().unwrap()));
+    assert_eq!(application.seen(), 0);
+}
+
+#[tokio::test]
+async fn an_answer_under_way_outlives_its_callers_admission_by_a_little() {
+    let (say, chunks) = tokio::sync::mpsc::channel(4);
+    let chunks = Does::Chunks(Arc::new(std::sync::Mutex::new(chunks)));
+    let application = Copy::start_plain("app", chunks).await;
+    let (policies, rules) = watch::channel(None);
+    let (address, _) = guarded(application.address, true, rules).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut heard = String::new();
+    let mut buffer = [0; 1024];
+    for word in ["first", "second"] {
+        say.send(word).await.unwrap();
+        while !heard.contains(word) {
+            let length = stream.read(&mut buffer).await.unwrap();
+            assert!(length > 0, "{heard}");
+            heard.push_str(std::str::from_utf8(&buffer[..length]).unwrap());
+        }
+        // After the first word; the second comes nevertheless.
+        policies.send_replace(Some(policed(Some("deny"))));
+    }
+    let begun = std::time::Instant::now();
+    let end = tokio::time::timeout(PATIENCE, stream.read(&mut buffer)).await.unwrap();
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    assert!(begun.elapsed().as_secs() >= 3, "an answer has its 5 s: {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_switched_connection_ends_with_its_callers_admission() {
+    let application = Copy::start_plain("app", Does::Echo).await;
+    let (policies, rules) = watch::channel(None);
+    let (address, _) = guarded(application.address, true, rules).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+    stream.write_all(b"ping").await.unwrap();
+    let mut echo = [0; 4];
+    stream.read_exact(&mut echo).await.unwrap();
+    policies.send_replace(Some(policed(Some("deny"))));
+    let end = tokio::time::timeout(PATIENCE, stream.read(&mut echo)).await.unwrap();
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
 }
 
 #[tokio::test]

@@ -158,6 +158,7 @@ pub(crate) fn program(destinations: &[Destination], ports: &[(u16, MtlsMode, boo
         mtls: MtlsMode::Permissive,
         ports: ports.collect(),
         trust_domains: [domain].into(),
+        authorization: Default::default(),
     };
     let listener = Resource::Listener(Listener::Inbound(inbound));
     add(ResourceKind::Listener, ResourceName::inbound().name, listener);

@@ -13,6 +13,7 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
     TcpProxy, tcp_proxy::ClusterSpecifier,
 };
 use envoy_types::pb::google::protobuf::Any;
+use mesh::authorize::Authorization;
 use mesh::inventory::MtlsMode;
 use mesh::name::{Hostname, Protocol, TrustDomain};
 use mesh::program::{
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 mod envoy;
+mod rbac;
 
 pub use envoy::capture;
 
@@ -44,6 +46,8 @@ enum Own {
         #[serde(default)]
         ports: Vec<OwnPort>,
         trust_domains: BTreeSet<TrustDomain>,
+        #[serde(default, skip_serializing_if = "Authorization::is_open")]
+        authorization: Authorization,
     },
     Gateway {
         probe: Hostname,
@@ -96,7 +100,7 @@ fn encode_own(name: &str, listener: &Listener) -> wire::Listener {
                 ..Default::default()
             };
         }
-        Listener::Inbound(InboundListener { mtls, ports, trust_domains }) => {
+        Listener::Inbound(InboundListener { mtls, ports, trust_domains, authorization }) => {
             let ports = ports.iter().map(|(&port, InboundPort { mtls, protocol, service })| {
                 OwnPort { port, mtls: *mtls, protocol: *protocol, service: service.clone() }
             });
@@ -104,6 +108,7 @@ fn encode_own(name: &str, listener: &Listener) -> wire::Listener {
                 mtls: *mtls,
                 ports: ports.collect(),
                 trust_domains: trust_domains.clone(),
+                authorization: authorization.clone(),
             };
             (own, TrafficDirection::Inbound)
         }
@@ -193,7 +198,7 @@ pub(super) fn decode(listener: &wire::Listener) -> Result<Listener, Wrong> {
             host,
             target: decode_target(listener)?,
         })),
-        Own::Inbound { mtls, ports, trust_domains } => {
+        Own::Inbound { mtls, ports, trust_domains, authorization } => {
             let mut by_port = BTreeMap::new();
             for OwnPort { port, mtls, protocol, service } in ports {
                 if by_port.insert(port, InboundPort { mtls, protocol, service }).is_some() {
@@ -201,7 +206,8 @@ pub(super) fn decode(listener: &wire::Listener) -> Result<Listener, Wrong> {
                     return Err(wrong("metadata.filter_metadata.isthmus.ports", problem));
                 }
             }
-            Ok(Listener::Inbound(InboundListener { mtls, ports: by_port, trust_domains }))
+            let ports = by_port;
+            Ok(Listener::Inbound(InboundListener { mtls, ports, trust_domains, authorization }))
         }
         Own::Gateway { probe, routes } => {
             let routes = routes.into_iter().map(|route| match route {

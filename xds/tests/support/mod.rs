@@ -1,6 +1,7 @@
 //! A representative program, written by hand.
 #![allow(dead_code, reason = "each test uses a part")]
 
+use mesh::authorize::Authorization;
 use mesh::inventory::MtlsMode;
 use mesh::name::{Hostname, Locality, Protocol};
 use mesh::program::*;
@@ -79,6 +80,35 @@ fn listener(address: &str, target: OutboundTarget) -> (ResourceName, Resource) {
     (name, Resource::Listener(Listener::Outbound(listener)))
 }
 
+/// Every kind of value in every kind of place.
+pub(crate) fn authorization() -> Authorization {
+    let policy = |name: &str, rules: serde_json::Value| {
+        let object = format!("AuthorizationPolicy shop/{name}");
+        serde_json::from_value(serde_json::json!({"object": object, "rules": rules})).unwrap()
+    };
+    let every = serde_json::json!([
+        {"from": [[
+            {"anyOf": [
+                {"principal": "west.mesh/ns/shop/sa/client"}, {"principal": "*/sa/client"},
+                {"principal": "west.mesh/*"}, {"principal": "*"}, {"namespace": "shop"},
+                {"namespace": "sh*"}, {"namespace": "*op"}, {"namespace": "*"},
+                {"serviceAccount": "shop/client.web"}, {"trustDomain": "west.mesh"},
+                {"trustDomain": "*.mesh"}],
+             "noneOf": [{"ip": "10.0.0.0/8"}]},
+            {"anyOf": [{"ip": "fd00::/8"}, {"ip": "10.1.2.3/32"}]}]],
+         "to": [[{"anyOf": [{"port": 8080}]}], [{"noneOf": [{"port": 5432}]}]],
+         "whenFrom": [{"anyOf": [{"namespace": "shop"}]}],
+         "whenTo": [{"anyOf": [{"serverName": "outbound_.80_*"}, {"serverName": "*"}]},
+                    {"noneOf": [{"ip": "10.244.0.0/16"}]}]},
+        {"partial": true},
+        {},
+    ]);
+    Authorization {
+        deny: vec![policy("deny", every.clone()), policy("nobody", serde_json::json!([]))],
+        allow: vec![policy("allow", every)],
+    }
+}
+
 /// A CA that signed nothing but itself; Envoy wants to be able to parse it.
 pub(crate) const ROOT: &str = include_str!("root.pem");
 
@@ -100,6 +130,7 @@ pub(crate) fn program() -> Program {
             (9090, inbound_port(MtlsMode::Disable, Protocol::Grpc)),
         ]),
         trust_domains: ["east.mesh", "west.mesh"].map(|d| d.parse().unwrap()).into(),
+        authorization: authorization(),
     };
     let gateway = GatewayListener {
         routes: BTreeMap::from([(sni, behind.clone()), (alias, behind.clone())]),

@@ -135,7 +135,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn what_is_not_affected_is_equal(a in mesh_text(), b in mesh_text(), mix in 0..10) {
+    fn what_is_not_affected_is_equal(a in mesh_text(), b in mesh_text(), mix in 0..11) {
         let (a, b) = (linked(&clusters(&a), "east"), linked(&clusters(&b), "east"));
         // Single differences, too: all of `a` but one part.
         let b = match mix {
@@ -148,6 +148,7 @@ proptest! {
             6 => Inventory { workloads: b.workloads, ..a.clone() },
             7 => Inventory { services: b.services, ..a.clone() },
             8 => Inventory { links: b.links, ..a.clone() },
+            9 => Inventory { authorization_policies: b.authorization_policies, ..a.clone() },
             _ => Inventory {
                 peer_authentications: b.peer_authentications,
                 passthrough_hosts: b.passthrough_hosts,

@@ -1,6 +1,6 @@
 //! Listeners as a real Envoy runs them.
 
-use super::{HTTP, TCP, chains, filter};
+use super::{HTTP, TCP, chains, filter, rbac};
 use crate::codec::{tls, wire};
 use envoy_types::pb::envoy::config::core::v3::{
     DataSource, TrafficDirection, TransportSocket, data_source::Specifier,
@@ -25,6 +25,7 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
     TcpProxy, tcp_proxy::ClusterSpecifier,
 };
 use envoy_types::pb::google::protobuf::{BoolValue, Duration};
+use mesh::authorize::Authorization;
 use mesh::inventory::MtlsMode;
 use mesh::name::Protocol;
 use mesh::program::{
@@ -73,7 +74,7 @@ pub(super) fn encode(name: &str, listener: &Listener) -> wire::Listener {
 fn encode_outbound(outbound: &OutboundListener) -> wire::Listener {
     let by_route = |route: &str| {
         let rds = Rds { config_source: wire::ads(), route_config_name: route.to_owned() };
-        http(route, RouteSpecifier::Rds(rds))
+        http(route, RouteSpecifier::Rds(rds), [])
     };
     let inspect = matches!(outbound.target, OutboundTarget::Auto { .. });
     wire::Listener {
@@ -98,7 +99,7 @@ fn inspector() -> ListenerFilter {
 }
 
 fn encode_inbound(inbound: &InboundListener) -> wire::Listener {
-    let InboundListener { mtls, ports, trust_domains } = inbound;
+    let InboundListener { mtls, ports, trust_domains, authorization } = inbound;
     let mut filter_chains = Vec::new();
     let others = InboundPort { mtls: *mtls, protocol: Protocol::Tcp, service: String::new() };
     let all = ports.iter().map(|(&port, settings)| (port, settings)).chain([(0, &others)]);
@@ -113,7 +114,7 @@ fn encode_inbound(inbound: &InboundListener) -> wire::Listener {
                     transport_protocol: protocol.to_owned(),
                     ..Default::default()
                 }),
-                filters: vec![inbound_filter(speaks.is_http())],
+                filters: inbound_filters(speaks.is_http(), authorization),
                 transport_socket,
                 ..Default::default()
             });
@@ -147,11 +148,11 @@ fn encode_inbound(inbound: &InboundListener) -> wire::Listener {
     }
 }
 
-fn inbound_filter(speaks_http: bool) -> Filter {
+fn inbound_filters(speaks_http: bool, authorization: &Authorization) -> Vec<Filter> {
     // The one for all ports: it forwards to where the client wanted to go.
     let cluster = ClusterName::inbound(0);
     if !speaks_http {
-        return tcp(&cluster);
+        return rbac::network(authorization).chain([tcp(&cluster)]).collect();
     }
     let rule = Route {
         r#match: Some(RouteMatch {
@@ -176,7 +177,8 @@ fn inbound_filter(speaks_http: bool) -> Filter {
         }],
         ..Default::default()
     };
-    http(&cluster.to_string(), RouteSpecifier::RouteConfig(routes))
+    let route = RouteSpecifier::RouteConfig(routes);
+    vec![http(&cluster.to_string(), route, rbac::http(authorization))]
 }
 
 fn encode_gateway(gateway: &GatewayListener) -> wire::Listener {
@@ -214,17 +216,22 @@ fn encode_gateway(gateway: &GatewayListener) -> wire::Listener {
     }
 }
 
-fn http(stat_prefix: &str, route: RouteSpecifier) -> Filter {
+fn http(
+    stat_prefix: &str,
+    route: RouteSpecifier,
+    before: impl IntoIterator<Item = HttpFilter>,
+) -> Filter {
+    let router = HttpFilter {
+        name: "envoy.filters.http.router".to_owned(),
+        config_type: Some(HttpConfigType::TypedConfig(wire::pack(&Router::default()))),
+        ..Default::default()
+    };
     filter(
         HTTP,
         &HttpConnectionManager {
             stat_prefix: stat_prefix.to_owned(),
             route_specifier: Some(route),
-            http_filters: vec![HttpFilter {
-                name: "envoy.filters.http.router".to_owned(),
-                config_type: Some(HttpConfigType::TypedConfig(wire::pack(&Router::default()))),
-                ..Default::default()
-            }],
+            http_filters: before.into_iter().chain([router]).collect(),
             // Peers are told apart by certificate, not by what they say.
             use_remote_address: Some(BoolValue { value: false }),
             ..Default::default()
