@@ -1,9 +1,11 @@
 //! `isthmus`: every question an operator has about the mesh, and every program of it as a verb.
 
 mod demo;
+mod explain;
 mod export;
 mod link;
 mod look;
+mod manual;
 mod output;
 mod program;
 mod proxy;
@@ -68,6 +70,12 @@ enum Verb {
     ProxyConfig(proxy::ConfigCall),
     /// Why traffic from CLIENT to HOST:PORT goes where it goes.
     Why(why::Call),
+    /// What an ISM code means, what happens to traffic, and how to mend it.
+    Explain(explain::Call),
+    /// Print what a shell needs to complete verbs and options.
+    Completion(manual::Completion),
+    /// Print the manual page, or write one for every verb.
+    Man(manual::Man),
     /// Print the CustomResourceDefinitions of isthmus.dev as YAML.
     Crds,
     /// Run a small Kubernetes API server, for demos and tests.
@@ -125,6 +133,9 @@ async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::ProxyStatus(call) => call.run().await,
         Verb::ProxyConfig(call) => call.run().await,
         Verb::Why(call) => call.run().await,
+        Verb::Explain(call) => call.run(),
+        Verb::Completion(call) => call.run(),
+        Verb::Man(call) => call.run(),
         Verb::Crds => {
             for (_, yaml) in cluster::api::crd_yaml() {
                 println!("---\n{}", yaml.trim_end());
