@@ -1,5 +1,6 @@
 //! `isthmus`: every question an operator has about the mesh, and every program of it as a verb.
 
+mod check;
 mod demo;
 mod explain;
 mod export;
@@ -64,6 +65,8 @@ enum Verb {
     Unexport(export::Call),
     /// What is broken first, since when, and whether traffic is hurt.
     Status(status::Call),
+    /// Whether clusters can be joined, and whether what is joined works; the first red line is the cause.
+    Check(check::Call),
     /// Which proxies a control plane serves, and what they accepted or refused.
     ProxyStatus(proxy::StatusCall),
     /// What a proxy runs.
@@ -130,6 +133,7 @@ async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Export(call) => call.export().await,
         Verb::Unexport(call) => call.unexport().await,
         Verb::Status(call) => call.run().await,
+        Verb::Check(call) => call.run().await,
         Verb::ProxyStatus(call) => call.run().await,
         Verb::ProxyConfig(call) => call.run().await,
         Verb::Why(call) => call.run().await,

@@ -1,6 +1,7 @@
 //! The promises, each a scenario on one fleet: what is done, who is hurt, who must still answer.
 
 mod calls;
+mod check;
 mod cli;
 mod controllers;
 mod exact;
@@ -63,6 +64,8 @@ scenarios! {
         "an operator's walk: status, why, export, link, proxies, remote secrets, unlink";
     "policy" false policy::policy_decides:
         "DENY and ALLOW in west of a caller in east; what open connections, logs and operators see";
+    "check" false check::check:
+        "20 faults and more, each named right in the first red line; 100 healthy runs without a red one";
     "kill-copy" false faults::kill_copy:
         "SIGKILL one copy of hello under load";
     "kill-gateway" false faults::kill_gateway:

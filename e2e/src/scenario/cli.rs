@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(40);
 /// What a command said and how it ended.
 pub(super) struct Said {
     pub(super) code: Option<i32>,
-    out: String,
+    pub(super) out: String,
     err: String,
 }
 
@@ -292,7 +292,7 @@ async fn proxies(stage: &Stage<'_>) -> Result<()> {
 }
 
 /// What could differ after a command that should change nothing: versions of links and secrets.
-async fn versions(here: &Cluster) -> Result<Vec<String>> {
+pub(super) async fn versions(here: &Cluster) -> Result<Vec<String>> {
     let mut all = vec![];
     for (version, kind) in [("isthmus.dev/v1alpha1", "ClusterLink"), ("v1", "Secret")] {
         let list = api(here.client(), version, kind, SYSTEM).list(&Default::default()).await?;
