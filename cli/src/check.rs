@@ -21,6 +21,7 @@ use std::time::Instant;
 
 #[derive(Debug, Args)]
 pub(crate) struct Call {
+    /// Kubeconfig file; else $KUBECONFIG, else ~/.kube/config.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
     /// Contexts to check, all at once; may be given several times. Else the current one.
@@ -35,6 +36,7 @@ pub(crate) struct Call {
     /// Pages of a context's federation controller (port-forward to 15024).
     #[arg(long, value_name = "NAME=PLACE")]
     controller: Vec<At>,
+    /// Isthmus' namespace.
     #[arg(long, default_value = mesh::export::ROOT_NAMESPACE)]
     root_namespace: String,
     /// Namespace of Secret cacerts.

@@ -65,7 +65,7 @@ enum Verb {
     Unexport(export::Call),
     /// What is broken first, since when, and whether traffic is hurt.
     Status(status::Call),
-    /// Whether clusters can be joined, and whether what is joined works; the first red line is the cause.
+    /// What is broken, the cause first, with its fix; `--pre`: what linking still needs.
     Check(check::Call),
     /// Which proxies a control plane serves, and what they accepted or refused.
     ProxyStatus(proxy::StatusCall),

@@ -65,6 +65,11 @@ pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
+/// `1 service`, `2 services`.
+pub(crate) fn count(number: u32, word: &str) -> String {
+    format!("{number} {word}{}", if number == 1 { "" } else { "s" })
+}
+
 /// A name in a column of its own, and a text beside it in as many lines as it needs.
 pub(crate) fn paragraph(name: &str, indent: usize, text: &str) -> String {
     let lines = wrap(text, columns().saturating_sub(indent));
@@ -116,6 +121,12 @@ mod tests {
         let lines = super::paragraph("mend", 6, &"word ".repeat(40));
         assert!(lines.starts_with("mend  word") && lines.contains("\n      word"));
         assert!(lines.lines().all(|line| line.chars().count() <= 100));
+    }
+
+    #[test]
+    fn one_is_no_plural() {
+        let all = [0, 1, 2].map(|number| super::count(number, "link"));
+        assert_eq!(all, ["0 links", "1 link", "2 links"]);
     }
 
     #[test]

@@ -100,13 +100,13 @@ fn painted(mark: Mark, colour: bool) -> String {
 /// The last line: how it stands altogether.
 pub(super) fn closing(lines: &[Line], clusters: usize, seconds: f64) -> String {
     let (broken, warnings) = (count(lines, Mark::Broken), count(lines, Mark::Warning));
-    let asked = if clusters == 1 { "1 cluster".into() } else { format!("{clusters} clusters") };
-    let end = |count: usize| if count == 1 { "" } else { "s" };
+    let many = |number: usize, word| output::count(number.try_into().unwrap_or(u32::MAX), word);
+    let asked = many(clusters, "cluster");
     let verdict = match (broken, warnings) {
         (0, 0) => "all is well".to_owned(),
-        (0, _) => format!("nothing is broken, {warnings} warning{}", end(warnings)),
+        (0, _) => format!("nothing is broken, {}", many(warnings, "warning")),
         (_, 0) => format!("{broken} broken"),
-        (_, _) => format!("{broken} broken, {warnings} warning{}", end(warnings)),
+        (_, _) => format!("{broken} broken, {}", many(warnings, "warning")),
     };
     let first = lines.iter().find(|line| line.item.mark == Mark::Broken);
     let code = first.map(|line| line.item.code.as_str()).filter(|code| !code.is_empty());

@@ -87,8 +87,15 @@ fn one(seen: &Seen, cluster: &Cluster, link: &ClusterLink) -> Item {
              spec.import.namespaces of the ClusterLink, or isthmus link --import.",
         ),
         None => {
-            let said =
-                format!("Ready, {} services with {} endpoints", status.services, status.endpoints);
+            let heard = status.last_heard.as_ref().map_or_else(String::new, |at| {
+                format!(", heard {} ago", output::age(seen.now - at.0.as_second()))
+            });
+            let (services, endpoints) = (status.services, status.endpoints);
+            let said = format!(
+                "Ready, {}, {}{heard}",
+                output::count(services, "service"),
+                output::count(endpoints, "endpoint")
+            );
             Item::good(Group::Links, About::Other, &pair, said)
         }
     }

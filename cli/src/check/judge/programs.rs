@@ -53,8 +53,8 @@ pub(super) fn pages(cluster: &Cluster, items: &mut Vec<Item>) {
         [About::Signing(context()), About::Installed(context()), About::Server(context())]
     };
     let mut say = |about: About, sentence: &str| {
-        let follows = causes().into_iter().chain([about.clone()]);
-        let item = Item::wrong(Group::Programs, Mark::Broken, about.clone(), context, sentence);
+        let follows: Vec<About> = causes().into_iter().chain([about.clone()]).collect();
+        let item = Item::wrong(Group::Programs, Mark::Broken, about, context, sentence);
         items.push(item.following(follows));
     };
     if let Some(page) = &cluster.control_plane {

@@ -4,6 +4,7 @@
 use super::super::item::{About, Group, Item, Mark};
 use super::super::seen::{Cluster, Seen};
 use super::{finding, of_gateway, unread};
+use crate::output;
 use mesh::export::{ExportedService, Exports, exports};
 use mesh::federate::plan;
 use mesh::finding::Finding;
@@ -88,7 +89,8 @@ fn offered_by(
     if items.len() == before && !offered.is_empty() {
         let copies = offered.values().flat_map(|service| &service.localities);
         let copies: u32 = copies.map(|count| count.ready).sum();
-        let said = format!("exports {} with {copies} ready endpoints", offered.len());
+        let services = output::count(offered.len().try_into().unwrap_or(u32::MAX), "service");
+        let said = format!("exports {services}, {}", output::count(copies, "ready endpoint"));
         items.push(Item::good(Group::Services, About::Other, context, said));
     }
 }
