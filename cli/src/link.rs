@@ -33,7 +33,7 @@ pub(crate) struct Link {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["a", "b", "server"])]
     fleet: Option<PathBuf>,
     /// Of the fleet, only links of these clusters; the others are left alone.
-    #[arg(long, value_name = "CLUSTER", value_delimiter = ',', requires = "fleet")]
+    #[arg(long, value_name = "CLUSTER", value_delimiter = ',', requires = "fleet", conflicts_with_all = ["a", "b"])]
     only: Vec<String>,
     /// Kubeconfig file with both contexts; else $KUBECONFIG, else ~/.kube/config.
     #[arg(long, value_name = "FILE")]

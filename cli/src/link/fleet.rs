@@ -1,8 +1,8 @@
 //! `isthmus link --fleet FILE`: many clusters at once. The plan is printed before anything is changed,
 //! and a cluster that cannot be linked costs its own links only.
 
+use super::Link;
 use super::pair::{Credential, End, Half, Terms, check_pair, wait_ready};
-use super::{Link, fact};
 use crate::output;
 use anyhow::{Result, bail, ensure};
 use cluster::operator::Operator;
@@ -322,12 +322,11 @@ fn show(
     let many = |number: usize, word| output::count(number.try_into().unwrap_or(u32::MAX), word);
     println!("plan: {} of {}", many(fleet.pairs.len(), "link"), many(ends.len(), "cluster"));
     for (name, end) in ends {
-        match end {
-            Ok(end) => {
-                fact(name, &format!("{} {}", end.operator.server, end.described.trust_domain))
-            }
-            Err(why) => fact(name, &format!("× {why}")),
-        }
+        let text = match end {
+            Ok(end) => format!("{} {}", end.operator.server, end.described.trust_domain),
+            Err(why) => format!("× {why}"),
+        };
+        println!("{}", output::paragraph(&format!("  {name} "), 15, &text));
     }
     for ((a, b), plan) in plans {
         for (half, reader, read) in [(&plan.halves[0], a, b), (&plan.halves[1], b, a)] {
@@ -337,7 +336,7 @@ fn show(
         }
     }
     for ((a, b), why) in failed {
-        println!("  {a} - {b}: left out, {why}");
+        println!("{}", output::paragraph("", 2, &format!("{a} - {b}: left out, {why}")));
     }
 }
 

@@ -32,7 +32,10 @@ impl Said {
     }
 
     pub(super) fn says(&self, words: &[&str]) -> bool {
-        words.iter().all(|word| self.out.contains(word) || self.err.contains(word))
+        // Long sentences are wrapped.
+        let flat = self.out.split_whitespace().collect::<Vec<_>>().join(" ");
+        let has = |word: &&str| [&self.out, &self.err, &flat].iter().any(|it| it.contains(*word));
+        words.iter().all(has)
     }
 }
 
