@@ -7,7 +7,8 @@ mod services;
 
 use super::item::{About, Group, Item, Mark};
 use super::seen::{Cluster, Seen};
-use cluster::operator::look::{Look, Silent};
+use crate::remote_secret::reachable_server;
+use cluster::operator::look::{Look, Right, Silent};
 use mesh::finding::{Finding, Severity};
 use std::collections::{BTreeMap, BTreeSet};
 use trust::bundle::Bundle;
@@ -67,7 +68,8 @@ fn unanswered(cluster: &Cluster, silent: &Silent) -> Item {
         _ => ("does not answer", "start it, or open the way there"),
     };
     // What lies around the cause is our client's affair.
-    let said = silent.said.rsplit("error: ").next().unwrap_or(&silent.said);
+    let said = silent.said.rsplit("(Connect): ").next().unwrap_or(&silent.said);
+    let said = said.rsplit("connect error: ").next().unwrap_or(said);
     let rest = format!(
         "the API server {server} {what} ({said}); its proxies go on with what they have. Fix: {fix}; \
          `kubectl --context {context} get ns` must work."
@@ -79,11 +81,10 @@ fn unanswered(cluster: &Cluster, silent: &Silent) -> Item {
 
 fn server(cluster: &Cluster, look: &Look, items: &mut Vec<Item>) {
     let context = &cluster.context;
-    let about = About::Server(context.clone());
     let took = look.took.as_millis();
     let clock = look.ahead.map_or_else(String::new, |ahead| format!(", clock {ahead:+} s"));
     let text = format!("{} answers in {took} ms{clock}", look.version);
-    items.push(Item::good(Group::Servers, about.clone(), context, text));
+    items.push(Item::good(Group::Servers, About::Other, context, text));
     if let Some(ahead) = look.ahead.filter(|ahead| ahead.abs() > CLOCK_WARNING) {
         let mark = if ahead.abs() > CLOCK_MAX { Mark::Broken } else { Mark::Warning };
         let sentence = format!(
@@ -108,7 +109,30 @@ fn server(cluster: &Cluster, look: &Look, items: &mut Vec<Item>) {
         }
         Err(why) => items.push(unread(Group::Servers, context, "which kinds it serves", why)),
     }
-    if let Ok(denied) = &look.denied {
+    match &look.denied {
+        Err(why) => items.push(unread(Group::Servers, context, "what you may do", why)),
+        Ok(None) => {}
+        Ok(Some(denied)) => {
+            rights(context, look, denied, items);
+            let hint = format!("pass --server {context}=https://ADDRESS:PORT to isthmus link.");
+            if let Err(why) = reachable_server(&cluster.server, context, false, &hint) {
+                let sentence = why.to_string();
+                let (mark, about) = (Mark::Warning, About::Other);
+                items.push(Item::wrong(Group::Servers, mark, about, context, &sentence));
+            }
+        }
+    }
+}
+
+/// What this user may not do, as far as linking needs it.
+fn rights(context: &str, look: &Look, denied: &[&Right], items: &mut Vec<Item>) {
+    let about = About::Server(context.to_owned());
+    if denied.is_empty() {
+        if look.missing == Ok(vec![]) {
+            let said = "serves every kind that is needed; you may do all that linking needs";
+            items.push(Item::good(Group::Servers, About::Other, context, said.into()));
+        }
+    } else {
         let names: Vec<String> = denied
             .iter()
             .map(|it| {
@@ -116,13 +140,11 @@ fn server(cluster: &Cluster, look: &Look, items: &mut Vec<Item>) {
                 format!("{} {}{dot}{}", it.verb, it.resource, it.group)
             })
             .collect();
-        if !names.is_empty() {
-            let sentence = format!(
-                "ISM2621 you may not {}. Fix: use a context that may, or ask for these rights.",
-                names.join(", ")
-            );
-            items.push(Item::wrong(Group::Servers, Mark::Broken, about, context, &sentence));
-        }
+        let sentence = format!(
+            "ISM2621 you may not {}. Fix: use a context that may, or ask for these rights.",
+            names.join(", ")
+        );
+        items.push(Item::wrong(Group::Servers, Mark::Broken, about, context, &sentence));
     }
 }
 

@@ -72,8 +72,8 @@ pub struct Look {
     pub published: Read<BTreeSet<ServiceName>>,
     /// `Err` until every kind was listed and the mesh is configured.
     pub inventory: Read<Arc<Inventory>>,
-    /// What this user may not do, where that was asked.
-    pub denied: Read<Vec<&'static Right>>,
+    /// What this user may not do of [`RIGHTS`]; `None` where that was not asked.
+    pub denied: Read<Option<Vec<&'static Right>>>,
 }
 
 /// Who leads, and since when nothing was heard of it.
@@ -316,10 +316,9 @@ impl Operator {
         whole.ok_or_else(|| anyhow::anyhow!("the cluster has not been seen"))
     }
 
-    /// What this user may not do of [`RIGHTS`]; nothing where that is not asked.
-    async fn denied(&self, ask: bool) -> anyhow::Result<Vec<&'static Right>> {
+    async fn denied(&self, ask: bool) -> anyhow::Result<Option<Vec<&'static Right>>> {
         if !ask {
-            return Ok(vec![]);
+            return Ok(None);
         }
         let reviews = Api::<SelfSubjectAccessReview>::all(self.client.clone());
         let params = PostParams::default();
@@ -343,7 +342,8 @@ impl Operator {
             anyhow::Ok((right, allowed(self.asked("asking what you may do", answer)?)))
         });
         let answers = futures::future::try_join_all(asked).await?;
-        Ok(answers.into_iter().filter(|(_, may)| !may).map(|(right, _)| right).collect())
+        let denied = answers.into_iter().filter(|(_, may)| !may).map(|(right, _)| right);
+        Ok(Some(denied.collect()))
     }
 }
 

@@ -24,7 +24,7 @@ fn look() -> Look {
         secrets: Ok(BTreeSet::new()),
         published: Ok(BTreeSet::new()),
         inventory: Err(unread()),
-        denied: Ok(vec![]),
+        denied: Ok(None),
     }
 }
 
@@ -72,8 +72,12 @@ fn what_cannot_be_installed_comes_before_what_is_not() {
     check(&seen(Ok(late)), &["ISM2603", "-300 s"]);
     let bare = Look { missing: Ok(KINDS.iter().collect()), ..look() };
     check(&seen(Ok(bare)), &["ISM2604", "ClusterLink.isthmus.dev/v1alpha1", "isthmus crds"]);
-    let guest = Look { denied: Ok(RIGHTS.iter().take(2).collect()), ..look() };
+    let guest = Look { denied: Ok(Some(RIGHTS.iter().take(2).collect())), ..look() };
     check(&seen(Ok(guest)), &["ISM2621", "create namespaces, create configmaps"]);
+    let mut near = seen(Ok(Look { denied: Ok(Some(vec![])), ..look() }));
+    near.clusters[0].server = "https://127.0.0.1:6443".into();
+    let warned = judge(&near).into_iter().find(|it| it.code == "ISM2004").unwrap();
+    assert!(warned.mark == Mark::Warning && warned.fix.contains("--server west="), "{warned}");
     let empty = Look { namespace: Ok(false), ..look() };
     check(&seen(Ok(empty)), &["ISM2605", "kubectl"]);
 }
