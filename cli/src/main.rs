@@ -1,9 +1,12 @@
 //! `isthmus`: every question an operator has about the mesh, and every program of it as a verb.
 
+mod check;
 mod demo;
+mod explain;
 mod export;
 mod link;
 mod look;
+mod manual;
 mod output;
 mod program;
 mod proxy;
@@ -62,12 +65,20 @@ enum Verb {
     Unexport(export::Call),
     /// What is broken first, since when, and whether traffic is hurt.
     Status(status::Call),
+    /// What is broken, the cause first, with its fix; `--pre`: what linking still needs.
+    Check(check::Call),
     /// Which proxies a control plane serves, and what they accepted or refused.
     ProxyStatus(proxy::StatusCall),
     /// What a proxy runs.
     ProxyConfig(proxy::ConfigCall),
     /// Why traffic from CLIENT to HOST:PORT goes where it goes.
     Why(why::Call),
+    /// What an ISM code means, what happens to traffic, and how to mend it.
+    Explain(explain::Call),
+    /// Print what a shell needs to complete verbs and options.
+    Completion(manual::Completion),
+    /// Print the manual page, or write one for every verb.
+    Man(manual::Man),
     /// Print the CustomResourceDefinitions of isthmus.dev as YAML.
     Crds,
     /// Run a small Kubernetes API server, for demos and tests.
@@ -122,9 +133,13 @@ async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Export(call) => call.export().await,
         Verb::Unexport(call) => call.unexport().await,
         Verb::Status(call) => call.run().await,
+        Verb::Check(call) => call.run().await,
         Verb::ProxyStatus(call) => call.run().await,
         Verb::ProxyConfig(call) => call.run().await,
         Verb::Why(call) => call.run().await,
+        Verb::Explain(call) => call.run(),
+        Verb::Completion(call) => call.run(),
+        Verb::Man(call) => call.run(),
         Verb::Crds => {
             for (_, yaml) in cluster::api::crd_yaml() {
                 println!("---\n{}", yaml.trim_end());

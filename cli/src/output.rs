@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use serde::Serialize;
+use std::io::{ErrorKind, Write as _};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
@@ -34,6 +35,45 @@ pub(crate) fn error(error: &anyhow::Error) {
         }
         said = cause;
     }
+}
+
+/// Prints a whole text; a reader that has seen enough (`| head`) is no error.
+pub(crate) fn print(text: &[u8]) -> Result<()> {
+    match std::io::stdout().write_all(text) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e).context("cannot write the answer"),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Columns that text is wrapped to: the terminal's, from 40 to 100; 80 where there is none.
+pub(crate) fn columns() -> usize {
+    terminal_size::terminal_size().map_or(80, |(width, _)| usize::from(width.0).clamp(40, 100))
+}
+
+/// Words in lines of at most `width` characters; a word that is longer has a line of its own.
+pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = vec![];
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            Some(_) | None => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+/// `1 service`, `2 services`.
+pub(crate) fn count(number: u32, word: &str) -> String {
+    format!("{number} {word}{}", if number == 1 { "" } else { "s" })
+}
+
+/// A name in a column of its own, and a text beside it in as many lines as it needs.
+pub(crate) fn paragraph(name: &str, indent: usize, text: &str) -> String {
+    let lines = wrap(text, columns().saturating_sub(indent));
+    format!("{name:<indent$}{}", lines.join(&format!("\n{:indent$}", "")))
 }
 
 /// `42s`, `7m`, `3h`, `12d`: as kubectl writes ages.
@@ -73,6 +113,22 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn words_are_wrapped_and_never_cut() {
+        let lines = super::wrap("one  two three\nfour https://api.example.com:6443", 9);
+        assert_eq!(lines, ["one two", "three", "four", "https://api.example.com:6443"]);
+        assert_eq!(super::wrap(" ", 9), [""; 0]);
+        let lines = super::paragraph("mend", 6, &"word ".repeat(40));
+        assert!(lines.starts_with("mend  word") && lines.contains("\n      word"));
+        assert!(lines.lines().all(|line| line.chars().count() <= 100));
+    }
+
+    #[test]
+    fn one_is_no_plural() {
+        let all = [0, 1, 2].map(|number| super::count(number, "link"));
+        assert_eq!(all, ["0 links", "1 link", "2 links"]);
+    }
+
     #[test]
     fn ages_read_as_kubectls() {
         let ages: Vec<String> =

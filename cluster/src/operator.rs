@@ -1,6 +1,8 @@
 //! What the command line does with clusters: loads the operator's kubeconfig as kubectl does, mints
 //! link credentials, writes and reads the few objects that people steer by.
 
+pub mod look;
+
 use crate::credential::{self, Account, RemoteSecret, ServerTrust};
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret, Service};
@@ -107,13 +109,7 @@ impl Operator {
         let maps = Api::<ConfigMap>::namespaced(self.client.clone(), root_namespace);
         let map =
             self.asked("reading ConfigMap isthmus-mesh", maps.get_opt("isthmus-mesh").await)?;
-        let map = map.with_context(|| {
-            format!(
-                "ISM2006 {} has no ConfigMap {root_namespace}/isthmus-mesh: Isthmus is not installed \
-                 there. Fix: create it with keys cluster, network, trustDomain, rootCertificates",
-                self.context
-            )
-        })?;
+        let map = map.ok_or_else(|| self.not_installed(root_namespace))?;
         let data = map.data.unwrap_or_default();
         let field = |key: &str| {
             data.get(key).cloned().filter(|value| !value.trim().is_empty()).with_context(|| {
@@ -130,6 +126,14 @@ impl Operator {
             root_certificates: field("rootCertificates")?,
             uid: system.metadata.uid.unwrap_or_default(),
         })
+    }
+
+    fn not_installed(&self, root_namespace: &str) -> anyhow::Error {
+        anyhow::anyhow!(
+            "ISM2006 {} has no ConfigMap {root_namespace}/isthmus-mesh: Isthmus is not installed \
+             there. Fix: create it with keys cluster, network, trustDomain, rootCertificates",
+            self.context
+        )
     }
 
     /// UID of Namespace `kube-system`, Istio's default cluster name.

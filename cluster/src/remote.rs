@@ -6,7 +6,7 @@
 
 mod drive;
 mod link;
-mod problem;
+pub(crate) mod problem;
 mod secrets;
 
 pub use link::{Reachability, Reachable};

@@ -10,7 +10,7 @@ mod lookup;
 mod serve;
 mod telemetry;
 
-pub use lookup::{Found, lookup};
+pub use lookup::{Found, answers, lookup};
 pub use serve::Server;
 
 use ipnet::IpNet;

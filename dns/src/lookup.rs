@@ -40,6 +40,17 @@ pub async fn lookup(upstreams: &[SocketAddr], name: &Hostname) -> anyhow::Result
     }
 }
 
+/// Asks one server as its clients do; any answer will do, also that there is no such name.
+///
+/// # Errors
+/// Where nothing comes back in time.
+pub async fn answers(server: SocketAddr) -> anyhow::Result<()> {
+    let mut query = Message::new(0, MessageType::Query, OpCode::Query);
+    let name = Name::from_ascii("dns.isthmus.internal.").context("a literal name")?;
+    query.add_query(Query::query(name, RecordType::A));
+    forward::ask(&[server], &query).await.map(|_| ())
+}
+
 async fn one(
     upstreams: &[SocketAddr],
     name: &Hostname,

@@ -1,12 +1,14 @@
 //! The promises, each a scenario on one fleet: what is done, who is hurt, who must still answer.
 
 mod calls;
+mod check;
 mod cli;
 mod controllers;
 mod exact;
 mod faults;
 mod grpc;
 mod lies;
+mod linking;
 mod links;
 mod mistakes;
 mod policy;
@@ -63,6 +65,10 @@ scenarios! {
         "an operator's walk: status, why, export, link, proxies, remote secrets, unlink";
     "policy" false policy::policy_decides:
         "DENY and ALLOW in west of a caller in east; what open connections, logs and operators see";
+    "link-fleet" false linking::linking:
+        "link --fleet: the plan, each with each, a dead cluster, mistakes, and bad objects elsewhere";
+    "check" false check::check:
+        "20 faults and more, each named right in the first red line; 100 healthy runs without a red one";
     "kill-copy" false faults::kill_copy:
         "SIGKILL one copy of hello under load";
     "kill-gateway" false faults::kill_gateway:

@@ -3,6 +3,7 @@
 //! answers the mesh's names over DNS. It writes nowhere else, and only while it leads; of the linked
 //! ones it asks nothing but the next token of its own account.
 
+mod ask;
 mod config;
 mod export;
 mod links;

@@ -1,5 +1,6 @@
 //! The controller at work: everything it watches, and the one task that draws conclusions.
 
+use crate::ask::{self, Asked};
 use crate::config::Config;
 use crate::links;
 use crate::numbers::Numbers;
@@ -52,7 +53,8 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     let readiness = Readiness::new();
     readiness.wait_for("inventory", "the own API server was not read yet");
     let view = View::default();
-    let pages = pages(&view).with_readiness(&readiness).with_metrics(&metrics);
+    let (answers, asked) = watch::channel(vec![]);
+    let pages = pages(&view, asked).with_readiness(&readiness).with_metrics(&metrics);
     admin::serve(Listen::Tcp { address: config.admin, public: false }, pages, end.clone()).await?;
     let public = Pages::new().with_readiness(&readiness).with_metrics(&metrics);
     admin::serve(Listen::Tcp { address: config.metrics, public: true }, public, end.clone())
@@ -66,6 +68,8 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     // Whoever is asked about names that are not ours knows the world's; else the machine's resolvers.
     let upstreams = config.dns.iter().flat_map(|dns| dns.upstreams.clone()).collect::<Vec<_>>();
     let resolvers = if upstreams.is_empty() { resolve::system() } else { upstreams };
+    let listen = config.dns.iter().flat_map(|dns| dns.listen.clone()).collect();
+    tokio::spawn(ask::keep(listen, answers, end.clone()));
     let dns = config.dns.clone().map(|dns| {
         let options = dns::Options {
             listen: dns.listen,
@@ -173,6 +177,8 @@ struct Seen {
     findings: BTreeSet<Finding>,
     own: OwnServer,
     writing: Writing,
+    /// Names of the mesh that DNS answers.
+    names: usize,
 }
 
 /// `/links`, whole.
@@ -203,9 +209,17 @@ struct Writing {
     refused: Vec<String>,
 }
 
-fn pages(view: &View) -> Pages {
+/// `/dns`: what our own DNS knows, and what it answered last when we asked it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DnsPage {
+    names: usize,
+    asked: Vec<Asked>,
+}
+
+fn pages(view: &View, asked: watch::Receiver<Vec<Asked>>) -> Pages {
     let of = |view: &View| view.clone();
-    let (links, plan, findings) = (of(view), of(view), of(view));
+    let (links, plan, findings, names) = (of(view), of(view), of(view), of(view));
     Pages::new()
         .with_json("/links", move || {
             let seen = links.0.lock().expect("no page panics");
@@ -215,6 +229,10 @@ fn pages(view: &View) -> Pages {
                 writing: seen.writing.clone(),
                 links: seen.links.iter().map(|(name, status)| shown(name, status, now)).collect(),
             }
+        })
+        .with_json("/dns", move || DnsPage {
+            names: names.0.lock().expect("no page panics").names,
+            asked: asked.borrow().clone(),
         })
         .with_json("/plan", move || PlanPage::of(&plan.0.lock().expect("no page panics").plan))
         .with_json("/findings", move || findings.0.lock().expect("no page panics").findings.clone())
@@ -340,6 +358,7 @@ impl Controller {
         let mut seen = self.view.0.lock().expect("no page panics");
         seen.links = self.statuses.all().clone();
         seen.plan = self.publisher.plan.clone();
+        seen.names = self.zone.borrow().names.len();
         seen.findings =
             remotes.findings.iter().chain(&self.publisher.plan.findings).cloned().collect();
         let told = remotes.links.values().filter_map(|remote| remote.state.exports.as_deref());

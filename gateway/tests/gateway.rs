@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
+use trust::probe::{self, Probed};
 use trust::tls::Expected;
 use world::*;
 
@@ -268,6 +269,28 @@ async fn the_prober_of_a_client_finds_it_alive() {
         assert!(Instant::now() < limit, "no probe succeeded: {:?}", engine.status());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+#[tokio::test]
+async fn an_operator_without_a_certificate_learns_who_it_is() {
+    let setup = setup(&[], "").await;
+    let bundle = setup.world.bundle();
+    let bundle = bundle.borrow().clone();
+    let limit = Duration::from_secs(5);
+    let ask = async |cluster: &str, domain: &str, address: SocketAddr| {
+        let (cluster, domain) = (cluster.parse().unwrap(), domain.parse().unwrap());
+        probe::gateway(address, &cluster, &domain, &bundle, limit).await
+    };
+    let alive = ask("west", "west.mesh", setup.address()).await;
+    assert!(matches!(alive, Probed::Alive(_)), "{alive:?}");
+    // Another cluster's gateway does not know the name, and closes or resets.
+    let foreign = ask("north", "north.mesh", setup.address()).await;
+    assert!(matches!(foreign, Probed::Foreign(_)), "{foreign:?}");
+    // The right name, and another's identity.
+    let foreign = ask("west", "north.mesh", setup.address()).await;
+    assert!(matches!(&foreign, Probed::Foreign(why) if why.contains("ISM5226")), "{foreign:?}");
+    let missed = ask("west", "west.mesh", nobody().await).await;
+    assert!(matches!(&missed, Probed::Missed(why) if why.contains("refused")), "{missed:?}");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 
 pub mod bundle;
 pub mod issue;
+pub mod probe;
 pub mod root;
 pub mod rotation;
 pub mod svid;

@@ -116,7 +116,7 @@ fn digits(text: &str) -> Option<(&str, &str)> {
 /// Error codes that a source file gives out: `ISM` and four digits before a sentence, or the number
 /// of a finding. A code without a sentence after it is only named, as tests do.
 fn codes(text: &str) -> BTreeSet<&str> {
-    let text = text.split("mod tests").next().expect("a split has a first part");
+    let text = text.split("mod tests {").next().expect("a split has a first part");
     let finds = text.contains("Finding") || text.contains("notes.");
     let mut found = BTreeSet::new();
     for line in text.lines().map(str::trim_start).filter(|line| !line.starts_with("//")) {
@@ -125,7 +125,8 @@ fn codes(text: &str) -> BTreeSet<&str> {
         // A finding's code is a field, or an argument: the first of its call or alone on its line.
         let places = ["code: ", "refuse(", "warn(", "Some(("].into_iter().filter(|_| finds);
         let after = places.flat_map(|place| line.split(place).skip(1));
-        let numbers = after.chain(finds.then_some(line)).filter_map(digits);
+        let alone = finds.then(|| line.strip_prefix('(').unwrap_or(line));
+        let numbers = after.chain(alone).filter_map(digits);
         found.extend(numbers.filter(|(_, rest)| rest.starts_with(',')).map(|(code, _)| code));
     }
     found
@@ -143,18 +144,79 @@ fn shared<'a>(files: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<String> {
     shared.map(|(code, rooms)| format!("ISM{code} is used by {rooms:?}")).collect()
 }
 
+/// What gives codes out: the room and text of every source file that is no test.
+fn sources() -> Vec<(String, String)> {
+    let source = |path: PathBuf| {
+        let name = path.strip_prefix(super::root()).ok()?.to_str()?.to_owned();
+        let room = name.split('/').next()?.to_owned();
+        let test = name.contains("/tests/") || name.ends_with("tests.rs");
+        let counts = name.ends_with(".rs") && !test && room != "xtask";
+        read(&path).filter(|_| counts).map(|text| (room, text))
+    };
+    tracked().into_iter().filter_map(source).collect()
+}
+
+/// Codes that a file of `cli/codes` explains: each is a key of its own line.
+fn explained(text: &str) -> BTreeSet<&str> {
+    let key = |line| digits(str::trim_start(line)).filter(|(_, rest)| *rest == ":");
+    text.lines().filter_map(key).map(|(code, _)| code).collect()
+}
+
+/// What differs between the codes a room gives out and those its file explains.
+fn unexplained(room: &str, given: &BTreeSet<&str>, explained: &BTreeSet<&str>) -> Vec<String> {
+    let silent = given.difference(explained).map(|code| {
+        format!(
+            "ISM{code} has no explanation: write it in cli/codes/{room}.yaml (from, means, mend)"
+        )
+    });
+    let stale = explained.difference(given).map(|code| {
+        format!("ISM{code} is explained in cli/codes/{room}.yaml, and {room} does not give it out")
+    });
+    silent.chain(stale).collect()
+}
+
+#[test]
+fn every_code_is_explained() {
+    let sources = sources();
+    let mut given: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (room, text) in &sources {
+        given.entry(room).or_default().extend(codes(text));
+    }
+    let folder = super::root().join("cli/codes");
+    let text = |room: &str| read(&folder.join(format!("{room}.yaml"))).unwrap_or_default();
+    let mut wrong: Vec<String> = vec![];
+    for (room, given) in &given {
+        // The harnesses only repeat codes of others.
+        if !FREE.contains(room) {
+            wrong.extend(unexplained(room, given, &explained(&text(room))));
+        }
+    }
+    for file in tracked().iter().filter(|path| path.starts_with(&folder)) {
+        let room = file.file_stem().unwrap().to_str().unwrap();
+        if !given.contains_key(room) {
+            wrong.push(format!("cli/codes/{room}.yaml is of no room"));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "what `isthmus explain` says is not the code's:\n{}",
+        wrong.join("\n")
+    );
+}
+
+#[test]
+fn the_keeper_finds_what_is_not_explained() {
+    let text = "- from: ISM9999\n  codes:\n    1001:\n      means: 1002 of them\n";
+    assert_eq!(explained(text).into_iter().collect::<Vec<_>>(), ["1001"]);
+    let given = BTreeSet::from(["1001", "1003"]);
+    assert!(unexplained("mesh", &given, &explained(text))[0].starts_with("ISM1003 has no"));
+    let stale = unexplained("mesh", &BTreeSet::new(), &explained(text));
+    assert!(stale[0].starts_with("ISM1001 is explained"), "{stale:?}");
+}
+
 #[test]
 fn an_error_code_belongs_to_one_room() {
-    let sources: Vec<(String, String)> = tracked()
-        .into_iter()
-        .filter_map(|path| {
-            let name = path.strip_prefix(super::root()).ok()?.to_str()?.to_owned();
-            let room = name.split('/').next()?.to_owned();
-            let test = name.contains("/tests/") || name.ends_with("tests.rs");
-            let counts = name.ends_with(".rs") && !test && room != "xtask";
-            read(&path).filter(|_| counts).map(|text| (room, text))
-        })
-        .collect();
+    let sources = sources();
     let found: BTreeSet<&str> = sources.iter().flat_map(|(_, text)| codes(text)).collect();
     assert!(found.len() > 100, "codes are written in another way now: {found:?}");
     let shared = shared(sources.iter().map(|(room, text)| (room.as_str(), text.as_str())));
@@ -169,9 +231,10 @@ fn the_keeper_finds_codes() {
         found("if text == \"ISM1001\" {}\n// ISM1002 is another\nmod tests { ISM1003 no }"),
         [""; 0]
     );
+    assert_eq!(found("mod tests;\nbail!(\"ISM1004 it is wrong\")"), ["1004"]);
     assert_eq!(
-        found("notes.warn(3001, a);\n    3002,\nFinding { code: 3003, }"),
-        ["3001", "3002", "3003"]
+        found("notes.warn(3001, a);\n    3002,\nFinding { code: 3003, }\n  (3004, why)"),
+        ["3001", "3002", "3003", "3004"]
     );
     assert_eq!(found("let ports = [\n    8080,\n];"), [""; 0]);
     let files = [("a", "\"ISM1001 x\""), ("a", "\"ISM1001 y\""), ("b", "\"ISM1002 x\"")];

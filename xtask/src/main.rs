@@ -150,7 +150,7 @@ const SABOTAGE: [(&str, &[&str]); 3] = [
 
 /// Scenarios that are played on the embedded API server too. The others are about how an API server
 /// dies, or about figures that are given for the real one.
-const EMBEDDED: [&str; 8] = [
+const EMBEDDED: [&str; 10] = [
     "--embedded",
     "--again",
     "first-call",
@@ -159,6 +159,8 @@ const EMBEDDED: [&str; 8] = [
     "forged-identity",
     "bad-input",
     "cli-walk",
+    "link-fleet",
+    "check",
 ];
 
 /// What was run, what was not, and what failed; printed whole at the end.

@@ -226,14 +226,14 @@ impl Link {
         });
         let problem = self.refused.clone().or_else(|| {
             let next = self.next.as_ref()?;
-            let why = match &next.report.verdict {
-                Some(Verdict::Silent(problem) | Verdict::Refused(problem)) => {
-                    problem.message.clone()
-                }
-                None => "it is being read".into(),
+            let (reason, why) = match &next.report.verdict {
+                Some(Verdict::Silent(problem)) => ("Replacing", problem.message.clone()),
+                // It will not take over by itself: somebody must change something.
+                Some(Verdict::Refused(problem)) => (&*problem.reason, problem.message.clone()),
+                None => ("Replacing", "it is being read".into()),
             };
             Some(Problem::new(
-                "Replacing",
+                reason,
                 format!("the new credential is not in use yet, the old one still is: {why}"),
             ))
         });

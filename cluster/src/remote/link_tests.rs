@@ -111,7 +111,8 @@ fn a_bad_credential_never_takes_over() {
     );
     let remote = w.link.remote();
     assert_eq!(remote.state.reachable.is, Reachable::True);
-    assert!(remote.problem.unwrap().message.contains("401"));
+    let problem = remote.problem.unwrap();
+    assert!(problem.reason == "Unauthorized" && problem.message.contains("401"), "{problem:?}");
     // Another one, and back to the first: what is under way stops, what works is not touched.
     assert_eq!(w.secret("c"), "stop 2, start 3");
     assert_eq!(w.secret("a"), "stop 3");

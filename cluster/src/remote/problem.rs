@@ -22,7 +22,7 @@ impl Problem {
 
 /// What a failed request says about a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// Nothing answered: it may be well and we may not know.
     Silent(Problem),
     /// It answered, and will not serve us until somebody changes something.
@@ -30,7 +30,7 @@ pub(super) enum Verdict {
 }
 
 /// Judges a failed request to `server`.
-pub(super) fn judge(server: &str, error: &kube::Error) -> Verdict {
+pub(crate) fn judge(server: &str, error: &kube::Error) -> Verdict {
     if let kube::Error::Api(status) = error {
         let said = &status.message;
         return match status.code {

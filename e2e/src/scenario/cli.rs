@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(40);
 /// What a command said and how it ended.
 pub(super) struct Said {
     pub(super) code: Option<i32>,
-    out: String,
+    pub(super) out: String,
     err: String,
 }
 
@@ -32,7 +32,10 @@ impl Said {
     }
 
     pub(super) fn says(&self, words: &[&str]) -> bool {
-        words.iter().all(|word| self.out.contains(word) || self.err.contains(word))
+        // Long sentences are wrapped.
+        let flat = self.out.split_whitespace().collect::<Vec<_>>().join(" ");
+        let has = |word: &&str| [&self.out, &self.err, &flat].iter().any(|it| it.contains(*word));
+        words.iter().all(has)
     }
 }
 
@@ -292,7 +295,7 @@ async fn proxies(stage: &Stage<'_>) -> Result<()> {
 }
 
 /// What could differ after a command that should change nothing: versions of links and secrets.
-async fn versions(here: &Cluster) -> Result<Vec<String>> {
+pub(super) async fn versions(here: &Cluster) -> Result<Vec<String>> {
     let mut all = vec![];
     for (version, kind) in [("isthmus.dev/v1alpha1", "ClusterLink"), ("v1", "Secret")] {
         let list = api(here.client(), version, kind, SYSTEM).list(&Default::default()).await?;

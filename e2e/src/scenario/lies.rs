@@ -74,7 +74,7 @@ pub(super) async fn sni_refused(stage: &Stage<'_>) -> Result<()> {
 
 /// A server in the place of west's gateways with a certificate of our making; where `authority`
 /// is west's own it must be believed, else the refusal below would prove nothing.
-fn start_forger(stage: &Stage<'_>, authority: &str) -> Result<Vec<Process>> {
+pub(super) fn start_forger(stage: &Stage<'_>, authority: &str) -> Result<Vec<Process>> {
     let pair = stage.fleet.trust.authority(authority)?;
     let leaf = pair.workload("spiffe://west.mesh/ns/shop/sa/hello")?;
     let chain = format!("{}{}", leaf.certificate, pair.certificate);

@@ -16,7 +16,7 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Findings of a program as sentences, from its admin page.
-async fn findings(spot: &Spot, port: u16) -> Result<Vec<String>> {
+pub(super) async fn findings(spot: &Spot, port: u16) -> Result<Vec<String>> {
     let (door, address) = (spot.door(), SocketAddr::from(([127, 0, 0, 1], port)));
     let limit = Duration::from_secs(2);
     let (_, body) =

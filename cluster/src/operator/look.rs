@@ -1,0 +1,370 @@
+//! One look at a whole cluster: all questions at once, each bounded in time, and what could not be read
+//! says so in its place.
+
+use super::Operator;
+use crate::api::cluster_link::ClusterLink;
+use crate::api::exported_service::ExportedService;
+use crate::heard::chain;
+use crate::parse::mesh_config;
+use crate::remote::problem::{Verdict, judge};
+use crate::secret::{self, Cacerts};
+use crate::watch;
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
+use kube::api::{Api, ListParams, PostParams};
+use kube::client::Body;
+use mesh::finding::Finding;
+use mesh::inventory::{Inventory, MeshConfig};
+use mesh::name::ServiceName;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::time::timeout_at;
+use tokio_util::sync::CancellationToken;
+
+/// What to look at, and for how long.
+#[derive(Debug, Clone)]
+pub struct Wants {
+    pub root_namespace: String,
+    /// Namespace of Secret `cacerts`.
+    pub ca_namespace: String,
+    /// Name of the federation controllers' Lease.
+    pub lease: String,
+    /// The API server must answer its first request within this.
+    pub first: Duration,
+    /// And all of them within this.
+    pub all: Duration,
+    /// Ask what this user may do, too.
+    pub rights: bool,
+}
+
+/// What was read, or a sentence why not.
+pub type Read<T> = Result<T, String>;
+
+/// One cluster at one moment, as its operator sees it.
+#[derive(Debug, Clone)]
+pub struct Look {
+    /// `v1.36.0`.
+    pub version: String,
+    /// How long the first answer took.
+    pub took: Duration,
+    /// Seconds by which the API server's clock is ahead of this machine's; the header it is read from
+    /// has whole seconds.
+    pub ahead: Option<i64>,
+    /// UID of Namespace `kube-system`.
+    pub uid: Read<String>,
+    /// Whether the root namespace is there.
+    pub namespace: Read<bool>,
+    /// What ConfigMap `isthmus-mesh` says, and what is wrong with it.
+    pub mesh: Read<(Option<MeshConfig>, Vec<Finding>)>,
+    /// Kinds of [`KINDS`] that are not served.
+    pub missing: Read<Vec<&'static Kind>>,
+    pub cacerts: Read<Cacerts>,
+    /// `None` where nobody ever held it.
+    pub lease: Read<Option<Held>>,
+    pub links: Read<Vec<ClusterLink>>,
+    /// Clusters that remote secrets lead to.
+    pub secrets: Read<BTreeSet<String>>,
+    /// Names that the federation controller has published as ExportedServices.
+    pub published: Read<BTreeSet<ServiceName>>,
+    /// `Err` until every kind was listed and the mesh is configured.
+    pub inventory: Read<Arc<Inventory>>,
+    /// What this user may not do of [`RIGHTS`]; `None` where that was not asked.
+    pub denied: Read<Option<Vec<&'static Right>>>,
+}
+
+/// Who leads, and since when nothing was heard of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Empty where it was handed over and nobody took it.
+    pub holder: String,
+    /// Age of the last renewal by the API server's clock, seconds.
+    pub age: i64,
+    /// How long it is good without a renewal, seconds.
+    pub seconds: i64,
+}
+
+/// An API server that did not answer the first request, or refused it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Silent {
+    /// True where it answered, and will not serve us until somebody changes something.
+    pub refused: bool,
+    /// One CamelCase word, as in a link's condition.
+    pub reason: String,
+    /// The error's own words.
+    pub said: String,
+}
+
+/// A kind that the mesh's programs need, and how it comes into a cluster.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Kind {
+    pub group: &'static str,
+    /// Any of them will do.
+    pub versions: &'static [&'static str],
+    pub kind: &'static str,
+    pub fix: &'static str,
+}
+
+const OURS: &str = "isthmus crds | kubectl apply -f -";
+const ISTIO: &str = "install Istio's CRDs (its chart `base`)";
+const GATEWAY_API: &str = "install the Gateway API's CRDs (standard channel)";
+const MCS: &str = "install the MCS API's CRDs (sigs.k8s.io/mcs-api, config/crd)";
+
+const fn kind(
+    group: &'static str,
+    versions: &'static [&'static str],
+    kind: &'static str,
+    fix: &'static str,
+) -> Kind {
+    Kind { group, versions, kind, fix }
+}
+
+/// What the federation controller writes and reads; other kinds of Istio's may be absent.
+pub const KINDS: [Kind; 5] = [
+    kind("isthmus.dev", &["v1alpha1"], "ClusterLink", OURS),
+    kind("isthmus.dev", &["v1alpha1"], "ExportedService", OURS),
+    kind("networking.istio.io", &["v1"], "ServiceEntry", ISTIO),
+    kind("gateway.networking.k8s.io", &["v1"], "Gateway", GATEWAY_API),
+    kind("multicluster.x-k8s.io", &["v1beta1", "v1alpha1"], "ServiceExport", MCS),
+];
+
+/// Something that installing and linking a cluster needs.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Right {
+    pub verb: &'static str,
+    pub group: &'static str,
+    pub resource: &'static str,
+}
+
+const fn right(verb: &'static str, group: &'static str, resource: &'static str) -> Right {
+    Right { verb, group, resource }
+}
+
+/// What `isthmus link`, `trust issue --apply` and `kubectl apply -f deploy` do in a cluster.
+pub const RIGHTS: [Right; 10] = [
+    right("create", "", "namespaces"),
+    right("create", "", "configmaps"),
+    right("create", "", "secrets"),
+    right("create", "", "serviceaccounts"),
+    right("create", "", "serviceaccounts/token"),
+    right("create", "rbac.authorization.k8s.io", "clusterroles"),
+    right("create", "rbac.authorization.k8s.io", "clusterrolebindings"),
+    right("create", "apiextensions.k8s.io", "customresourcedefinitions"),
+    right("patch", "isthmus.dev", "clusterlinks"),
+    right("create", "multicluster.x-k8s.io", "serviceexports"),
+];
+
+impl Operator {
+    /// Looks at everything at once. An API server that does not answer costs `wants.first`.
+    ///
+    /// # Errors
+    /// Where the API server does not answer, or refuses us whole.
+    pub async fn look(&self, wants: &Wants) -> Result<Look, Silent> {
+        let begun = Instant::now();
+        let (version, ahead) = self.version(wants.first).await?;
+        let took = begun.elapsed();
+        let deadline = begun + wants.all;
+        let root = wants.root_namespace.as_str();
+        let (
+            uid,
+            namespace,
+            mesh,
+            missing,
+            cacerts,
+            lease,
+            links,
+            secrets,
+            published,
+            inventory,
+            denied,
+        ) = tokio::join!(
+            within(deadline, self.uid()),
+            within(deadline, self.has_namespace(root)),
+            within(deadline, self.mesh(root)),
+            within(deadline, self.missing()),
+            within(deadline, secret::read_cacerts(&self.client, &wants.ca_namespace)),
+            within(deadline, self.lease(root, &wants.lease, ahead)),
+            within(deadline, self.links(root)),
+            within(deadline, self.linked(root)),
+            within(deadline, self.published()),
+            within(deadline, self.inventory(root)),
+            within(deadline, self.denied(wants.rights)),
+        );
+        Ok(Look {
+            version,
+            took,
+            ahead,
+            uid,
+            namespace,
+            mesh,
+            missing,
+            cacerts,
+            lease,
+            links,
+            secrets,
+            published,
+            inventory,
+            denied,
+        })
+    }
+
+    /// Its version, and how far its clock is ahead of ours.
+    async fn version(&self, limit: Duration) -> Result<(String, Option<i64>), Silent> {
+        let request = http::Request::get("/version").body(Body::empty());
+        let asked = self.client.send(request.expect("a literal path makes a request"));
+        let answer = match tokio::time::timeout(limit, asked).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => return Err(silent(&self.server, &error)),
+            Err(_) => {
+                let said = format!("no answer within {} s", limit.as_secs_f32());
+                return Err(Silent { refused: false, reason: "NoAnswer".into(), said });
+            }
+        };
+        let date = answer.headers().get(http::header::DATE).and_then(|date| date.to_str().ok());
+        let theirs = date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok());
+        let ahead = theirs.map(|at| at.timestamp().as_second() - now());
+        // A refusal is an answer with a status; its text tells why.
+        let info = self.client.apiserver_version();
+        match tokio::time::timeout(limit, info).await {
+            Ok(Ok(info)) => Ok((info.git_version, ahead)),
+            Ok(Err(error)) => Err(silent(&self.server, &error)),
+            Err(_) => Ok((String::new(), ahead)),
+        }
+    }
+
+    async fn has_namespace(&self, name: &str) -> anyhow::Result<bool> {
+        let found = Api::<Namespace>::all(self.client.clone()).get_opt(name).await;
+        Ok(self.asked(&format!("reading Namespace {name}"), found)?.is_some())
+    }
+
+    async fn mesh(&self, root: &str) -> anyhow::Result<(Option<MeshConfig>, Vec<Finding>)> {
+        let maps = Api::<ConfigMap>::namespaced(self.client.clone(), root);
+        let map = maps.get_opt(mesh_config::NAME).await;
+        let map = self.asked("reading ConfigMap isthmus-mesh", map)?;
+        let map = map.ok_or_else(|| self.not_installed(root))?;
+        let parsed = mesh_config::parse(&map);
+        Ok((parsed.value, parsed.findings))
+    }
+
+    async fn missing(&self) -> anyhow::Result<Vec<&'static Kind>> {
+        let groups = self.asked("discovery", self.client.list_api_groups().await)?;
+        let mut served: BTreeSet<(String, String)> = BTreeSet::new();
+        let mut lists = BTreeSet::new();
+        for known in KINDS.iter() {
+            let group = groups.groups.iter().find(|group| group.name == known.group);
+            let versions = group.iter().flat_map(|group| &group.versions);
+            let versions = versions.map(|version| version.version.as_str());
+            let usable = versions.filter(|version| known.versions.contains(version));
+            lists.extend(usable.map(|version| format!("{}/{version}", known.group)));
+        }
+        let asked = lists.iter().map(|list| self.client.list_api_group_resources(list));
+        for (list, found) in lists.iter().zip(futures::future::join_all(asked).await) {
+            let group = list.split('/').next().unwrap_or_default();
+            let found = self.asked("discovery", found)?;
+            served.extend(found.resources.into_iter().map(|it| (group.to_owned(), it.kind)));
+        }
+        let has = |known: &&Kind| served.contains(&(known.group.into(), known.kind.into()));
+        Ok(KINDS.iter().filter(|known| !has(known)).collect())
+    }
+
+    async fn lease(
+        &self,
+        root: &str,
+        name: &str,
+        ahead: Option<i64>,
+    ) -> anyhow::Result<Option<Held>> {
+        let leases = Api::<Lease>::namespaced(self.client.clone(), root);
+        let lease = self.asked(&format!("reading Lease {name}"), leases.get_opt(name).await)?;
+        let Some(spec) = lease.and_then(|lease| lease.spec) else { return Ok(None) };
+        let renewed = spec.renew_time.map_or(0, |at| at.0.as_second());
+        Ok(Some(Held {
+            holder: spec.holder_identity.unwrap_or_default(),
+            age: now() + ahead.unwrap_or_default() - renewed,
+            seconds: spec.lease_duration_seconds.unwrap_or_default().into(),
+        }))
+    }
+
+    async fn links(&self, root: &str) -> anyhow::Result<Vec<ClusterLink>> {
+        let links = Api::<ClusterLink>::namespaced(self.client.clone(), root);
+        Ok(self.asked("listing ClusterLinks", links.list(&ListParams::default()).await)?.items)
+    }
+
+    async fn linked(&self, root: &str) -> anyhow::Result<BTreeSet<String>> {
+        let secrets = self.remote_secrets(root).await?;
+        Ok(secrets.into_iter().filter_map(|it| it.data).flat_map(BTreeMap::into_keys).collect())
+    }
+
+    async fn published(&self) -> anyhow::Result<BTreeSet<ServiceName>> {
+        let all = Api::<ExportedService>::all(self.client.clone());
+        let all = self.asked("listing ExportedServices", all.list(&ListParams::default()).await)?;
+        let name = |it: ExportedService| {
+            let (namespace, name) = (it.metadata.namespace?, it.metadata.name?);
+            ServiceName::new(&namespace, &name).ok()
+        };
+        Ok(all.items.into_iter().filter_map(name).collect())
+    }
+
+    async fn inventory(&self, root: &str) -> anyhow::Result<Arc<Inventory>> {
+        let end = CancellationToken::new();
+        let _ending = end.clone().drop_guard();
+        let options = watch::Options { root_namespace: root.to_owned() };
+        let mut watched = watch::own(self.client.clone(), options, end);
+        let whole = watched.inventory.wait_for(Option::is_some).await?.clone();
+        whole.ok_or_else(|| anyhow::anyhow!("the cluster has not been seen"))
+    }
+
+    async fn denied(&self, ask: bool) -> anyhow::Result<Option<Vec<&'static Right>>> {
+        if !ask {
+            return Ok(None);
+        }
+        let reviews = Api::<SelfSubjectAccessReview>::all(self.client.clone());
+        let params = PostParams::default();
+        let asked = RIGHTS.iter().map(async |right| {
+            let (resource, part) = right.resource.split_once('/').unwrap_or((right.resource, ""));
+            let review = SelfSubjectAccessReview {
+                spec: SelfSubjectAccessReviewSpec {
+                    resource_attributes: Some(ResourceAttributes {
+                        verb: Some(right.verb.into()),
+                        group: Some(right.group.into()),
+                        resource: Some(resource.into()),
+                        subresource: Some(part.into()).filter(|part: &String| !part.is_empty()),
+                        ..ResourceAttributes::default()
+                    }),
+                    ..SelfSubjectAccessReviewSpec::default()
+                },
+                ..SelfSubjectAccessReview::default()
+            };
+            let answer = reviews.create(&params, &review).await;
+            let allowed = |it: SelfSubjectAccessReview| it.status.is_some_and(|it| it.allowed);
+            anyhow::Ok((right, allowed(self.asked("asking what you may do", answer)?)))
+        });
+        let answers = futures::future::try_join_all(asked).await?;
+        let denied = answers.into_iter().filter(|(_, may)| !may).map(|(right, _)| right);
+        Ok(Some(denied.collect()))
+    }
+}
+
+/// Seconds since the epoch.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// An answer by `deadline`, or a sentence.
+async fn within<T>(deadline: Instant, asked: impl Future<Output = anyhow::Result<T>>) -> Read<T> {
+    match timeout_at(deadline.into(), asked).await {
+        Ok(answer) => answer.map_err(|error| format!("{error:#}")),
+        Err(_) => Err("it was not read in time".into()),
+    }
+}
+
+fn silent(server: &str, error: &kube::Error) -> Silent {
+    let said = chain(error);
+    match judge(server, error) {
+        Verdict::Silent(problem) => Silent { refused: false, reason: problem.reason, said },
+        Verdict::Refused(problem) => Silent { refused: true, reason: problem.reason, said },
+    }
+}
