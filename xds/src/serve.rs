@@ -22,7 +22,7 @@ mod ads;
 mod cache;
 mod sessions;
 
-pub(crate) use accepted::Peer;
+pub(crate) use accepted::{Accepted, Peer};
 pub use sessions::{Counted, Session, Sessions};
 
 /// What there is to serve. Called often and from many tasks: answers come from memory.
@@ -77,7 +77,7 @@ pub async fn serve<IO>(
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let incoming = incoming.map(|(io, peer)| Ok::<_, io::Error>(accepted::Accepted::new(io, peer)));
+    let incoming = incoming.map(|(io, peer)| Ok::<_, io::Error>(Accepted::new(io, peer)));
     let ads = AggregatedDiscoveryServiceServer::new(ads::Ads::new(source, sessions, end.clone()))
         .max_decoding_message_size(MESSAGE_MAX)
         // Responses are cut at `Limits::response_bytes`, but one resource is never cut.
