@@ -1,4 +1,5 @@
-//! The control plane's side of xDS: delta ADS and the certificate service on accepted streams.
+//! The control plane's side of xDS: ADS in both variants (delta, and state of the world) and the
+//! certificate service on accepted streams.
 
 use crate::issue::{Issue, wire::CertificateService};
 use crate::node::Node;
@@ -23,7 +24,7 @@ mod cache;
 mod sessions;
 
 pub(crate) use accepted::{Accepted, Peer};
-pub use sessions::{Counted, Session, Sessions};
+pub use sessions::{Counted, Limited, Session, Sessions};
 
 /// What there is to serve. Called often and from many tasks: answers come from memory.
 pub trait Source: Send + Sync {
