@@ -153,10 +153,7 @@ fn short(kind: ResourceKind) -> &'static str {
 }
 
 /// How often a limit of xDS was met, by the limit's name.
-fn limited(
-    limits: &BTreeMap<Limited, u64>,
-    encoder: &mut DescriptorEncoder<'_>,
-) -> fmt::Result {
+fn limited(limits: &BTreeMap<Limited, u64>, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let help = "How often a limit on xDS streams was met, by the limit";
     let name = "isthmus_control_plane_xds_limited";
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;

@@ -12,7 +12,7 @@
 //! | authorization | policies in the inbound listener's metadata | RBAC filters per chain, DENY then ALLOW: `filters.http.rbac` where HTTP is spoken, else `filters.network.rbac` |
 //! | gateway listener | metadata only: a list of server names | a filter chain per server name with Istio's ALPN list, `tcp_proxy`, `tls_inspector` |
 //! | gateway's probe | a name in metadata | a chain that ends TLS with the workload's certificate and closes |
-//! | route | hedging, body limit and budget in metadata | two rules: methods that may be repeated are retried after a reset too and hedged when headers are late, the others before they were sent only; always on another host; the body limit bounds Envoy's buffer; no budget |
+//! | route | hedging, body limit and budget in metadata | two rules: methods that may be repeated are retried after a reset too and hedged when headers are late, the others before they were sent only; always on another host; no budget, and Envoy's own limit of bodies it keeps (1 MiB) |
 //! | cluster | `sni`, `http`, identities in metadata | a transport-socket match per announcing cluster with its SANs, TLS 1.3 as min and max, static ALPN `istio-http/1.1` or `istio`; an announcing cluster without identities matches a context that trusts nobody |
 //! | cluster, durations of 0 | as they are | left to Envoy's default where it refuses 0 |
 //! | endpoints | cluster, network, gateway, workload in metadata | `envoy.transport_socket_match` {tlsMode, cluster}; weights of at least 1; overprovisioning 140 |

@@ -90,10 +90,6 @@ pub(super) fn encode(route: &Route, dialect: Dialect) -> wire::RouteConfiguratio
             name: name.clone(),
             domains: vec!["*".to_owned()],
             routes: rules,
-            per_request_buffer_limit_bytes: match dialect {
-                Dialect::Isthmus => None,
-                Dialect::Envoy => uint(u32::try_from(body_max).unwrap_or(u32::MAX)),
-            },
             ..Default::default()
         }],
         metadata: match dialect {

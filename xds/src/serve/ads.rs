@@ -197,10 +197,8 @@ impl Ads {
         let seen = *changes.borrow_and_update();
         let view = self.source.view(&peer, &node).map_err(Status::permission_denied)?;
         tracing::info!(proxy = node.id(), %peer, variant = V::NAME, "xDS stream opened");
-        let registration = self
-            .sessions
-            .open(node.id(), view, V::limits())
-            .map_err(Status::resource_exhausted)?;
+        let registration =
+            self.sessions.open(node.id(), view, V::limits()).map_err(Status::resource_exhausted)?;
         let (responses, stream) = mpsc::channel(1);
         let one = Stream {
             source: Arc::clone(&self.source),

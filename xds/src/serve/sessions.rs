@@ -247,7 +247,8 @@ impl Sessions {
         registry.next += 1;
         let identity = view.identity.clone();
         let state = State { view, session: ServerSession::new(limits) };
-        let open = Arc::new(Open { proxy, identity, since: Instant::now(), state: Mutex::new(state) });
+        let open =
+            Arc::new(Open { proxy, identity, since: Instant::now(), state: Mutex::new(state) });
         registry.open.insert(id, Arc::clone(&open));
         Ok(Registration { sessions: self.clone(), id, open })
     }
