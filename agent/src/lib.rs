@@ -1,9 +1,16 @@
 //! What a proxy needs before it can run: its identity, its configuration, its last good state.
+//! Our own proxies call [`start`]; beside a foreign one [`run`] is a program.
 
+mod beside;
+mod config;
 mod dial;
 mod identity;
 mod numbers;
+mod socket;
 mod state;
+
+pub use beside::{Beside, run};
+pub use config::Config;
 
 use anyhow::Context as _;
 use mesh::name::{ClusterId, Identity, Network, TrustDomain};
@@ -87,7 +94,7 @@ impl AgentConfig {
         )
     }
 
-    fn node(&self) -> Node {
+    pub(crate) fn node(&self) -> Node {
         Node {
             role: self.role,
             address: self.address,

@@ -1,5 +1,6 @@
 //! `isthmus`: every question an operator has about the mesh, and every program of it as a verb.
 
+mod agent;
 mod check;
 mod demo;
 mod explain;
@@ -91,6 +92,8 @@ enum Verb {
     Gateway(program::Config),
     /// Run a workload's sidecar.
     Sidecar(program::Config),
+    /// Give a foreign proxy (Envoy, gRPC) its certificate, configuration and bootstrap.
+    Agent(agent::Call),
     /// Capture a workload's traffic into its sidecar (nftables; needs NET_ADMIN).
     SidecarRedirect(sidecar::redirect::Redirect),
     #[command(name = demo::VERB, hide = true, subcommand)]
@@ -151,6 +154,7 @@ async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::FederationController(config) => config.run(federation_controller::run).await,
         Verb::Gateway(config) => config.run(gateway::run).await,
         Verb::Sidecar(config) => config.run(sidecar::run).await,
+        Verb::Agent(call) => call.run().await,
         Verb::SidecarRedirect(redirect) => redirect.run().map(|()| ExitCode::SUCCESS),
     }
 }

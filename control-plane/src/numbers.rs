@@ -6,7 +6,7 @@ use mesh::program::ResourceKind;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 use tokio::sync::watch;
 use trust::issue::Issuer;
-use xds::serve::{Counted, Sessions};
+use xds::serve::{Counted, Limited, Sessions};
 
 /// What is counted as it happens. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -99,6 +99,12 @@ impl Collector for Live {
         let slowed = i64::try_from(self.sessions.slowed()).unwrap_or(i64::MAX);
         let help = "How often a stream was left unread for a moment, since it asked too often";
         gauge("isthmus_control_plane_streams_slowed", help, slowed)?;
+        limited(&self.sessions.limited(), &mut encoder)?;
+        let mut gauge = |name: &str, help: &str, value: i64| {
+            let gauge = ConstGauge::new(value);
+            let encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            gauge.encode(encoder)
+        };
         gauge("pilot_xds", "Proxies connected over xDS", count(sessions.len()))?;
         if let Some(world) = self.served.world() {
             let own = &world.own;
@@ -144,6 +150,18 @@ fn short(kind: ResourceKind) -> &'static str {
         ResourceKind::Route => "rds",
         ResourceKind::Zone => "nds",
     }
+}
+
+/// How often a limit of xDS was met, by the limit's name.
+fn limited(limits: &BTreeMap<Limited, u64>, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let help = "How often a limit on xDS streams was met, by the limit";
+    let name = "isthmus_control_plane_xds_limited";
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (limit, count) in limits {
+        let labels = [("limit", limit.name())];
+        ConstCounter::new(*count).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
 }
 
 /// What was sent and refused, under Istio's names. These are counters without OpenMetrics' `_total`,
@@ -193,6 +211,7 @@ mod tests {
             let of = |pushes, rejects| Counted { pushes, rejects };
             let counted =
                 [(ResourceKind::Cluster, of(7, 2)), (ResourceKind::Endpoints, of(9, 1))].into();
+            limited(&[(Limited::Refusals, 3)].into(), &mut encoder)?;
             pushes(&counted, &mut encoder)
         }
     }
@@ -203,6 +222,7 @@ mod tests {
         metrics.register(|registry| registry.register_collector(Box::new(Some)));
         let text = metrics.encode();
         for line in [
+            "isthmus_control_plane_xds_limited_total{limit=\"nacks\"} 3",
             "pilot_xds_pushes{type=\"cds\"} 7",
             "pilot_xds_pushes{type=\"eds\"} 9",
             "pilot_total_xds_rejects 3",

@@ -4,6 +4,7 @@ mod calls;
 mod check;
 mod cli;
 mod controllers;
+mod envoy;
 mod exact;
 mod faults;
 mod grpc;
@@ -91,6 +92,8 @@ scenarios! {
         "100,000 requests while configuration changes 20 times";
     "drain-gateway" false faults::drain_gateway:
         "SIGTERM one of west's gateways under load";
+    "envoy-sidecar" false envoy::envoy_sidecar:
+        "a real Envoy as a sidecar in east, through `isthmus agent`: calls, failover, refusals";
     "control-down" false controllers::control_down:
         "API servers and control planes of all clusters dead for 2 minutes under load";
     "api-hangs" false controllers::api_hangs:

@@ -63,6 +63,7 @@ fn last(what: &str, number: u8) -> u8 {
         + match what {
             "gateway" => 10,
             "hello" => 20,
+            "envoy" => 40,
             _ => 30,
         }
 }
@@ -230,7 +231,7 @@ impl Cluster {
     }
 
     /// Makes a pod's spot and folder.
-    fn make_pod(&self, home: &Home, what: &str, number: u8) -> Result<Arc<Pod>> {
+    pub(crate) fn make_pod(&self, home: &Home, what: &str, number: u8) -> Result<Arc<Pod>> {
         let cluster = self.plan.name;
         let last = last(what, number);
         let address = self.place.pod(self.plan.number, last);

@@ -172,6 +172,19 @@ impl Launcher {
         self.write_token(pod).await
     }
 
+    /// Takes a pod's object back; its processes and its spot go with the last who holds it.
+    pub async fn dismiss(&self, pod: &Pod) -> Result<()> {
+        let same =
+            |known: &Arc<Pod>| (&known.namespace, &known.name) == (&pod.namespace, &pod.name);
+        self.pods.lock().expect("no holder panics").retain(|known| !same(known));
+        self.told.lock().await.remove(&format!("{}/{}", pod.namespace, pod.name));
+        // No kubelet would confirm a graceful end.
+        let path =
+            format!("/api/v1/namespaces/{}/pods/{}?gracePeriodSeconds=0", pod.namespace, pod.name);
+        let _: Value = self.client.request(http::Request::delete(path).body(vec![])?).await?;
+        Ok(())
+    }
+
     /// A pod-bound token for the certificate service, readable by the proxy's user only.
     pub async fn write_token(&self, pod: &Pod) -> Result<()> {
         let bound = json!({

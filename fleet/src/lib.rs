@@ -5,6 +5,7 @@ pub mod authority;
 pub mod client_hello;
 mod cluster;
 pub mod exact;
+mod foreign;
 pub mod forger;
 pub mod hello;
 mod home;
@@ -24,6 +25,7 @@ pub mod trust;
 pub mod verdict;
 
 pub use cluster::{CLUSTERS, Cluster, GATEWAY, Plan, SYSTEM, trust_domain};
+pub use foreign::ACCOUNT as ENVOY_ACCOUNT;
 pub use home::{Home, Options, clean, clean_folder};
 pub use place::Place;
 

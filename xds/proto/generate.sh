@@ -21,6 +21,7 @@ protoc -I . -I "$protos/data-plane-api" -I "$protos/googleapis" -I "$protos/xds"
     $filters/network/http_connection_manager/v3/http_connection_manager.proto \
     $filters/network/tcp_proxy/v3/tcp_proxy.proto \
     $filters/network/direct_response/v3/config.proto \
+    envoy/extensions/retry/host/previous_hosts/v3/previous_hosts.proto \
     $filters/http/router/v3/router.proto $filters/http/rbac/v3/rbac.proto \
     $filters/network/rbac/v3/rbac.proto \
     $filters/listener/http_inspector/v3/http_inspector.proto \

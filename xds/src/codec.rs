@@ -7,12 +7,12 @@
 //! | resource | ours | Envoy's |
 //! |---|---|---|
 //! | subscription | by name, on demand | wildcard for listeners and clusters |
-//! | outbound listener | address and target; `host` in metadata | + router filter, `bind_to_port: false`: a listener with `use_original_dst` (see [`listener::capture`]) hands over |
+//! | outbound listener | address and target; `host` in metadata | + router filter, `bind_to_port: false`: a listener with `use_original_dst` (see [`listener::capture`], in the bootstrap) hands over |
 //! | inbound listener | metadata only | filter chains per port on 0.0.0.0:15006 over `inbound\|PORT\|\|` clusters of type ORIGINAL_DST; trust domains as URI SAN prefixes; `inbound\|0\|\|` for other ports |
 //! | authorization | policies in the inbound listener's metadata | RBAC filters per chain, DENY then ALLOW: `filters.http.rbac` where HTTP is spoken, else `filters.network.rbac` |
 //! | gateway listener | metadata only: a list of server names | a filter chain per server name with Istio's ALPN list, `tcp_proxy`, `tls_inspector` |
 //! | gateway's probe | a name in metadata | a chain that ends TLS with the workload's certificate and closes |
-//! | route | hedging, body limit and budget in metadata | + `retry_on`; no hedge before headers, no body limit; budget in the cluster's circuit breakers is not set |
+//! | route | hedging, body limit and budget in metadata | two rules: methods that may be repeated are retried after a reset too and hedged when headers are late, the others before they were sent only; always on another host; no budget, and Envoy's own limit of bodies it keeps (1 MiB) |
 //! | cluster | `sni`, `http`, identities in metadata | a transport-socket match per announcing cluster with its SANs, TLS 1.3 as min and max, static ALPN `istio-http/1.1` or `istio`; an announcing cluster without identities matches a context that trusts nobody |
 //! | cluster, durations of 0 | as they are | left to Envoy's default where it refuses 0 |
 //! | endpoints | cluster, network, gateway, workload in metadata | `envoy.transport_socket_match` {tlsMode, cluster}; weights of at least 1; overprovisioning 140 |
@@ -34,7 +34,10 @@ mod tls;
 mod wire;
 pub mod zone;
 
+pub(crate) use json::capture_json;
 pub use json::{from_json, resource_to_json, to_json};
+pub(crate) use listener::PASSTHROUGH_CLUSTER;
+pub(crate) use tls::{AGENT_CLUSTER, OWN_CERTIFICATE};
 
 /// Why a resource cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,4 +1,5 @@
-//! The control plane's side of xDS: delta ADS and the certificate service on accepted streams.
+//! The control plane's side of xDS: ADS in both variants (delta, and state of the world) and the
+//! certificate service on accepted streams.
 
 use crate::issue::{Issue, wire::CertificateService};
 use crate::node::Node;
@@ -22,8 +23,8 @@ mod ads;
 mod cache;
 mod sessions;
 
-pub(crate) use accepted::Peer;
-pub use sessions::{Counted, Session, Sessions};
+pub(crate) use accepted::{Accepted, Peer};
+pub use sessions::{Counted, Limited, Session, Sessions};
 
 /// What there is to serve. Called often and from many tasks: answers come from memory.
 pub trait Source: Send + Sync {
@@ -77,7 +78,7 @@ pub async fn serve<IO>(
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let incoming = incoming.map(|(io, peer)| Ok::<_, io::Error>(accepted::Accepted::new(io, peer)));
+    let incoming = incoming.map(|(io, peer)| Ok::<_, io::Error>(Accepted::new(io, peer)));
     let ads = AggregatedDiscoveryServiceServer::new(ads::Ads::new(source, sessions, end.clone()))
         .max_decoding_message_size(MESSAGE_MAX)
         // Responses are cut at `Limits::response_bytes`, but one resource is never cut.

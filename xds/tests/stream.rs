@@ -2,8 +2,8 @@
 
 mod support;
 
-use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use envoy_types::pb::google::rpc::Status;
 use futures::future::BoxFuture;
 use mesh::name::Identity;
@@ -467,15 +467,72 @@ async fn a_certificate_is_issued_to_whom_the_token_vouches_for() {
 }
 
 #[tokio::test]
-async fn state_of_the_world_is_declined_with_a_hint() {
-    use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-    let world = World::new(Program::new());
+async fn state_of_the_world_is_served_and_refusals_of_one_identity_are_limited() {
+    let world = World::new(support::program());
     let plane = Plane::start(&world);
-    let connector = plane.connector(Some(hello()));
-    let channel = within(subscribe::channel(&connector)).await.unwrap();
+    let channel = within(subscribe::channel(&plane.connector(Some(hello())))).await.unwrap();
     let mut client = AggregatedDiscoveryServiceClient::new(channel);
-    let requests = futures::stream::pending();
-    let status = within(client.stream_aggregated_resources(requests)).await.unwrap_err();
-    assert_eq!(status.code(), tonic::Code::Unimplemented);
-    assert!(status.message().contains("DELTA_GRPC"), "{}", status.message());
+    let (send, requests) = mpsc::channel(1);
+    let ask = DiscoveryRequest {
+        node: Some(node().to_proto()),
+        type_url: xds::codec::type_url(ResourceKind::Cluster).to_owned(),
+        ..Default::default()
+    };
+    send.send(ask.clone()).await.unwrap();
+    let answers = client.stream_aggregated_resources(ReceiverStream::new(requests)).await;
+    let mut answers = answers.unwrap().into_inner();
+    let first = within(answers.message()).await.unwrap().unwrap();
+    let clusters = |name: &&ResourceName| name.kind == ResourceKind::Cluster;
+    let expected = world.program.lock().unwrap().keys().filter(clusters).count();
+    assert_eq!(first.resources.len(), expected);
+
+    let refusal = DiscoveryRequest {
+        response_nonce: first.nonce,
+        error_detail: Some(Status { message: "no".into(), ..Default::default() }),
+        ..ask
+    };
+    let refusing = tokio::spawn(async move {
+        // Until the stream is left unread: then the window fills, and this waits.
+        while send.send(refusal.clone()).await.is_ok() {}
+    });
+    let limit = serve::Limited::Refusals;
+    let mut every = tokio::time::interval(Duration::from_millis(5));
+    let start = Instant::now();
+    while plane.sessions.limited()[&limit] == 0 {
+        assert!(start.elapsed() < Duration::from_secs(30), "{:?}", plane.sessions.limited());
+        every.tick().await;
+    }
+    let refused = plane.sessions.counted()[&ResourceKind::Cluster].rejects;
+    assert!((100..110).contains(&refused), "{refused} refusals were read");
+    refusing.abort();
+}
+
+#[tokio::test]
+async fn one_pod_has_few_streams_and_the_limit_has_a_name() {
+    let world = World::new(support::program());
+    let plane = Plane::start(&world);
+    let mut open = Vec::new();
+    let mut refused = None;
+    for _ in 0..16 {
+        let channel = within(subscribe::channel(&plane.connector(Some(hello())))).await.unwrap();
+        let mut client = AggregatedDiscoveryServiceClient::new(channel);
+        let (send, requests) = mpsc::channel(1);
+        let ask = DiscoveryRequest {
+            node: Some(node().to_proto()),
+            type_url: xds::codec::type_url(ResourceKind::Cluster).to_owned(),
+            ..Default::default()
+        };
+        send.send(ask).await.unwrap();
+        match within(client.stream_aggregated_resources(ReceiverStream::new(requests))).await {
+            Ok(answers) => open.push((send, answers)),
+            Err(status) => {
+                refused = Some(status);
+                break;
+            }
+        }
+    }
+    let refused = refused.expect("the number of streams is limited");
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+    assert_eq!(open.len(), plane.sessions.list().len());
+    assert_eq!(plane.sessions.limited()[&serve::Limited::StreamsPerWorkload], 1);
 }

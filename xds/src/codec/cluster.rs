@@ -173,8 +173,10 @@ fn encode_envoy(cluster: &Cluster) -> wire::Cluster {
     let common = wire::Cluster {
         connect_timeout: positive(cluster.connect_timeout_ms),
         common_lb_config: Some(CommonLbConfig {
-            // Decision 12: no panic, and localities by weight.
-            healthy_panic_threshold: Some(Percent { value: 0.0 }),
+            // Localities by weight, and no panic (decision 12) but where every endpoint is ejected:
+            // Envoy counts any reset through a gateway against the gateway, and answering 503
+            // while some may work helps nobody.
+            healthy_panic_threshold: Some(Percent { value: 1.0 }),
             locality_config_specifier: Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(
                 LocalityWeightedLbConfig {},
             )),

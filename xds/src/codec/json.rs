@@ -1,13 +1,14 @@
 //! The same resources as JSON, for files and for people: protobuf's JSON mapping, by reflection
 //! over a descriptor set that `proto/generate.sh` makes from envoy-types' own sources.
 
-use super::{DecodeError, decode, encode, kind_of, wire};
+use super::{DecodeError, decode, encode, kind_of, listener, wire};
 use envoy_types::pb::google::protobuf::Any;
 use mesh::program::{Program, Resource, ResourceName};
 use mesh::world::Dialect;
 use prost::Message;
 use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor};
 use serde_json::Value;
+use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
 /// Longest file read, bytes.
@@ -27,6 +28,17 @@ pub fn to_json(program: &Program) -> Value {
 /// One resource as either dialect writes it, `@type` included.
 pub fn resource_to_json(name: &ResourceName, resource: &Resource, dialect: Dialect) -> Value {
     any_to_json(&encode(name, resource, dialect)).expect("the pool has every type we write")
+}
+
+/// The listener that owns Envoy's capture port, for its bootstrap (see `listener::capture`).
+pub(crate) fn capture_json(closed: &[(IpAddr, u8)]) -> Value {
+    let mut json = any_to_json(&wire::pack(&listener::capture(closed)))
+        .expect("the pool has every type we write");
+    // A field of the bootstrap has its type by its place.
+    if let Value::Object(fields) = &mut json {
+        fields.remove("@type");
+    }
+    json
 }
 
 /// Reads a JSON list of xDS resources in our own dialect. What a proxy would not act on is an

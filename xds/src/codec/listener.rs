@@ -29,6 +29,7 @@ use std::collections::{BTreeMap, BTreeSet};
 mod envoy;
 mod rbac;
 
+pub(crate) use envoy::PASSTHROUGH_CLUSTER;
 pub use envoy::capture;
 
 pub(super) const HTTP: &str = "envoy.filters.network.http_connection_manager";

@@ -1,10 +1,18 @@
-//! Routes: one virtual host, one rule, one cluster.
+//! Routes: one virtual host, one cluster; one rule in our dialect, two in Envoy's.
 
 use super::own;
 use super::wire::{self, Wrong, duration, read_cluster_name, read_duration, required, uint, wrong};
 use envoy_types::pb::envoy::config::route::v3::{
-    RetryPolicy, Route as Rule, RouteAction, RouteMatch, VirtualHost, route::Action,
-    route_action::ClusterSpecifier, route_match::PathSpecifier,
+    HeaderMatcher, HedgePolicy, RetryPolicy, Route as Rule, RouteAction, RouteMatch, VirtualHost,
+    header_matcher::HeaderMatchSpecifier,
+    retry_policy::{RetryHostPredicate, retry_host_predicate::ConfigType},
+    route::Action,
+    route_action::ClusterSpecifier,
+    route_match::PathSpecifier,
+};
+use envoy_types::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+use envoy_types::pb::envoy::r#type::matcher::v3::{
+    RegexMatcher, StringMatcher, string_matcher::MatchPattern,
 };
 use mesh::program::{Retry, Route};
 use mesh::world::Dialect;
@@ -12,6 +20,12 @@ use serde::{Deserialize, Serialize};
 
 /// What Envoy retries for any method: failures before the request was sent.
 const RETRY_ON: &str = "connect-failure,refused-stream,reset-before-request";
+/// And for methods that may be repeated: connections that broke before a response, too.
+const RETRY_REPEATABLE_ON: &str = "connect-failure,refused-stream,reset-before-request,reset";
+/// Decision 14's methods.
+const REPEATABLE: &str = "GET|HEAD|OPTIONS|PUT|DELETE";
+/// How often Envoy chooses again, where it chose a host that has failed this request (Istio's).
+const HOST_CHOICES: i64 = 5;
 
 /// Decision 14's words that Envoy does not have.
 #[derive(Serialize, Deserialize)]
@@ -31,30 +45,51 @@ pub(super) fn encode(route: &Route, dialect: Dialect) -> wire::RouteConfiguratio
     let action = RouteAction {
         cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_string())),
         timeout: duration(*timeout_ms),
-        retry_policy: Some(RetryPolicy {
-            retry_on: match dialect {
-                Dialect::Isthmus => String::new(),
-                Dialect::Envoy => RETRY_ON.to_owned(),
-            },
-            num_retries: uint(attempts),
-            ..Default::default()
-        }),
         ..Default::default()
     };
-    let rule = Rule {
-        r#match: Some(RouteMatch {
-            path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
-            ..Default::default()
-        }),
-        action: Some(Action::Route(action)),
-        ..Default::default()
+    let policy = RetryPolicy { num_retries: uint(attempts), ..Default::default() };
+    let rules = match dialect {
+        Dialect::Isthmus => {
+            vec![rule(None, RouteAction { retry_policy: Some(policy), ..action })]
+        }
+        Dialect::Envoy => {
+            let elsewhere = RetryPolicy {
+                retry_on: RETRY_ON.to_owned(),
+                retry_host_predicate: vec![RetryHostPredicate {
+                    name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
+                    config_type: Some(ConfigType::TypedConfig(wire::pack(
+                        &PreviousHostsPredicate {},
+                    ))),
+                }],
+                host_selection_retry_max_attempts: HOST_CHOICES,
+                ..policy
+            };
+            let repeated = RetryPolicy {
+                retry_on: RETRY_REPEATABLE_ON.to_owned(),
+                // Not the end of an attempt: the beginning of one beside it.
+                per_try_timeout: if hedge_ms == 0 { None } else { duration(hedge_ms) },
+                ..elsewhere.clone()
+            };
+            let hedge = HedgePolicy { hedge_on_per_try_timeout: true, ..Default::default() };
+            vec![
+                rule(
+                    Some(repeatable()),
+                    RouteAction {
+                        retry_policy: Some(repeated),
+                        hedge_policy: Some(hedge),
+                        ..action.clone()
+                    },
+                ),
+                rule(None, RouteAction { retry_policy: Some(elsewhere), ..action }),
+            ]
+        }
     };
     wire::RouteConfiguration {
         name: name.clone(),
         virtual_hosts: vec![VirtualHost {
             name: name.clone(),
             domains: vec!["*".to_owned()],
-            routes: vec![rule],
+            routes: rules,
             ..Default::default()
         }],
         metadata: match dialect {
@@ -63,6 +98,32 @@ pub(super) fn encode(route: &Route, dialect: Dialect) -> wire::RouteConfiguratio
             }
             Dialect::Envoy => None,
         },
+        ..Default::default()
+    }
+}
+
+fn rule(methods: Option<HeaderMatcher>, action: RouteAction) -> Rule {
+    Rule {
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
+            headers: methods.into_iter().collect(),
+            ..Default::default()
+        }),
+        action: Some(Action::Route(action)),
+        ..Default::default()
+    }
+}
+
+/// Methods a request of which may be sent twice.
+fn repeatable() -> HeaderMatcher {
+    let regex = RegexMatcher { regex: REPEATABLE.to_owned(), ..Default::default() };
+    let pattern = Some(MatchPattern::SafeRegex(regex));
+    HeaderMatcher {
+        name: ":method".to_owned(),
+        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(StringMatcher {
+            match_pattern: pattern,
+            ..Default::default()
+        })),
         ..Default::default()
     }
 }

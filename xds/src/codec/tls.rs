@@ -22,9 +22,9 @@ use prost::Name;
 
 /// The static cluster in a foreign Envoy's bootstrap behind which `isthmus agent` serves the
 /// workload's key over a Unix socket (decision 16).
-pub(super) const AGENT_CLUSTER: &str = "sds-grpc";
+pub(crate) const AGENT_CLUSTER: &str = "sds-grpc";
 /// The name under which it does; Istio's.
-const OWN_CERTIFICATE: &str = "default";
+pub(crate) const OWN_CERTIFICATE: &str = "default";
 /// An identity nobody has: no URI SAN of ours has another scheme.
 const NOBODY: &str = "isthmus:nobody";
 

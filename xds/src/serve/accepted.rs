@@ -11,13 +11,13 @@ use tonic::transport::server::Connected;
 #[derive(Debug, Clone)]
 pub(crate) struct Peer(pub(crate) Option<Identity>);
 
-pub(super) struct Accepted<IO> {
+pub(crate) struct Accepted<IO> {
     io: IO,
     peer: Option<Identity>,
 }
 
 impl<IO> Accepted<IO> {
-    pub(super) fn new(io: IO, peer: Option<Identity>) -> Self {
+    pub(crate) fn new(io: IO, peer: Option<Identity>) -> Self {
         Self { io, peer }
     }
 }

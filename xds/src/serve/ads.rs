@@ -1,12 +1,12 @@
-//! One task per stream around a [`ServerSession`].
-//!
-//! [`ServerSession`]: crate::session::server::ServerSession
+//! One task per stream around a [`ServerSession`], in either variant of ADS.
 
 use super::cache::Cache;
-use super::sessions::{Registration, Sessions};
+use super::sessions::{Limited, Registration, Sessions};
 use super::{Changed, Peer, Source};
 use crate::node::Node;
-use crate::session::server::{Encoded, Limits, Lookup, Next};
+use crate::session::server::{Encoded, Limits, Lookup, Next, ServerSession, Violation};
+use crate::session::sotw::{self, Sotw};
+use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
     aggregated_discovery_service_server::AggregatedDiscoveryService,
@@ -28,7 +28,117 @@ const FIRST_REQUEST: Duration = Duration::from_secs(10);
 /// How long a client may leave a response unread.
 const UNREAD: Duration = Duration::from_secs(30);
 
-type Responses = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+type Responses<R> = ReceiverStream<Result<R, Status>>;
+
+/// One variant of ADS: its messages, and how they reach the session.
+trait Variant: Default + Send + 'static {
+    type Request: Send + 'static;
+    type Response: Send + 'static;
+    /// As it stands in `/sessions` and logs.
+    const NAME: &str;
+
+    fn limits() -> Limits;
+    fn node(request: &Self::Request) -> Option<&core::Node>;
+    /// Type, and the reason where it is a refusal.
+    fn refusal(request: &Self::Request) -> Option<(&str, &str)>;
+    fn request(
+        &mut self,
+        session: &mut ServerSession,
+        now: Instant,
+        request: &Self::Request,
+    ) -> Result<(), Violation>;
+    fn next(
+        &mut self,
+        session: &mut ServerSession,
+        now: Instant,
+        lookup: &dyn Lookup,
+    ) -> Next<Self::Response>;
+    fn type_url(response: &Self::Response) -> &str;
+}
+
+/// The session as it is.
+#[derive(Default)]
+struct Delta;
+
+impl Variant for Delta {
+    type Request = DeltaDiscoveryRequest;
+    type Response = DeltaDiscoveryResponse;
+    const NAME: &str = "delta";
+
+    fn limits() -> Limits {
+        Limits::default()
+    }
+
+    fn node(request: &DeltaDiscoveryRequest) -> Option<&core::Node> {
+        request.node.as_ref()
+    }
+
+    fn refusal(request: &DeltaDiscoveryRequest) -> Option<(&str, &str)> {
+        request.error_detail.as_ref().map(|refusal| (&*request.type_url, &*refusal.message))
+    }
+
+    fn request(
+        &mut self,
+        session: &mut ServerSession,
+        now: Instant,
+        request: &DeltaDiscoveryRequest,
+    ) -> Result<(), Violation> {
+        session.request(now, request)
+    }
+
+    fn next(
+        &mut self,
+        session: &mut ServerSession,
+        now: Instant,
+        lookup: &dyn Lookup,
+    ) -> Next<DeltaDiscoveryResponse> {
+        session.next(now, lookup)
+    }
+
+    fn type_url(response: &DeltaDiscoveryResponse) -> &str {
+        &response.type_url
+    }
+}
+
+impl Variant for Sotw {
+    type Request = DiscoveryRequest;
+    type Response = DiscoveryResponse;
+    const NAME: &str = "state of the world";
+
+    fn limits() -> Limits {
+        sotw::limits()
+    }
+
+    fn node(request: &DiscoveryRequest) -> Option<&core::Node> {
+        request.node.as_ref()
+    }
+
+    fn refusal(request: &DiscoveryRequest) -> Option<(&str, &str)> {
+        request.error_detail.as_ref().map(|refusal| (&*request.type_url, &*refusal.message))
+    }
+
+    fn request(
+        &mut self,
+        session: &mut ServerSession,
+        now: Instant,
+        request: &DiscoveryRequest,
+    ) -> Result<(), Violation> {
+        Self::request(self, session, now, request)
+    }
+
+    fn next(
+        &mut self,
+        session: &mut ServerSession,
+        now: Instant,
+        lookup: &dyn Lookup,
+    ) -> Next<DiscoveryResponse> {
+        Self::next(self, session, now, lookup)
+    }
+
+    fn type_url(response: &DiscoveryResponse) -> &str {
+        &response.type_url
+    }
+}
 
 pub(super) struct Ads {
     source: Arc<dyn Source>,
@@ -45,22 +155,30 @@ impl Ads {
 
 #[tonic::async_trait]
 impl AggregatedDiscoveryService for Ads {
-    type StreamAggregatedResourcesStream = ReceiverStream<Result<DiscoveryResponse, Status>>;
-    type DeltaAggregatedResourcesStream = Responses;
+    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
 
     async fn stream_aggregated_resources(
         &self,
-        _: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented(
-            "ISM6033 state-of-the-world xDS is not served. Fix: set `api_type: DELTA_GRPC` in the ADS configuration",
-        ))
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Responses<DiscoveryResponse>>, Status> {
+        self.open::<Sotw>(request).await
     }
 
     async fn delta_aggregated_resources(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Responses>, Status> {
+    ) -> Result<Response<Responses<DeltaDiscoveryResponse>>, Status> {
+        self.open::<Delta>(request).await
+    }
+}
+
+impl Ads {
+    /// Reads the first request, says whose stream this is, and starts its task.
+    async fn open<V: Variant>(
+        &self,
+        request: Request<Streaming<V::Request>>,
+    ) -> Result<Response<Responses<V::Response>>, Status> {
         let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0.clone());
         let peer = peer.ok_or_else(|| {
             Status::unauthenticated(
@@ -72,17 +190,15 @@ impl AggregatedDiscoveryService for Ads {
             .await
             .map_err(|_| Status::deadline_exceeded("ISM6036 no first request within 10 s"))??
             .ok_or_else(|| Status::cancelled("the stream ended before its first request"))?;
-        let node = first.node.clone().unwrap_or_default();
+        let node = V::node(&first).cloned().unwrap_or_default();
         let node = Node::from_proto(&node).map_err(|e| Status::invalid_argument(e.to_string()))?;
         // Before the view is taken, so that no change falls between.
         let mut changes = self.source.changes();
         let seen = *changes.borrow_and_update();
         let view = self.source.view(&peer, &node).map_err(Status::permission_denied)?;
-        tracing::info!(proxy = node.id(), %peer, "xDS stream opened");
-        let registration = self
-            .sessions
-            .open(node.id(), view, Limits::default())
-            .map_err(Status::resource_exhausted)?;
+        tracing::info!(proxy = node.id(), %peer, variant = V::NAME, "xDS stream opened");
+        let registration =
+            self.sessions.open(node.id(), view, V::limits()).map_err(Status::resource_exhausted)?;
         let (responses, stream) = mpsc::channel(1);
         let one = Stream {
             source: Arc::clone(&self.source),
@@ -95,13 +211,15 @@ impl AggregatedDiscoveryService for Ads {
             requests,
             responses,
             end: self.end.clone(),
+            variant: V::default(),
+            rests_until: None,
         };
         tokio::spawn(one.run(first));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
 
-struct Stream {
+struct Stream<V: Variant> {
     source: Arc<dyn Source>,
     cache: Arc<Cache>,
     peer: Identity,
@@ -110,13 +228,16 @@ struct Stream {
     changes: watch::Receiver<u64>,
     /// The generation up to which the session has heard what changed.
     seen: u64,
-    requests: Streaming<DeltaDiscoveryRequest>,
-    responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    requests: Streaming<V::Request>,
+    responses: mpsc::Sender<Result<V::Response, Status>>,
     end: CancellationToken,
+    variant: V,
+    /// Left unread until then: its identity refuses too much.
+    rests_until: Option<Instant>,
 }
 
-impl Stream {
-    async fn run(mut self, first: DeltaDiscoveryRequest) {
+impl<V: Variant> Stream<V> {
+    async fn run(mut self, first: V::Request) {
         let cause = match self.exchange(first).await {
             Ok(cause) => cause.to_owned(),
             Err(status) => {
@@ -129,7 +250,7 @@ impl Stream {
         tracing::info!(proxy = self.node.id(), peer = %self.peer, cause, "xDS stream ended");
     }
 
-    async fn exchange(&mut self, first: DeltaDiscoveryRequest) -> Result<&'static str, Status> {
+    async fn exchange(&mut self, first: V::Request) -> Result<&'static str, Status> {
         let spread = rand::random_range(0.9..1.1);
         let age = tokio::time::sleep(STREAM_AGE.mul_f64(spread));
         tokio::pin!(age);
@@ -139,7 +260,7 @@ impl Stream {
         loop {
             let wake = match self.next() {
                 Next::Send(response) => {
-                    self.registration.counts().pushed(&response.type_url);
+                    self.registration.counts().pushed(V::type_url(&response));
                     tokio::select! {
                         sent = self.responses.send_timeout(Ok(response), UNREAD) => {
                             if sent.is_err() {
@@ -152,11 +273,14 @@ impl Stream {
                 }
                 Next::Wait(until) => until,
             };
-            let opens = self.registration.state().session.reads_at(Instant::now());
+            let now = Instant::now();
+            let opens = self.registration.state().session.reads_at(now);
             if opens.is_some() && !slow {
-                self.registration.counts().slowed();
+                self.registration.counts().limited(Limited::Requests);
             }
+            let rests = self.rests_until.filter(|until| *until > now);
             slow = opens.is_some();
+            let opens = opens.max(rests);
             let rested = async {
                 match wake.into_iter().chain(opens).min() {
                     Some(until) => tokio::time::sleep_until(until.into()).await,
@@ -182,21 +306,25 @@ impl Stream {
         }
     }
 
-    fn request(&self, request: &DeltaDiscoveryRequest) -> Result<(), Status> {
-        if let Some(refusal) = &request.error_detail {
-            let reason: String = refusal.message.chars().take(512).collect();
-            let kind = request.type_url.rsplit('.').next();
+    fn request(&mut self, request: &V::Request) -> Result<(), Status> {
+        if let Some((type_url, reason)) = V::refusal(request) {
+            let reason: String = reason.chars().take(512).collect();
+            let kind = type_url.rsplit('.').next();
             tracing::warn!(proxy = self.node.id(), kind, reason, "a proxy refused resources");
-            self.registration.counts().rejected(&request.type_url);
+            self.registration.counts().rejected(type_url);
+            self.rests_until = self.registration.refused(&self.peer, Instant::now());
         }
         let state = &mut *self.registration.state();
-        state
-            .session
-            .request(Instant::now(), request)
-            .map_err(|violation| Status::resource_exhausted(violation.to_string()))
+        self.variant.request(&mut state.session, Instant::now(), request).map_err(|violation| {
+            self.registration.counts().limited(match violation {
+                Violation::TooManyNames(_) => Limited::Names,
+                Violation::NameTooLong { .. } => Limited::NameBytes,
+            });
+            Status::resource_exhausted(violation.to_string())
+        })
     }
 
-    fn next(&self) -> Next {
+    fn next(&mut self) -> Next<V::Response> {
         let state = &mut *self.registration.state();
         let lookup = Seen {
             source: &*self.source,
@@ -204,7 +332,7 @@ impl Stream {
             view: &state.view,
             generation: self.seen,
         };
-        state.session.next(Instant::now(), &lookup)
+        self.variant.next(&mut state.session, Instant::now(), &lookup)
     }
 
     fn changed(&mut self) {

@@ -1,7 +1,7 @@
 //! Who is connected, what was sent to whom, and what they said to it.
 
 use crate::codec;
-use crate::session::server::{Limits, SEND_ORDER, ServerSession, TypeStatus};
+use crate::session::server::{Limits, Pace, SEND_ORDER, ServerSession, TypeStatus};
 use mesh::name::Identity;
 use mesh::program::ResourceKind;
 use mesh::world::View;
@@ -9,7 +9,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// All open sessions, for `/sessions` and `isthmus proxy-status`.
 #[derive(Debug, Clone, Default)]
@@ -32,7 +32,51 @@ pub struct Counted {
 pub(super) struct Counts {
     pushes: [AtomicU64; SEND_ORDER.len()],
     rejects: [AtomicU64; SEND_ORDER.len()],
-    slowed: AtomicU64,
+    limited: [AtomicU64; Limited::ALL.len()],
+}
+
+/// A limit that somebody has met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Limited {
+    /// Streams of all proxies together; one more was refused.
+    Streams,
+    /// Streams of one identity; one more was refused.
+    StreamsPerIdentity,
+    /// Streams of one pod; one more was refused.
+    StreamsPerWorkload,
+    /// Names one stream subscribes to; the stream was ended.
+    Names,
+    /// Length of a name; the stream was ended.
+    NameBytes,
+    /// Requests of one stream; it was left unread for a moment.
+    Requests,
+    /// Refusals (NACKs) of one identity; the stream was left unread for a while.
+    Refusals,
+}
+
+impl Limited {
+    pub const ALL: [Self; 7] = [
+        Self::Streams,
+        Self::StreamsPerIdentity,
+        Self::StreamsPerWorkload,
+        Self::Names,
+        Self::NameBytes,
+        Self::Requests,
+        Self::Refusals,
+    ];
+
+    /// Its name as a label of metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Streams => "streams",
+            Self::StreamsPerIdentity => "streams_per_identity",
+            Self::StreamsPerWorkload => "streams_per_workload",
+            Self::Names => "names",
+            Self::NameBytes => "name_bytes",
+            Self::Requests => "requests",
+            Self::Refusals => "nacks",
+        }
+    }
 }
 
 impl Counts {
@@ -51,8 +95,8 @@ impl Counts {
         Self::add(&self.rejects, type_url);
     }
 
-    pub(super) fn slowed(&self) {
-        self.slowed.fetch_add(1, Relaxed);
+    pub(super) fn limited(&self, limit: Limited) {
+        self.limited[limit as usize].fetch_add(1, Relaxed);
     }
 }
 
@@ -73,16 +117,30 @@ pub struct Session {
 const STREAMS_MAX: usize = 16_384;
 /// Streams of one pod: one in use, and room for those that died unnoticed.
 const STREAMS_PER_WORKLOAD: usize = 4;
+/// Streams of one service account, which many pods may share: an eighth of all.
+const STREAMS_PER_IDENTITY: usize = STREAMS_MAX / 8;
+/// Refusals (NACKs) of one identity, over all its streams: so many at once …
+const NACK_BURST: u32 = 100;
+/// … and then one per so long. Whoever refuses more is left unread meanwhile.
+const NACK_EVERY: Duration = Duration::from_secs(1);
+/// Identities whose refusals are remembered; beyond it, those that may refuse freely are forgotten.
+const IDENTITIES_MAX: usize = 10_000;
+
+fn nack_limits() -> Limits {
+    Limits { request_burst: NACK_BURST, request_every: NACK_EVERY, ..Limits::default() }
+}
 
 #[derive(Debug, Default)]
 struct Registry {
     next: u64,
     open: BTreeMap<u64, Arc<Open>>,
+    refusals: BTreeMap<Identity, Pace>,
 }
 
 #[derive(Debug)]
 pub(super) struct Open {
     proxy: String,
+    identity: Identity,
     since: Instant,
     state: Mutex<State>,
 }
@@ -115,7 +173,13 @@ impl Sessions {
 
     /// How often a stream was left unread for a moment, since it asked too often.
     pub fn slowed(&self) -> u64 {
-        self.counts.slowed.load(Relaxed)
+        self.counts.limited[Limited::Requests as usize].load(Relaxed)
+    }
+
+    /// How often each limit was met.
+    pub fn limited(&self) -> BTreeMap<Limited, u64> {
+        let counts = &self.counts.limited;
+        Limited::ALL.into_iter().map(|it| (it, counts[it as usize].load(Relaxed))).collect()
     }
 
     /// Sorted by proxy.
@@ -148,17 +212,43 @@ impl Sessions {
         limits: Limits,
     ) -> Result<Registration, String> {
         let mut registry = self.registry();
+        let refuse = |limit, why| {
+            self.counts.limited(limit);
+            Err(why)
+        };
         if registry.open.len() >= STREAMS_MAX {
-            return Err(format!("ISM6034 there are {STREAMS_MAX} xDS streams already"));
+            return refuse(
+                Limited::Streams,
+                format!("ISM6034 there are {STREAMS_MAX} xDS streams already"),
+            );
         }
-        let same = |open: &&Arc<Open>| open.proxy == proxy;
-        if registry.open.values().filter(same).count() >= STREAMS_PER_WORKLOAD {
-            return Err(format!("ISM6035 {proxy} has {STREAMS_PER_WORKLOAD} xDS streams already"));
+        let (mut of_pod, mut of_identity) = (0, 0);
+        for open in registry.open.values() {
+            of_pod += usize::from(open.proxy == proxy);
+            of_identity += usize::from(open.identity == view.identity);
+        }
+        if of_pod >= STREAMS_PER_WORKLOAD {
+            return refuse(
+                Limited::StreamsPerWorkload,
+                format!("ISM6035 {proxy} has {STREAMS_PER_WORKLOAD} xDS streams already"),
+            );
+        }
+        if of_identity >= STREAMS_PER_IDENTITY {
+            return refuse(
+                Limited::StreamsPerIdentity,
+                format!(
+                    "ISM6033 {} has {STREAMS_PER_IDENTITY} xDS streams already. \
+                     Fix: give its workloads service accounts of their own",
+                    view.identity
+                ),
+            );
         }
         let id = registry.next;
         registry.next += 1;
+        let identity = view.identity.clone();
         let state = State { view, session: ServerSession::new(limits) };
-        let open = Arc::new(Open { proxy, since: Instant::now(), state: Mutex::new(state) });
+        let open =
+            Arc::new(Open { proxy, identity, since: Instant::now(), state: Mutex::new(state) });
         registry.open.insert(id, Arc::clone(&open));
         Ok(Registration { sessions: self.clone(), id, open })
     }
@@ -181,6 +271,24 @@ impl Registration {
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.open.state()
+    }
+
+    /// Counts a refusal of `peer`, and says until when its stream is to be left unread.
+    pub(super) fn refused(&self, peer: &Identity, now: Instant) -> Option<Instant> {
+        let limits = nack_limits();
+        let rests = {
+            let refusals = &mut self.sessions.registry().refusals;
+            if refusals.len() >= IDENTITIES_MAX {
+                refusals.retain(|_, pace| pace.opens(now, &limits).is_some());
+            }
+            let pace = refusals.entry(peer.clone()).or_default();
+            pace.count(now, &limits);
+            pace.opens(now, &limits)
+        };
+        if rests.is_some() {
+            self.counts().limited(Limited::Refusals);
+        }
+        rests
     }
 }
 

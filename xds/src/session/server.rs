@@ -15,7 +15,7 @@ mod kind;
 mod pace;
 
 use kind::Kind;
-use pace::Pace;
+pub(crate) use pace::Pace;
 
 /// One stream's state. Feed it [`request`](Self::request)s and [`changed`](Self::changed), and
 /// ask [`next`](Self::next) until it says to wait.
@@ -94,8 +94,8 @@ pub struct Encoded {
 
 /// What to do now.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Next {
-    Send(DeltaDiscoveryResponse),
+pub enum Next<R = DeltaDiscoveryResponse> {
+    Send(R),
     /// Nothing until a request, a change, or this moment.
     Wait(Option<Instant>),
 }
@@ -217,6 +217,20 @@ impl ServerSession {
             return Next::Send(self.respond(now, of, Vec::new(), gone, lookup));
         }
         Next::Wait(wake)
+    }
+
+    /// As if the client had accepted the response of that nonce, which it was not sent.
+    pub(super) fn taken(&mut self, now: Instant, of: ResourceKind, nonce: &str) {
+        if let Some(kind) = self.kinds.get_mut(&of) {
+            kind.answered(now, nonce, None, &self.limits);
+        }
+    }
+
+    /// Sends these anew, where they are asked for by name.
+    pub(super) fn again(&mut self, of: ResourceKind, names: &[String]) {
+        if let Some(kind) = self.kinds.get_mut(&of) {
+            names.iter().for_each(|name| kind.again(name));
+        }
     }
 
     pub fn status(&self, now: Instant) -> Vec<TypeStatus> {

@@ -3,7 +3,7 @@
 use super::{HTTP, TCP, chains, filter, rbac};
 use crate::codec::{tls, wire};
 use envoy_types::pb::envoy::config::core::v3::{
-    DataSource, TrafficDirection, TransportSocket, data_source::Specifier,
+    CidrRange, DataSource, TrafficDirection, TransportSocket, data_source::Specifier,
 };
 use envoy_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, ListenerFilter, listener_filter::ConfigType,
@@ -49,15 +49,45 @@ const MESH_ALPN: [&str; 5] =
 const INBOUND_HTTP_ALPN: [&str; 4] = ["istio-h2", "istio-http/1.1", "h2", "http/1.1"];
 const INBOUND_TCP_ALPN: [&str; 1] = ["istio"];
 
+/// Where what is not the mesh's is reached, by its original destination (Istio's name).
+pub(crate) const PASSTHROUGH_CLUSTER: &str = "PassthroughCluster";
+
 /// The listener that owns port 15001 and hands each redirected connection to the virtual
-/// listener of its original destination. What has none is closed: its chain leads nowhere.
-pub fn capture() -> wire::Listener {
+/// listener of its original destination. What has none and lies in `closed` (first address,
+/// prefix length: the mesh's virtual addresses), or came to this port itself, is closed; the rest
+/// goes where it wanted to, by the cluster `PassthroughCluster`.
+pub fn capture(closed: &[(IpAddr, u8)]) -> wire::Listener {
+    let chain = |name: &str, filter, rule| FilterChain {
+        name: name.to_owned(),
+        filters: vec![filter],
+        filter_chain_match: Some(rule),
+        ..Default::default()
+    };
+    let ranges = closed.iter().map(|(address, length)| CidrRange {
+        address_prefix: address.to_string(),
+        prefix_len: wire::uint(u32::from(*length)),
+    });
+    let itself = FilterChainMatch {
+        destination_port: wire::uint(OUTBOUND_PORT.into()),
+        ..Default::default()
+    };
+    let unknown = FilterChainMatch { prefix_ranges: ranges.collect(), ..Default::default() };
+    let mut filter_chains = vec![chain("itself", close(), itself)];
+    // Without ranges it would match everything.
+    if !closed.is_empty() {
+        filter_chains.push(chain("unknown", close(), unknown));
+    }
     wire::Listener {
         name: "virtualOutbound".to_owned(),
         address: wire::address(SocketAddr::new(any_v4(), OUTBOUND_PORT)),
         use_original_dst: yes(),
         traffic_direction: TrafficDirection::Outbound as i32,
-        filter_chains: vec![FilterChain { filters: vec![close()], ..Default::default() }],
+        filter_chains,
+        default_filter_chain: Some(FilterChain {
+            name: "passthrough".to_owned(),
+            filters: vec![tcp_by_name(PASSTHROUGH_CLUSTER)],
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }
@@ -240,11 +270,15 @@ fn http(
 }
 
 fn tcp(cluster: &ClusterName) -> Filter {
+    tcp_by_name(&cluster.to_string())
+}
+
+fn tcp_by_name(cluster: &str) -> Filter {
     filter(
         TCP,
         &TcpProxy {
-            stat_prefix: cluster.to_string(),
-            cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_string())),
+            stat_prefix: cluster.to_owned(),
+            cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
             ..Default::default()
         },
     )

@@ -165,6 +165,14 @@ impl Kind {
         }
     }
 
+    /// The client has use for it though it may not have changed.
+    pub(super) fn again(&mut self, name: &str) {
+        if self.explicit.contains(name) {
+            self.doubt(name);
+            self.due(name);
+        }
+    }
+
     /// Asking for all again means to have lost what only the wildcard brought.
     fn doubt_covered(&mut self) {
         let Self { told, explicit, .. } = self;

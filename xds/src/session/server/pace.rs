@@ -5,7 +5,7 @@ use std::time::Instant;
 
 /// Requests one stream may still make. A new one is full.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     /// Requests made and not forgiven yet; one is forgiven per [`Limits::request_every`].
     made: f64,
     at: Option<Instant>,
@@ -13,13 +13,13 @@ pub(super) struct Pace {
 
 impl Pace {
     /// Counts one request.
-    pub(super) fn count(&mut self, now: Instant, limits: &Limits) {
+    pub(crate) fn count(&mut self, now: Instant, limits: &Limits) {
         self.made = self.made_by(now, limits) + 1.0;
         self.at = Some(now);
     }
 
     /// When the next request may be read; `None` is now.
-    pub(super) fn opens(&self, now: Instant, limits: &Limits) -> Option<Instant> {
+    pub(crate) fn opens(&self, now: Instant, limits: &Limits) -> Option<Instant> {
         let over = self.made_by(now, limits) + 1.0 - f64::from(limits.request_burst);
         (over > 0.0).then(|| now + limits.request_every.mul_f64(over))
     }

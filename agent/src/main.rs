@@ -1,0 +1,31 @@
+//! The agent as an image ships it: `isthmus-agent --config FILE [--bootstrap FILE] [--proxy CMD…]`.
+
+use agent::{Beside, Config};
+use clap::Parser;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Gives a foreign proxy beside it a certificate, its configuration and its bootstrap.
+#[derive(Debug, Parser)]
+#[command(name = "isthmus-agent", version)]
+struct Arguments {
+    /// Configuration file, YAML.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Write the proxy's bootstrap (Envoy's JSON) to this file.
+    #[arg(long, value_name = "FILE")]
+    bootstrap: Option<PathBuf>,
+    /// Run the proxy as a child; all that follows is its command line.
+    #[arg(long, value_name = "CMD", num_args = 1.., allow_hyphen_values = true)]
+    proxy: Vec<OsString>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let Arguments { config, bootstrap, proxy } = Arguments::parse();
+    runtime::telemetry::start();
+    let config: Config = runtime::config::load(&config)?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        let end = runtime::shutdown::on_signal()?;
+        agent::run(config, Beside { bootstrap, proxy }, end).await
+    })
+}

@@ -1,0 +1,321 @@
+//! What a foreign proxy finds on its agent's socket: ADS, passed on to the control plane, and the
+//! workload's own certificate over SDS.
+//!
+//! The proxy needs no secret to start: it speaks plaintext gRPC to the socket, the agent speaks
+//! mutual TLS to the control plane. Messages are passed on as they are, in both variants of ADS.
+
+use crate::codec;
+use crate::subscribe::{Connector, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, channel};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+    aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+    aggregated_discovery_service_server::{
+        AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+    },
+};
+use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
+use futures::{Stream, StreamExt};
+use mesh::program::ResourceKind;
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Server};
+use tonic::{Request, Response, Status, Streaming};
+
+mod sds;
+
+pub use sds::KeyPair;
+
+/// A control plane that owes an answer for so long is stuck: its stream is ended, so that the
+/// proxy opens another, which a load balancer leads to another replica.
+pub const WATCHDOG: Duration = Duration::from_secs(45);
+/// How long dialling the control plane may take.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Longest message, bytes: what a control plane takes, and what our own subscriber reads.
+const REQUEST_MAX: usize = 4 << 20;
+const RESPONSE_MAX: usize = 64 << 20;
+/// Longest reason of a refusal that is kept, characters.
+const REASON_MAX: usize = 512;
+/// Streams of one connection: ADS, and one for each secret.
+const STREAMS_PER_CONNECTION: u32 = 16;
+
+/// What the proxy has said so far, over all its streams.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// It has taken listeners: from then on it serves.
+    pub configured: bool,
+    /// Responses it took.
+    pub accepted: u64,
+    /// Responses it refused (NACK).
+    pub refused: u64,
+    /// The last refusal: type and reason.
+    pub refusal: Option<String>,
+}
+
+/// Serves until `end`. `incoming` yields local connections whose peers were checked; `connector`
+/// dials the control plane with the workload's certificate.
+pub async fn serve<IO>(
+    incoming: impl Stream<Item = IO> + Send + 'static,
+    connector: Connector,
+    certificate: watch::Receiver<Arc<KeyPair>>,
+    heard: watch::Sender<Heard>,
+    end: CancellationToken,
+) -> anyhow::Result<()>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let incoming = incoming.map(|io| Ok::<_, io::Error>(crate::serve::Accepted::new(io, None)));
+    let relay = Relay { connector, heard: Arc::new(heard), end: end.clone() };
+    let ads = AggregatedDiscoveryServiceServer::new(relay)
+        .max_decoding_message_size(REQUEST_MAX)
+        .max_encoding_message_size(usize::MAX);
+    let sds = SecretDiscoveryServiceServer::new(sds::Secrets::new(certificate, end.clone()))
+        .max_decoding_message_size(REQUEST_MAX);
+    let serving = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .add_service(ads)
+        .add_service(sds)
+        .serve_with_incoming_shutdown(incoming, end.clone().cancelled_owned());
+    tokio::select! {
+        served = serving => Ok(served?),
+        // Streams end with `end` themselves; nothing here is worth waiting for.
+        () = end.cancelled() => Ok(()),
+    }
+}
+
+struct Relay {
+    connector: Connector,
+    heard: Arc<watch::Sender<Heard>>,
+    end: CancellationToken,
+}
+
+/// What both variants' requests say, as far as a relay listens.
+trait Asks: Send + 'static {
+    fn type_url(&self) -> &str;
+    /// True for an answer to a response, with the reason where that was refused.
+    fn answers(&self) -> Option<Option<&str>>;
+    /// Whether a control plane must answer it, where it is the first of its type or not.
+    fn wants_answer(&self, first: bool) -> bool;
+}
+
+impl Asks for DeltaDiscoveryRequest {
+    fn type_url(&self) -> &str {
+        &self.type_url
+    }
+
+    fn answers(&self) -> Option<Option<&str>> {
+        let refusal = self.error_detail.as_ref().map(|status| status.message.as_str());
+        (!self.response_nonce.is_empty()).then_some(refusal)
+    }
+
+    fn wants_answer(&self, first: bool) -> bool {
+        // What the proxy holds already may rightly be met by silence.
+        let held = &self.initial_resource_versions;
+        let news = self.resource_names_subscribe.iter().any(|name| !held.contains_key(name));
+        news || (first && self.resource_names_subscribe.is_empty() && held.is_empty())
+    }
+}
+
+impl Asks for DiscoveryRequest {
+    fn type_url(&self) -> &str {
+        &self.type_url
+    }
+
+    fn answers(&self) -> Option<Option<&str>> {
+        let refusal = self.error_detail.as_ref().map(|status| status.message.as_str());
+        (!self.response_nonce.is_empty()).then_some(refusal)
+    }
+
+    fn wants_answer(&self, first: bool) -> bool {
+        // A later request is an answer, or asks for what may not exist: silence says nothing then.
+        let full = matches!(
+            codec::kind_of(&self.type_url),
+            Some(ResourceKind::Listener | ResourceKind::Cluster)
+        );
+        first && full && self.version_info.is_empty()
+    }
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Relay {
+    type StreamAggregatedResourcesStream = ReceiverStream<Result<DiscoveryResponse, Status>>;
+    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        let open = |channel, outgoing| async move {
+            client(channel).stream_aggregated_resources(ReceiverStream::new(outgoing)).await
+        };
+        Ok(Response::new(self.pass_on(request.into_inner(), open)))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let open = |channel, outgoing| async move {
+            client(channel).delta_aggregated_resources(ReceiverStream::new(outgoing)).await
+        };
+        Ok(Response::new(self.pass_on(request.into_inner(), open)))
+    }
+}
+
+fn client(channel: Channel) -> AggregatedDiscoveryServiceClient<Channel> {
+    AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(RESPONSE_MAX)
+}
+
+impl Relay {
+    /// Starts one stream's task: the proxy's requests go up, what `open` brings goes down.
+    fn pass_on<Q, R, F>(
+        &self,
+        requests: Streaming<Q>,
+        open: impl FnOnce(Channel, mpsc::Receiver<Q>) -> F + Send + 'static,
+    ) -> ReceiverStream<Result<R, Status>>
+    where
+        Q: Asks,
+        R: Send + 'static,
+        F: Future<Output = Result<Response<Streaming<R>>, Status>> + Send,
+    {
+        let (down, stream) = mpsc::channel(1);
+        let (connector, heard, end) =
+            (self.connector.clone(), Arc::clone(&self.heard), self.end.clone());
+        tokio::spawn(async move {
+            let passing = exchange(requests, open, &connector, &heard, &down);
+            let over = tokio::select! {
+                over = passing => over,
+                () = end.cancelled() => Status::unavailable("the agent ends"),
+            };
+            tracing::info!(cause = over.message(), "the proxy's xDS stream ended");
+            // A proxy that is gone does not hear it.
+            let _ = down.try_send(Err(over));
+        });
+        ReceiverStream::new(stream)
+    }
+}
+
+/// One stream from dialling to its end; returns why it ended.
+async fn exchange<Q, R, F>(
+    mut requests: Streaming<Q>,
+    open: impl FnOnce(Channel, mpsc::Receiver<Q>) -> F,
+    connector: &Connector,
+    heard: &watch::Sender<Heard>,
+    down: &mpsc::Sender<Result<R, Status>>,
+) -> Status
+where
+    Q: Asks,
+    F: Future<Output = Result<Response<Streaming<R>>, Status>>,
+{
+    let (outgoing, upward) = mpsc::channel(16);
+    // Since when the control plane owes an answer.
+    let (owed, mut owes) = watch::channel(None::<Instant>);
+    let up = async {
+        let mut known = BTreeSet::new();
+        loop {
+            let request = match requests.message().await {
+                Ok(Some(request)) => request,
+                Ok(None) => return Status::cancelled("the proxy closed it"),
+                Err(status) => return status,
+            };
+            listen(&request, heard);
+            let first = known.insert(request.type_url().to_owned());
+            // Types nobody here serves are met by silence.
+            let served = codec::kind_of(request.type_url()).is_some();
+            if served && request.wants_answer(first) {
+                owed.send_if_modified(|since| {
+                    let begins = since.is_none();
+                    since.get_or_insert_with(Instant::now);
+                    begins
+                });
+            }
+            if outgoing.send(request).await.is_err() {
+                // The other half says why.
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    let down = async {
+        let dialled = async {
+            let channel = channel(connector)
+                .await
+                .map_err(|error| Status::unavailable(crate::issue::wire::chain(&error)))?;
+            open(channel, upward).await
+        };
+        let mut responses = match tokio::time::timeout(CONNECT, dialled).await {
+            Ok(Ok(responses)) => responses.into_inner(),
+            Ok(Err(status)) => return status,
+            Err(_) => return Status::unavailable("the control plane did not answer within 10 s"),
+        };
+        loop {
+            let response = tokio::select! {
+                response = responses.message() => response,
+                () = stuck(&mut owes) => {
+                    return Status::unavailable("the control plane owes an answer for 45 s");
+                }
+            };
+            match response {
+                Ok(Some(response)) => {
+                    owed.send_if_modified(|since| since.take().is_some());
+                    if down.send(Ok(response)).await.is_err() {
+                        return Status::cancelled("the proxy is gone");
+                    }
+                }
+                Ok(None) => return Status::unavailable("the control plane closed it"),
+                Err(status) => return status,
+            }
+        }
+    };
+    tokio::select! {
+        over = up => over,
+        over = down => over,
+    }
+}
+
+/// Returns once an answer has been owed for [`WATCHDOG`].
+async fn stuck(owes: &mut watch::Receiver<Option<Instant>>) {
+    loop {
+        let since = *owes.borrow_and_update();
+        let late = async {
+            match since {
+                Some(since) => tokio::time::sleep_until(since + WATCHDOG).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = late => return,
+            changed = owes.changed() => if changed.is_err() {
+                std::future::pending::<()>().await;
+            },
+        }
+    }
+}
+
+/// Notes what a request says about what the proxy was sent.
+fn listen(request: &impl Asks, heard: &watch::Sender<Heard>) {
+    let Some(answer) = request.answers() else { return };
+    let kind = codec::kind_of(request.type_url());
+    match answer {
+        None => heard.send_modify(|heard| {
+            heard.accepted += 1;
+            heard.configured |= kind == Some(ResourceKind::Listener);
+        }),
+        Some(reason) => {
+            let reason: String = reason.chars().take(REASON_MAX).collect();
+            let name = request.type_url().rsplit('.').next().unwrap_or_default();
+            tracing::warn!(kind = name, reason, "the proxy refused resources");
+            heard.send_modify(|heard| {
+                heard.refused += 1;
+                heard.refusal = Some(format!("{name}: {reason}"));
+            });
+        }
+    }
+}
