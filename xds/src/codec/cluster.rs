@@ -8,7 +8,7 @@ use super::wire::{
 use super::{own, tls};
 use envoy_types::pb::envoy::config::cluster::v3::{
     CircuitBreakers, OutlierDetection as Ejection, UpstreamConnectionOptions,
-    circuit_breakers::Thresholds,
+    circuit_breakers::{Thresholds, thresholds::RetryBudget},
     cluster::{
         ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbPolicy,
         TransportSocketMatch,
@@ -29,7 +29,7 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3::{
 use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf::Struct;
 use mesh::name::{ClusterId, Identity, Protocol};
-use mesh::program::{Cluster, ConnectionPool, Direction, LoadBalancing, OutlierDetection};
+use mesh::program::{Cluster, ConnectionPool, Direction, LoadBalancing, OutlierDetection, Retry};
 use mesh::world::Dialect;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -87,7 +87,10 @@ fn common(cluster: &Cluster, dialect: Dialect) -> wire::Cluster {
                 max_connections: uint(max_connections),
                 max_pending_requests: uint(max_pending_requests),
                 max_requests: unlimited,
-                max_retries: unlimited,
+                retry_budget: match dialect {
+                    Dialect::Isthmus => None,
+                    Dialect::Envoy => Some(retry_budget()),
+                },
                 ..Default::default()
             }],
             ..Default::default()
@@ -98,6 +101,21 @@ fn common(cluster: &Cluster, dialect: Dialect) -> wire::Cluster {
             wire::pack(&http_options(&cluster.pool, cluster.protocol)),
         )]
         .into(),
+        ..Default::default()
+    }
+}
+
+/// Retries and hedges that Envoy may have under way at once whatever the load. A gateway that hangs
+/// holds hundreds of requests until it is ejected, and each needs one.
+const RETRIES_MIN: u32 = 256;
+
+/// Decision 14's budget in Envoy's words: without one, attempts that a slow mesh makes necessary make it
+/// slower. Hedges count as retries there.
+fn retry_budget() -> RetryBudget {
+    let Retry { budget_percent, .. } = Retry::default();
+    RetryBudget {
+        budget_percent: Some(Percent { value: budget_percent.into() }),
+        min_retry_concurrency: uint(RETRIES_MIN),
         ..Default::default()
     }
 }

@@ -19,9 +19,14 @@ use mesh::world::Dialect;
 use serde::{Deserialize, Serialize};
 
 /// What Envoy retries for any method: failures before the request was sent.
-const RETRY_ON: &str = "connect-failure,refused-stream,reset-before-request";
+const RETRY_ON: &str = "connect-failure,refused-stream,reset-before-request,retriable-headers";
 /// And for methods that may be repeated: connections that broke before a response, too.
-const RETRY_REPEATABLE_ON: &str = "connect-failure,refused-stream,reset-before-request,reset";
+const RETRY_REPEATABLE_ON: &str =
+    "connect-failure,refused-stream,reset-before-request,reset,retriable-headers";
+/// Where a sidecar of ours says that its application did not serve a request ...
+const UNSERVED: &str = "x-isthmus-unserved";
+/// ... and never saw it.
+const UNSENT: &str = "unsent";
 /// Decision 14's methods.
 const REPEATABLE: &str = "GET|HEAD|OPTIONS|PUT|DELETE";
 /// How often Envoy chooses again, where it chose a host that has failed this request (Istio's).
@@ -62,10 +67,18 @@ pub(super) fn encode(route: &Route, dialect: Dialect) -> wire::RouteConfiguratio
                     ))),
                 }],
                 host_selection_retry_max_attempts: HOST_CHOICES,
+                retriable_headers: vec![header(
+                    UNSERVED,
+                    HeaderMatchSpecifier::StringMatch(StringMatcher {
+                        match_pattern: Some(MatchPattern::Exact(UNSENT.to_owned())),
+                        ..Default::default()
+                    }),
+                )],
                 ..policy
             };
             let repeated = RetryPolicy {
                 retry_on: RETRY_REPEATABLE_ON.to_owned(),
+                retriable_headers: vec![header(UNSERVED, HeaderMatchSpecifier::PresentMatch(true))],
                 // Not the end of an attempt: the beginning of one beside it.
                 per_try_timeout: if hedge_ms == 0 { None } else { duration(hedge_ms) },
                 ..elsewhere.clone()
@@ -118,12 +131,19 @@ fn rule(methods: Option<HeaderMatcher>, action: RouteAction) -> Rule {
 fn repeatable() -> HeaderMatcher {
     let regex = RegexMatcher { regex: REPEATABLE.to_owned(), ..Default::default() };
     let pattern = Some(MatchPattern::SafeRegex(regex));
-    HeaderMatcher {
-        name: ":method".to_owned(),
-        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(StringMatcher {
+    header(
+        ":method",
+        HeaderMatchSpecifier::StringMatch(StringMatcher {
             match_pattern: pattern,
             ..Default::default()
-        })),
+        }),
+    )
+}
+
+fn header(name: &str, wanted: HeaderMatchSpecifier) -> HeaderMatcher {
+    HeaderMatcher {
+        name: name.to_owned(),
+        header_match_specifier: Some(wanted),
         ..Default::default()
     }
 }
