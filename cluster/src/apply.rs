@@ -108,6 +108,10 @@ async fn run(
                 problems: writer.problems(),
             };
             let news = *before != next;
+            for problem in next.problems.iter().filter(|it| !before.problems.contains(it)) {
+                let ObjectProblem { object, why } = problem;
+                tracing::warn!(%object, %why, "the API server does not take an object");
+            }
             *before = next;
             news
         });

@@ -11,6 +11,9 @@ use std::time::Duration;
 /// Load before the fault; by its end everything is warm and judged healthy.
 const BEFORE: Duration = Duration::from_secs(4);
 
+/// Longest drain of a gateway, and some.
+const DRAIN_MAX: Duration = Duration::from_secs(90);
+
 /// What a load has seen of a fault.
 struct Hurt {
     records: Vec<Record>,
@@ -141,11 +144,17 @@ pub(super) async fn kill_gateway(stage: &Stage<'_>) -> Result<()> {
 
 pub(super) async fn drain_gateway(stage: &Stage<'_>) -> Result<()> {
     let pod = stage.cluster("west").pod("gateway-1")?;
+    let gateway = pod.proxy.get().context("gateway-1 runs")?;
     let Hurt { records, .. } = under_load(stage, || {
-        pod.proxy.get().context("gateway-1 runs")?.signal(Signal::SIGTERM);
+        gateway.signal(Signal::SIGTERM);
         Ok(())
     })
     .await?;
+    let limit = tokio::time::Instant::now() + DRAIN_MAX;
+    while gateway.ended().is_none() {
+        ensure!(tokio::time::Instant::now() < limit, "it still drains after {DRAIN_MAX:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     for (kind, word) in [(Kind::Get, "GETs"), (Kind::Post, "POSTs"), (Kind::Tcp, "connections")] {
         let all = figures(&records, kind, 0, u64::MAX);
         stage.judge(
