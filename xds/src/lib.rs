@@ -1,5 +1,5 @@
-//! gRPC and protobuf, and only here: the codec, the delta sessions, and the wire on which
-//! certificates are asked for.
+//! gRPC and protobuf, and only here: the codec, the sessions (delta, and the state of the world on top
+//! of it), the relay for foreign proxies, and the wire on which certificates are asked for.
 //!
 //! [`codec`] turns values of `mesh::program` into xDS resources and back. [`session`] holds the
 //! two halves of a delta xDS conversation as machines without I/O. [`serve`] and [`subscribe`]
