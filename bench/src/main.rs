@@ -17,7 +17,7 @@ use std::process::ExitCode;
 #[derive(Debug, Parser)]
 #[command(name = "isthmus-bench", max_term_width = 100)]
 struct Call {
-    /// The gateway to measure: `isthmus-gateway` built with --release.
+    /// The gateway to measure: `isthmus-gateway` built as it ships (--profile dist).
     #[arg(long)]
     gateway: std::path::PathBuf,
     /// HAProxy to measure against.

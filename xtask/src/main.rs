@@ -307,10 +307,10 @@ fn part(verb: &str) -> Result<String> {
 /// Both programs as they ship, and the rival from PATH.
 fn bench(rest: &[String]) -> Result<()> {
     let parts = ["-p", "isthmus-gateway", "-p", "isthmus-bench"];
-    run_cargo(&[&["build", "--release", "--locked"], &parts[..]].concat())?;
-    let release = built("")?.with_file_name("release");
-    let gateway = release.join("isthmus-gateway");
-    run(Command::new(release.join("isthmus-bench")).arg("--gateway").arg(gateway).args(rest))
+    run_cargo(&[&["build", "--profile", "dist", "--locked"], &parts[..]].concat())?;
+    let dist = built("")?.with_file_name("dist");
+    let gateway = dist.join("isthmus-gateway");
+    run(Command::new(dist.join("isthmus-bench")).arg("--gateway").arg(gateway).args(rest))
 }
 
 /// `isthmus demo --check` as one runs it after a build, then without failover, which must turn it
