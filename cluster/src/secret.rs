@@ -15,7 +15,7 @@ pub async fn read_cacerts(client: &Client, namespace: &str) -> Result<Cacerts> {
     let secret = secrets.get_opt(NAME).await.with_context(|| {
         format!(
             "ISM2301 Secret {namespace}/{NAME} cannot be read. \
-                 Fix: apply deploy/roles.yaml, which lets the control plane alone read it"
+                 Fix: apply deploy/base/roles.yaml, which lets the control plane alone read it"
         )
     })?;
     let Some(secret) = secret else {

@@ -12,7 +12,11 @@ use serde_json::{Value, json};
 use server::{Server, api};
 use std::time::{Duration, Instant};
 
-const ROLES: &str = include_str!("../../deploy/roles.yaml");
+const ROLES: &str = concat!(
+    include_str!("../../deploy/base/roles.yaml"),
+    "---\n",
+    include_str!("../../deploy/istio-system-secrets.yaml"),
+);
 
 async fn create(client: &Client, version: &str, kind: &str, object: Value) {
     server::create(client, "test", version, kind, object).await;

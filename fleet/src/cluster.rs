@@ -193,7 +193,8 @@ impl Cluster {
             });
             apply(&client, &object).await?;
         }
-        apply_yaml(&client, include_str!("../../deploy/roles.yaml")).await?;
+        apply_yaml(&client, include_str!("../../deploy/base/roles.yaml")).await?;
+        apply_yaml(&client, include_str!("../../deploy/istio-system-secrets.yaml")).await?;
         for account in ["client", "hello"] {
             let object = json!({
                 "apiVersion": "v1", "kind": "ServiceAccount",

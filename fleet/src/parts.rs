@@ -95,13 +95,13 @@ impl Parts {
 const CRDS: [&str; 9] = [
     include_str!("../../deploy/crds/clusterlinks.isthmus.dev.yaml"),
     include_str!("../../deploy/crds/exportedservices.isthmus.dev.yaml"),
-    include_str!("../crds/serviceentries.networking.istio.io.yaml"),
-    include_str!("../crds/gateways.networking.istio.io.yaml"),
-    include_str!("../crds/peerauthentications.security.istio.io.yaml"),
-    include_str!("../crds/authorizationpolicies.security.istio.io.yaml"),
-    include_str!("../crds/gateways.gateway.networking.k8s.io.yaml"),
-    include_str!("../crds/serviceexports.multicluster.x-k8s.io.yaml"),
-    include_str!("../crds/serviceimports.multicluster.x-k8s.io.yaml"),
+    include_str!("../../deploy/foreign-crds/serviceentries.networking.istio.io.yaml"),
+    include_str!("../../deploy/foreign-crds/gateways.networking.istio.io.yaml"),
+    include_str!("../../deploy/foreign-crds/peerauthentications.security.istio.io.yaml"),
+    include_str!("../../deploy/foreign-crds/authorizationpolicies.security.istio.io.yaml"),
+    include_str!("../../deploy/foreign-crds/gateways.gateway.networking.k8s.io.yaml"),
+    include_str!("../../deploy/foreign-crds/serviceexports.multicluster.x-k8s.io.yaml"),
+    include_str!("../../deploy/foreign-crds/serviceimports.multicluster.x-k8s.io.yaml"),
 ];
 
 /// `ISTHMUS_CACHE`, else `~/.cache/isthmus`.
@@ -319,7 +319,8 @@ fn own_crds() -> Result<Vec<String>> {
     let files = std::fs::read_dir(&folder)
         .with_context(|| format!("{}: run cargo xtask codegen", folder.display()))?;
     let paths = files.filter_map(|entry| Some(entry.ok()?.path()));
-    let yaml = paths.filter(|path| path.extension().is_some_and(|ext| ext == "yaml"));
+    let named = |path: &Path| path.to_string_lossy().ends_with(".isthmus.dev.yaml");
+    let yaml = paths.filter(|path| named(path));
     let texts: Vec<String> = yaml.map(std::fs::read_to_string).collect::<Result<_, _>>()?;
     ensure!(texts.len() >= 2, "{} holds {} CRDs, not 2", folder.display(), texts.len());
     Ok(texts)

@@ -42,7 +42,12 @@ async fn a_cluster_is_watched_by_its_roles_and_through_a_restart() {
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         apply(&client, &namespace).await.unwrap();
     }
-    for part in include_str!("../../../deploy/roles.yaml").split("\n---") {
+    let roles = concat!(
+        include_str!("../../../deploy/base/roles.yaml"),
+        "---\n",
+        include_str!("../../../deploy/istio-system-secrets.yaml"),
+    );
+    for part in roles.split("\n---") {
         let object: Value = serde_saphyr::from_str(part).unwrap();
         apply(&client, &object).await.unwrap();
     }

@@ -22,7 +22,7 @@ pub(super) fn lease(seen: &Seen, cluster: &Cluster, look: &Look, items: &mut Vec
     let sentence = match lease {
         None => format!(
             "ISM2610 no federation controller ever ran there (no Lease in {}): nothing is exported or \
-             imported. Fix: start it, and apply deploy/roles.yaml.",
+             imported. Fix: start it, and apply deploy/base/roles.yaml.",
             seen.root_namespace
         ),
         Some(held) if held.holder.is_empty() => {
