@@ -69,7 +69,7 @@ pub(crate) struct Link {
     hours: u32,
 }
 
-fn pair(text: &str) -> Result<(String, String), String> {
+pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((context, url)) if !context.is_empty() && !url.is_empty() => {
             Ok((context.into(), url.into()))
@@ -79,7 +79,7 @@ fn pair(text: &str) -> Result<(String, String), String> {
 }
 
 /// One fact a line, its name in a column of its own.
-fn fact(name: &str, text: &str) {
+pub(crate) fn fact(name: &str, text: &str) {
     println!("  {name:<13}{text}");
 }
 

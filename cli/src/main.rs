@@ -5,6 +5,7 @@ mod check;
 mod demo;
 mod explain;
 mod export;
+mod install;
 mod link;
 mod look;
 mod manual;
@@ -54,6 +55,10 @@ enum Verb {
     /// Make the root of trust and each cluster's intermediate.
     #[command(subcommand)]
     Trust(trust::Verb),
+    /// Install Isthmus into clusters; done again, it changes nothing.
+    Install(install::Install),
+    /// Take Isthmus out of clusters again.
+    Uninstall(install::Uninstall),
     /// Print a Secret that lets another cluster read this one's exports (istioctl's shape).
     CreateRemoteSecret(remote_secret::Call),
     /// Link two clusters, both ways; done again, it changes nothing.
@@ -130,6 +135,8 @@ async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Demo(demo) => demo.run().await,
         Verb::DemoPart(part) => part.run().await,
         Verb::Trust(verb) => verb.run().await,
+        Verb::Install(call) => call.run().await,
+        Verb::Uninstall(call) => call.run().await,
         Verb::CreateRemoteSecret(call) => call.run().await,
         Verb::Link(call) => call.run().await,
         Verb::Unlink(call) => call.run().await,

@@ -7,7 +7,7 @@ use ::trust::root;
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Subcommand};
 use mesh::name::{ClusterId, TrustDomain};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -62,7 +62,7 @@ pub(crate) struct Issue {
     output: output::Format,
 }
 
-fn passphrase(file: Option<&Path>, twice: bool) -> Result<String> {
+pub(crate) fn passphrase(file: Option<&Path>, twice: bool) -> Result<String> {
     if let Some(path) = file {
         let text = std::fs::read_to_string(path).with_context(|| {
             format!(
@@ -85,6 +85,27 @@ fn passphrase(file: Option<&Path>, twice: bool) -> Result<String> {
         );
     }
     Ok(first)
+}
+
+/// Secret `cacerts` of a cluster, in the shape of Istio's plug-in authorities.
+pub(crate) fn cacerts_secret(
+    made: &root::Cacerts,
+    cluster: &ClusterId,
+    domain: &TrustDomain,
+    namespace: &str,
+) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
+        "metadata": {
+            "name": "cacerts", "namespace": namespace,
+            "labels": {"app.kubernetes.io/managed-by": "isthmus-cli", "app.kubernetes.io/part-of": "isthmus"},
+            "annotations": {"isthmus.dev/trust-domain": domain.as_str(), "isthmus.dev/cluster": cluster.as_str()},
+        },
+        "stringData": {
+            "ca-cert.pem": made.ca_cert, "ca-key.pem": made.ca_key.reveal(),
+            "root-cert.pem": made.root_cert, "cert-chain.pem": made.cert_chain,
+        },
+    })
 }
 
 impl Verb {
@@ -129,18 +150,7 @@ impl Issue {
             &domain,
             DAY * self.days,
         )?;
-        let secret = json!({
-            "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
-            "metadata": {
-                "name": "cacerts", "namespace": self.namespace,
-                "labels": {"app.kubernetes.io/managed-by": "isthmus-cli", "app.kubernetes.io/part-of": "isthmus"},
-                "annotations": {"isthmus.dev/trust-domain": domain.as_str(), "isthmus.dev/cluster": cluster.as_str()},
-            },
-            "stringData": {
-                "ca-cert.pem": made.ca_cert, "ca-key.pem": made.ca_key.reveal(),
-                "root-cert.pem": made.root_cert, "cert-chain.pem": made.cert_chain,
-            },
-        });
+        let secret = cacerts_secret(&made, &cluster, &domain, &self.namespace);
         if self.apply {
             let operator = self.target.load().await?;
             let namespace = json!({

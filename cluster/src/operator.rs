@@ -1,7 +1,10 @@
 //! What the command line does with clusters: loads the operator's kubeconfig as kubectl does, mints
 //! link credentials, writes and reads the few objects that people steer by.
 
+pub mod bring;
 pub mod look;
+pub mod rollout;
+pub mod sweep;
 
 use crate::credential::{self, Account, RemoteSecret, ServerTrust};
 use anyhow::{Context as _, Result, bail};

@@ -33,6 +33,7 @@ pub(super) async fn look(call: &Call, operators: Vec<Operator>) -> Seen {
         first: share(FIRST),
         all: share(ALL),
         rights: call.pre,
+        inventory: true,
     };
     let clusters = operators.iter().map(|operator| cluster(call, operator, &wants));
     let clusters = join_all(clusters).await;

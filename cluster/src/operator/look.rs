@@ -39,6 +39,8 @@ pub struct Wants {
     pub all: Duration,
     /// Ask what this user may do, too.
     pub rights: bool,
+    /// Read every object of the mesh, too; a cluster that lacks kinds costs all of the time.
+    pub inventory: bool,
 }
 
 /// What was read, or a sentence why not.
@@ -143,13 +145,16 @@ const fn right(verb: &'static str, group: &'static str, resource: &'static str) 
     Right { verb, group, resource }
 }
 
-/// What `isthmus link`, `trust issue --apply` and `kubectl apply -f deploy` do in a cluster.
-pub const RIGHTS: [Right; 10] = [
+/// What `isthmus install`, `link` and `trust issue --apply` do in a cluster.
+pub const RIGHTS: [Right; 13] = [
     right("create", "", "namespaces"),
     right("create", "", "configmaps"),
     right("create", "", "secrets"),
     right("create", "", "serviceaccounts"),
     right("create", "", "serviceaccounts/token"),
+    right("create", "", "services"),
+    right("create", "apps", "deployments"),
+    right("create", "admissionregistration.k8s.io", "mutatingwebhookconfigurations"),
     right("create", "rbac.authorization.k8s.io", "clusterroles"),
     right("create", "rbac.authorization.k8s.io", "clusterrolebindings"),
     right("create", "apiextensions.k8s.io", "customresourcedefinitions"),
@@ -190,7 +195,7 @@ impl Operator {
             within(deadline, self.links(root)),
             within(deadline, self.linked(root)),
             within(deadline, self.published()),
-            within(deadline, self.inventory(root)),
+            within(deadline, self.inventory(root, wants.inventory)),
             within(deadline, self.denied(wants.rights)),
         );
         Ok(Look {
@@ -307,7 +312,8 @@ impl Operator {
         Ok(all.items.into_iter().filter_map(name).collect())
     }
 
-    async fn inventory(&self, root: &str) -> anyhow::Result<Arc<Inventory>> {
+    async fn inventory(&self, root: &str, ask: bool) -> anyhow::Result<Arc<Inventory>> {
+        anyhow::ensure!(ask, "it was not asked for");
         let end = CancellationToken::new();
         let _ending = end.clone().drop_guard();
         let options = watch::Options { root_namespace: root.to_owned() };

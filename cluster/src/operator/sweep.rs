@@ -1,0 +1,45 @@
+//! Finding what is ours in a cluster, and whether it is gone.
+
+use super::Operator;
+use anyhow::{Context as _, Result};
+use kube::api::{Api, DynamicObject, ListParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use serde_json::Value;
+
+impl Operator {
+    /// Objects of a kind in all namespaces that a label selector chooses; none where the cluster does
+    /// not serve that kind.
+    ///
+    /// # Errors
+    /// Where the API server does not say.
+    pub async fn labelled(
+        &self,
+        api_version: &str,
+        kind: &str,
+        selector: &str,
+    ) -> Result<Vec<Value>> {
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+        let api = Api::<DynamicObject>::all_with(self.client.clone(), &resource);
+        let list = match api.list(&ListParams::default().labels(selector)).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(vec![]),
+            list => self.asked(&format!("listing {kind}"), list)?,
+        };
+        list.items
+            .into_iter()
+            .map(|item| serde_json::to_value(item).context("an object read is JSON"))
+            .collect()
+    }
+
+    /// Whether an object is not there, or went with its kind.
+    ///
+    /// # Errors
+    /// Where the API server does not say.
+    pub async fn is_gone(&self, object: &Value) -> Result<bool> {
+        let (api, name) = self.api_of(object)?;
+        match api.get_opt(&name).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(true),
+            found => Ok(self.asked(&format!("reading {name}"), found)?.is_none()),
+        }
+    }
+}
