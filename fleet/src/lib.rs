@@ -9,6 +9,7 @@ mod foreign;
 pub mod forger;
 pub mod hello;
 mod home;
+pub mod image;
 pub mod launcher;
 pub mod link;
 pub mod load;
