@@ -1,8 +1,11 @@
 //! `isthmus-e2e`: the harness, and the programs it runs inside its pods.
 
+mod nodes;
+
 use anyhow::{Result, bail, ensure};
 use clap::{Args, Parser};
-use e2e::scenario;
+use e2e::scenario::{self, Driver};
+use fleet::nodes::{init, load_balancer};
 use fleet::verdict::{self, Pillar, Verdict};
 use fleet::{exact, forger, hello, load, parts, streams};
 use std::path::PathBuf;
@@ -21,6 +24,9 @@ enum Command {
         #[arg(long)]
         isthmus: Option<PathBuf>,
     },
+    /// Clusters with real nodes that stay up until they are taken down.
+    #[command(subcommand)]
+    Fleet(nodes::Fleet),
     /// Path of a real Envoy; fetches it the first time.
     Envoy,
     /// Folder with kube-apiserver and etcd; builds them the first time.
@@ -50,6 +56,15 @@ enum Command {
     /// A server with a certificate of the harness's making.
     #[command(hide = true)]
     Forger(forger::Options),
+    /// The first process of a node.
+    #[command(hide = true)]
+    Node {
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Gives Services of type LoadBalancer their addresses.
+    #[command(hide = true)]
+    LoadBalancer(load_balancer::Options),
     /// Waits for the end of its stdin, then cleans up.
     #[command(hide = true)]
     Janitor {
@@ -78,12 +93,18 @@ struct Run {
     /// Also writes the verdicts to this file, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// On the embedded API server (`isthmus apiserver`) in place of kube-apiserver and etcd.
-    #[arg(long)]
+    /// What makes the clusters; `all` means every scenario that it is the right one for.
+    #[arg(long, value_enum, default_value_t = Driver::Apiserver)]
+    driver: Driver,
+    /// The same as `--driver embedded`.
+    #[arg(long, conflicts_with = "driver")]
     embedded: bool,
-    /// First word of the fleet's namespaces.
-    #[arg(long, default_value = "isth")]
-    prefix: String,
+    /// Leaves a fleet with nodes running after the last scenario; `fleet down` removes it.
+    #[arg(long)]
+    keep: bool,
+    /// First word of the fleet's namespaces; else `isth`, and `isthn` with nodes.
+    #[arg(long)]
+    prefix: Option<String>,
     /// The program `isthmus`; else the one beside this program.
     #[arg(long)]
     isthmus: Option<PathBuf>,
@@ -103,6 +124,9 @@ fn run() -> Result<()> {
     match Command::parse() {
         Command::Run(options) => play(options),
         Command::Up { prefix, isthmus } => up(prefix, isthmus),
+        Command::Fleet(command) => nodes::on_fleet(command),
+        Command::Node { config } => init::run(&config),
+        Command::LoadBalancer(options) => runtime()?.block_on(load_balancer::run(options)),
         Command::Envoy => {
             println!("{}", parts::envoy()?.display());
             Ok(())
@@ -127,10 +151,7 @@ fn run() -> Result<()> {
         }
         Command::Resolve { name } => runtime()?.block_on(load::resolve(&name)),
         Command::Forger(options) => runtime()?.block_on(forger::run(options)),
-        Command::Janitor { prefix } => {
-            std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
-            fleet::clean(&prefix)
-        }
+        Command::Janitor { prefix } => fleet::janitor(|| fleet::clean(&prefix)),
     }
 }
 
@@ -175,17 +196,33 @@ fn up(prefix: String, isthmus: Option<PathBuf>) -> Result<()> {
 }
 
 fn play(options: Run) -> Result<()> {
+    let driver = if options.embedded { Driver::Embedded } else { options.driver };
     if options.list {
         for scenario in scenario::ALL {
             println!("{:<16} {}", scenario.name, scenario.about);
         }
+        for scenario in scenario::nodes::ALL {
+            println!("{:<16} {} (--driver nodes)", scenario.name, scenario.about);
+        }
         return Ok(());
     }
     ensure!(!options.scenarios.is_empty(), "name a scenario, or `all`; --list names them");
+    match driver {
+        Driver::Nodes => nodes::play(options),
+        Driver::Embedded | Driver::Apiserver => play_on_processes(options, driver),
+    }
+}
+
+fn play_on_processes(options: Run, driver: Driver) -> Result<()> {
+    ensure!(!options.keep, "--keep is for fleets with nodes (--driver nodes)");
     let mut chosen = vec![];
     for name in &options.scenarios {
         let before = chosen.len();
-        for scenario in scenario::ALL.iter().filter(|s| name == "all" || name == s.name) {
+        for scenario in scenario::ALL.iter() {
+            // `all` on a driver is what that one can prove; by name a scenario is played on any.
+            if name != scenario.name && (name != "all" || scenario.driver > driver) {
+                continue;
+            }
             let both = name == "all" && scenario.without_control_plane;
             ensure!(
                 !options.without_control_plane || scenario.without_control_plane || name == "all",
@@ -198,10 +235,13 @@ fn play(options: Run) -> Result<()> {
                 chosen.push((scenario, true));
             }
         }
+        let on_nodes = scenario::nodes::ALL.iter().any(|scenario| scenario.name == name);
+        ensure!(!on_nodes, "{name} needs real nodes: --driver nodes");
         ensure!(chosen.len() > before, "there is no scenario `{name}`; --list names them");
     }
-    let parts = parts::Parts::ready(options.isthmus, options.embedded)?;
-    let fleet = fleet::Options { prefix: options.prefix, sabotage: options.sabotage };
+    let parts = parts::Parts::ready(options.isthmus, driver == Driver::Embedded)?;
+    let prefix = options.prefix.unwrap_or_else(|| "isth".into());
+    let fleet = fleet::Options { prefix, sabotage: options.sabotage };
     let (home, wan) = fleet::Home::claim(&fleet, parts)?;
     let verdicts = runtime()?.block_on(async {
         let work = async {

@@ -12,6 +12,7 @@ mod lies;
 mod linking;
 mod links;
 mod mistakes;
+pub mod nodes;
 mod policy;
 mod propagation;
 mod swaps;
@@ -28,9 +29,23 @@ use std::time::Duration;
 /// The name all scenarios call.
 pub const HOST: &str = "hello.shop.global";
 
-/// One scenario.
+/// What makes the clusters of a scenario, weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Driver {
+    /// The embedded API server (`isthmus apiserver`), workloads as processes.
+    Embedded,
+    /// kube-apiserver and etcd, workloads as processes.
+    Apiserver,
+    /// Kubelets and containers.
+    Nodes,
+}
+
+/// One scenario whose workloads are processes.
 pub struct Scenario {
     pub name: &'static str,
+    /// The weakest that can prove it: others are about how an API server dies, or about figures
+    /// that are given for the real one.
+    pub driver: Driver,
     pub about: &'static str,
     /// Also run with the client's control plane dead.
     pub without_control_plane: bool,
@@ -38,10 +53,11 @@ pub struct Scenario {
 }
 
 macro_rules! scenarios {
-    ($($name:literal $also:literal $run:path: $about:literal;)*) => {
+    ($($name:literal $driver:ident $also:literal $run:path: $about:literal;)*) => {
         /// All of them, in the order in which `all` runs them.
         pub const ALL: &[Scenario] = &[$(Scenario {
             name: $name,
+            driver: Driver::$driver,
             about: $about,
             without_control_plane: $also,
             run: |stage| Box::pin($run(stage)),
@@ -50,53 +66,53 @@ macro_rules! scenarios {
 }
 
 scenarios! {
-    "first-call" false calls::first_call:
+    "first-call" Embedded false calls::first_call:
         "resolve and call hello.shop.global from east; who answered, under which identity";
-    "propagation" false propagation::propagation:
+    "propagation" Apiserver false propagation::propagation:
         "ready endpoints change in west: EDS in east; and in the own cluster";
-    "link-life" false links::link_life:
+    "link-life" Embedded false links::link_life:
         "a link secret applied, accepted, replaced, deleted";
-    "sni-refused" false lies::sni_refused:
+    "sni-refused" Embedded false lies::sni_refused:
         "ClientHellos a gateway must close, all alike";
-    "forged-identity" false lies::forged_identity:
+    "forged-identity" Embedded false lies::forged_identity:
         "a server whose certificate another cluster's authority made";
-    "bad-input" false links::bad_input:
+    "bad-input" Embedded false links::bad_input:
         "hostile and mistaken objects: each costs itself only, and says why";
-    "cli-walk" false cli::cli_walk:
+    "cli-walk" Embedded false cli::cli_walk:
         "an operator's walk: status, why, export, link, proxies, remote secrets, unlink";
-    "policy" false policy::policy_decides:
+    "policy" Apiserver false policy::policy_decides:
         "DENY and ALLOW in west of a caller in east; what open connections, logs and operators see";
-    "link-fleet" false linking::linking:
+    "link-fleet" Embedded false linking::linking:
         "link --fleet: the plan, each with each, a dead cluster, mistakes, and bad objects elsewhere";
-    "check" false check::check:
+    "check" Embedded false check::check:
         "20 faults and more, each named right in the first red line; 100 healthy runs without a red one";
-    "kill-copy" false faults::kill_copy:
+    "kill-copy" Apiserver false faults::kill_copy:
         "SIGKILL one copy of hello under load";
-    "kill-gateway" false faults::kill_gateway:
+    "kill-gateway" Apiserver false faults::kill_gateway:
         "SIGKILL one of west's two gateways under load";
-    "stop-gateway" true faults::stop_gateway:
+    "stop-gateway" Apiserver true faults::stop_gateway:
         "SIGSTOP one of west's gateways under load";
-    "drop-gateway" true faults::drop_gateway:
+    "drop-gateway" Apiserver true faults::drop_gateway:
         "all packets to and from one of west's gateways vanish under load";
-    "kill-west" true faults::kill_west:
+    "kill-west" Apiserver true faults::kill_west:
         "SIGKILL everything in west under load";
-    "stop-west" true faults::stop_west:
+    "stop-west" Apiserver true faults::stop_west:
         "SIGSTOP everything in west under load";
-    "grpc" false grpc::interop:
+    "grpc" Apiserver false grpc::interop:
         "gRPC's own interop cases and HTTP/2's conformance suite, across clusters";
-    "grpc-streams" false grpc::streams:
+    "grpc-streams" Apiserver false grpc::streams:
         "SIGKILL a gateway under gRPC streams";
-    "byte-exact" false exact::byte_exact:
+    "byte-exact" Apiserver false exact::byte_exact:
         "long bodies, pipelines, upgrades and slow readers, over every kind of port";
-    "swaps" false swaps::swaps:
+    "swaps" Apiserver false swaps::swaps:
         "100,000 requests while configuration changes 20 times";
-    "drain-gateway" false faults::drain_gateway:
+    "drain-gateway" Apiserver false faults::drain_gateway:
         "SIGTERM one of west's gateways under load";
-    "envoy-sidecar" false envoy::envoy_sidecar:
+    "envoy-sidecar" Apiserver false envoy::envoy_sidecar:
         "a real Envoy as a sidecar in east, through `isthmus agent`: calls, failover, refusals";
-    "control-down" false controllers::control_down:
+    "control-down" Apiserver false controllers::control_down:
         "API servers and control planes of all clusters dead for 2 minutes under load";
-    "api-hangs" false controllers::api_hangs:
+    "api-hangs" Apiserver false controllers::api_hangs:
         "west's API server hangs, then its packets vanish: Unknown within 35 s";
 }
 
@@ -140,17 +156,20 @@ pub async fn play(
     };
     let end = end.await;
     let mut verdicts = stage.verdicts.into_inner().expect("no holder panics");
-    if let Err(error) = end {
-        println!("  RED  {name}: {error:#}");
-        verdicts.push(Verdict {
-            scenario: name,
-            promise: "the scenario runs to its end".into(),
-            figure: format!("{error:#}"),
-            kept: false,
-            rests_on: vec![],
-        });
-    }
+    verdicts.extend(end.err().map(|error| broken(&name, &error)));
     verdicts
+}
+
+/// The verdict on a scenario that could not be carried through.
+fn broken(name: &str, error: &anyhow::Error) -> Verdict {
+    println!("  RED  {name}: {error:#}");
+    Verdict {
+        scenario: name.to_owned(),
+        promise: "the scenario runs to its end".into(),
+        figure: format!("{error:#}"),
+        kept: false,
+        rests_on: vec![],
+    }
 }
 
 /// Returns once every cluster's copies answer in east and a little load of each kind is whole: the promises

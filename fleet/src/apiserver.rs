@@ -14,6 +14,47 @@ use std::time::{Duration, Instant};
 /// Where the API server listens, in the node's namespace and on the WAN.
 pub const PORT: u16 = 6443;
 
+/// What an API server is told beyond what a fleet of processes needs.
+#[derive(Debug, Default)]
+pub(crate) struct More {
+    /// Beside the administrator's.
+    pub tokens: Vec<Token>,
+    /// There are real nodes: they have rights, and reach it by its Service; it outlives us.
+    pub nodes: bool,
+    /// Further arguments.
+    pub args: Vec<String>,
+}
+
+impl More {
+    /// The token of a user.
+    pub(crate) fn token(&self, user: &str) -> Result<&str> {
+        let found = self.tokens.iter().find(|token| token.user == user);
+        Ok(&found.with_context(|| format!("{user} has no token"))?.secret)
+    }
+}
+
+/// A bearer token of one user.
+#[derive(Debug)]
+pub(crate) struct Token {
+    secret: String,
+    user: String,
+    /// Empty: none.
+    group: String,
+}
+
+impl Token {
+    pub(crate) fn new(user: &str, group: &str) -> Self {
+        let secret = hex::encode(rand::random::<[u8; 16]>());
+        Self { secret, user: user.to_owned(), group: group.to_owned() }
+    }
+
+    /// As in a static token file.
+    fn line(&self) -> String {
+        let Self { secret, user, group } = self;
+        format!("{secret},{user},{user},{group}\n")
+    }
+}
+
 /// An API server's processes, and an administrator's client.
 pub struct ApiServer {
     /// Where the server keeps its objects elsewhere.
@@ -41,7 +82,8 @@ impl ApiServer {
     ) -> Result<Self> {
         match &parts.server {
             Server::Kube { kube_apiserver, etcd } => {
-                Self::kube((kube_apiserver, etcd), name, node, wan, dir, logs)
+                let none = More::default();
+                Self::kube((kube_apiserver, etcd), name, node, wan, dir, logs, &none)
             }
             Server::Embedded => Self::embedded(&parts.isthmus, name, node, wan, dir, logs),
         }
@@ -105,13 +147,15 @@ impl ApiServer {
         Ok(Self { etcd: None, server, client, authority, inside, url, admin_token })
     }
 
-    fn kube(
+    /// kube-apiserver with its etcd, told `more`.
+    pub(crate) fn kube(
         (kube_apiserver, etcd): (&Path, &Path),
         name: &str,
         node: &Spot,
         wan: Ipv4Addr,
         dir: &Path,
         logs: &Path,
+        more: &More,
     ) -> Result<Self> {
         let pki = dir.join("pki");
         std::fs::create_dir_all(&pki)?;
@@ -124,13 +168,14 @@ impl ApiServer {
         )?;
         let (private, public) = key_pair()?;
         let admin_token = format!("admin-of-{name}-{}", hex::encode(rand::random::<[u8; 16]>()));
+        let tokens = more.tokens.iter().map(Token::line).collect::<String>();
         let files = [
             ("ca.crt", &authority.certificate),
             ("server.crt", &serving.certificate),
             ("server.key", &serving.key),
             ("sa.key", &private),
             ("sa.pub", &public),
-            ("tokens.csv", &format!("{admin_token},admin,admin,system:masters\n")),
+            ("tokens.csv", &format!("{admin_token},admin,admin,system:masters\n{tokens}")),
         ];
         for (file, text) in files {
             std::fs::write(pki.join(file), text)?;
@@ -147,6 +192,7 @@ impl ApiServer {
                 "--initial-cluster=default=http://127.0.0.1:2380".to_owned(),
             ])
             .env("ETCD_UNSUPPORTED_ARCH", "arm64")
+            .stays_if(more.nodes)
             .start()?;
         let server = Job::new(format!("{name}/kube-apiserver"), node, kube_apiserver, logs)
             .args([
@@ -161,10 +207,16 @@ impl ApiServer {
                 format!("--service-account-key-file={}", file("sa.pub")),
                 format!("--service-account-signing-key-file={}", file("sa.key")),
                 "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
-                "--authorization-mode=RBAC".to_owned(),
-                "--endpoint-reconciler-type=none".to_owned(),
                 "--profiling=false".to_owned(),
             ])
+            .args(if more.nodes {
+                // Pods reach it by the Service `kubernetes`.
+                ["--authorization-mode=Node,RBAC", "--endpoint-reconciler-type=lease"]
+            } else {
+                ["--authorization-mode=RBAC", "--endpoint-reconciler-type=none"]
+            })
+            .args(more.args.iter().cloned())
+            .stays_if(more.nodes)
             .start()?;
         let url = format!("https://{wan}:{PORT}");
         let client = client(&url, &authority.certificate, &admin_token)?;
@@ -196,6 +248,11 @@ impl ApiServer {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    /// The administrator's, for programs beside it.
+    pub(crate) fn admin_kubeconfig(&self, name: &str) -> String {
+        self.kubeconfig_for(name, &self.inside, &self.admin_token)
     }
 
     /// A kubeconfig with another token and address, for a program or for another cluster.

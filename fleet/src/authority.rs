@@ -54,6 +54,14 @@ impl Authority {
         self.leaf(params)
     }
 
+    /// A client's certificate, as Kubernetes reads it: a user and a group.
+    pub fn client(&self, user: &str, group: &str) -> Result<Pair> {
+        let mut params = CertificateParams::new(Vec::<String>::new())?;
+        params.distinguished_name.push(DnType::CommonName, user);
+        params.distinguished_name.push(DnType::OrganizationName, group);
+        self.leaf(params)
+    }
+
     fn leaf(&self, mut params: CertificateParams) -> Result<Pair> {
         let key = KeyPair::generate()?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -1,11 +1,13 @@
 //! Where a fleet lives in the file system, and that nothing of it is left behind.
 
 use crate::netns::{Netns, sweep};
+use crate::nodes::{self, Remains};
 use crate::parts::Parts;
 use crate::place::Place;
 use crate::verdict::Pillar;
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -29,7 +31,7 @@ pub struct Home {
     pub logs: PathBuf,
     pub parts: Parts,
     pub sabotage: Option<Pillar>,
-    _janitor: Janitor,
+    janitor: Janitor,
 }
 
 impl Home {
@@ -42,6 +44,7 @@ impl Home {
         let Ok(lock) = Flock::lock(lock, FlockArg::LockExclusiveNonblock) else {
             bail!("another fleet `{prefix}` is running. Wait for it, or choose another --prefix");
         };
+        unclaimed(&prefix)?;
         clean(&prefix)?;
         // The janitor keeps the lock (its stdout is the lock's file) until it is done.
         let keeps = Stdio::from(lock.try_clone()?);
@@ -67,7 +70,7 @@ impl Home {
         wan.bridge("wan", "198.18.0.1/16")?;
         crate::netns::enter(&wan.path())?;
         let (place, sabotage) = (Place::Namespaces, options.sabotage);
-        Ok((Self { place, prefix, run, logs, parts, sabotage, _janitor: janitor }, wan))
+        Ok((Self { place, prefix, run, logs, parts, sabotage, janitor }, wan))
     }
 
     /// A fresh folder below `within`, for a fleet on loopback; logs go to `logs`, else into it.
@@ -92,22 +95,47 @@ impl Home {
         std::fs::create_dir_all(&logs)
             .with_context(|| format!("ISM2901 cannot make the folder {}. {fix}", logs.display()))?;
         let place = Place::Loopback;
-        Ok(Self { place, prefix, run, logs, parts, sabotage: None, _janitor: janitor })
+        Ok(Self { place, prefix, run, logs, parts, sabotage: None, janitor })
+    }
+
+    /// Lets everything stay when this process ends: the janitor goes without cleaning up.
+    pub(crate) fn leave(&mut self) -> Result<()> {
+        std::fs::write(self.run.join(nodes::MARK), "")
+            .with_context(|| format!("writing to {}", self.run.display()))?;
+        self.janitor.dismiss()
     }
 
     /// The operator's kubeconfig: one context for each cluster, named as it is.
     pub fn operator(&self) -> PathBuf {
-        self.run.join("operator.kubeconfig")
+        operator(&self.run)
     }
 }
 
-fn run_dir(prefix: &str) -> PathBuf {
+/// The operator's kubeconfig in a fleet's folder.
+pub(crate) fn operator(run: &Path) -> PathBuf {
+    run.join("operator.kubeconfig")
+}
+
+/// The folder of a fleet in namespaces.
+pub(crate) fn run_dir(prefix: &str) -> PathBuf {
     Path::new("/dev/shm").join(prefix)
 }
 
-/// Removes everything a fleet `prefix` may have left: processes, namespaces, files.
+/// Refuses a prefix whose fleet is up and was to stay.
+pub fn unclaimed(prefix: &str) -> Result<()> {
+    if let Remains::Stays { processes } = nodes::remains(prefix)? {
+        bail!(
+            "a fleet `{prefix}` of {processes} processes is up, and was to stay. Take it down \
+             (cargo xtask fleet down --prefix {prefix}), or choose another --prefix"
+        );
+    }
+    Ok(())
+}
+
+/// Removes everything a fleet `prefix` may have left: processes, namespaces, control groups, files.
 pub fn clean(prefix: &str) -> Result<()> {
     sweep(prefix)?;
+    nodes::clean(prefix)?;
     let run = run_dir(prefix);
     if run.exists() {
         std::fs::remove_dir_all(run)?;
@@ -148,6 +176,24 @@ impl Janitor {
             .context("starting the janitor")?;
         Ok(Self { child })
     }
+
+    /// Ends it before its work.
+    fn dismiss(&mut self) -> Result<()> {
+        let mut stdin = self.child.stdin.take().context("the janitor has gone already")?;
+        stdin.write_all(DISMISSED.as_bytes()).context("telling the janitor to go")?;
+        drop(stdin);
+        self.child.wait().context("waiting for the janitor")?;
+        Ok(())
+    }
+}
+
+const DISMISSED: &str = "dismissed";
+
+/// The work of a janitor: sleeps until its stdin ends, then cleans up, unless it was dismissed.
+pub fn janitor(clean: impl FnOnce() -> Result<()>) -> Result<()> {
+    let mut said = String::new();
+    std::io::stdin().read_to_string(&mut said)?;
+    if said == DISMISSED { Ok(()) } else { clean() }
 }
 
 impl Drop for Janitor {

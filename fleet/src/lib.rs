@@ -1,4 +1,5 @@
-//! Clusters as processes on one machine: API servers, the mesh's programs, pods, load and verdicts.
+//! Clusters on one machine, as processes or with real nodes: API servers, the mesh's programs, pods,
+//! images, load and verdicts.
 
 pub mod apiserver;
 pub mod authority;
@@ -9,10 +10,12 @@ mod foreign;
 pub mod forger;
 pub mod hello;
 mod home;
+pub mod image;
 pub mod launcher;
 pub mod link;
 pub mod load;
 pub mod netns;
+pub mod nodes;
 pub mod objects;
 pub mod parts;
 pub mod peers;
@@ -26,7 +29,7 @@ pub mod verdict;
 
 pub use cluster::{CLUSTERS, Cluster, GATEWAY, Plan, SYSTEM, trust_domain};
 pub use foreign::ACCOUNT as ENVOY_ACCOUNT;
-pub use home::{Home, Options, clean, clean_folder};
+pub use home::{Home, Options, clean, clean_folder, janitor, unclaimed};
 pub use place::Place;
 
 use anyhow::Result;

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A network namespace of this fleet; removed when dropped.
 #[derive(Debug)]
@@ -186,6 +186,9 @@ pub fn enter(path: &Path) -> Result<()> {
         .with_context(|| format!("entering {}", path.display()))
 }
 
+/// So long a killed process may take to be gone.
+const GONE_MAX: Duration = Duration::from_secs(10);
+
 /// Removes all namespaces `PREFIX-*` with the processes in them: what a crash left behind.
 pub fn sweep(prefix: &str) -> Result<()> {
     let out = Command::new("ip").args(["netns", "list"]).output().context("ip netns list")?;
@@ -202,6 +205,18 @@ pub fn sweep(prefix: &str) -> Result<()> {
                 let pid = nix::unistd::Pid::from_raw(pid);
                 let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
             }
+        }
+    }
+    // What is killed is gone a little later, and holds files until then.
+    let deadline = Instant::now() + GONE_MAX;
+    for name in &names {
+        while Instant::now() < deadline {
+            let pids = Command::new("ip").args(["netns", "pids", name]).output()?;
+            let pids = String::from_utf8_lossy(&pids.stdout).into_owned();
+            if pids.split_whitespace().all(|pid| pid == me.to_string()) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
     for name in &names {

@@ -1,13 +1,17 @@
 //! The real parts a fleet is made of: found, else built or installed once, and kept in a cache.
 
+mod kubernetes;
+mod node;
+
+pub use node::NodeParts;
+
 use anyhow::{Context, Result, bail, ensure};
+use kubernetes::Program;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The release whose API server the promises are shown on.
 pub const KUBERNETES: &str = "v1.36.3";
-/// Staging modules (`k8s.io/api` and the like) of that release.
-const KUBERNETES_STAGING: &str = "v0.36.3";
 /// The release of Envoy that checks our xDS and stands beside us in `bench`.
 pub const ENVOY: &str = "1.40.0";
 
@@ -68,7 +72,7 @@ impl Parts {
             Server::Embedded
         } else {
             let etcd = asset("etcd").unwrap_or(program_or_install("etcd", "etcd-server")?);
-            Server::Kube { kube_apiserver: kube_apiserver()?, etcd }
+            Server::Kube { kube_apiserver: kubernetes::program(Program::ApiServer)?, etcd }
         };
         Ok(Self {
             server,
@@ -119,76 +123,6 @@ fn asset(name: &str) -> Option<PathBuf> {
     path.is_file().then_some(path)
 }
 
-fn kube_apiserver() -> Result<PathBuf> {
-    kubernetes_program("kube-apiserver", &["--version"], &format!("Kubernetes {KUBERNETES}"))
-}
-
-/// kubectl of that release.
-fn kubectl() -> Result<PathBuf> {
-    let version = format!("Client Version: {KUBERNETES}");
-    kubernetes_program("kubectl", &["version", "--client"], &version)
-}
-
-/// A program of Kubernetes: given, cached, or built. `first` is the first line it says to `asked`.
-fn kubernetes_program(name: &str, asked: &[&str], first: &str) -> Result<PathBuf> {
-    if let Some(path) = asset(name) {
-        return Ok(path);
-    }
-    let dir = cache()?.join("build/k8s");
-    let program = dir.join(name);
-    let version = Command::new(&program).args(asked).output();
-    let fits = |out: &std::process::Output| {
-        String::from_utf8_lossy(&out.stdout).lines().next().map(str::trim) == Some(first)
-    };
-    if version.as_ref().is_ok_and(fits) {
-        return Ok(program);
-    }
-    eprintln!("building {name} {KUBERNETES} from Go modules, about 6 minutes on 2 cores");
-    std::fs::create_dir_all(&dir)?;
-    wrap_kubernetes(&dir)?;
-    let stamp = format!("-s -w -X k8s.io/component-base/version.gitVersion={KUBERNETES}");
-    let fresh = format!("{name}.new");
-    run(Command::new("go")
-        .args(["build", "-ldflags", &stamp, "-o", &fresh])
-        .arg(format!("k8s.io/kubernetes/cmd/{name}"))
-        .current_dir(&dir))?;
-    // Renamed when whole, so that a killed build leaves nothing that looks finished.
-    std::fs::rename(dir.join(fresh), &program)?;
-    Ok(program)
-}
-
-/// Writes a Go module of our own that holds Kubernetes' programs.
-fn wrap_kubernetes(dir: &Path) -> Result<()> {
-    let kubernetes = module("k8s.io/kubernetes", KUBERNETES)?;
-    let plan = std::fs::read_to_string(&kubernetes.go_mod)?;
-    // Kubernetes replaces its staging modules by folders of its repository, which a foreign main
-    // module cannot: each is replaced by its published release instead.
-    let mut staged: Vec<&str> = plan
-        .lines()
-        .filter_map(|line| line.trim().split_once(" => ./staging/"))
-        .map(|(name, _)| name.trim_start_matches("replace ").trim())
-        .collect();
-    staged.sort_unstable();
-    staged.dedup();
-    ensure!(!staged.is_empty(), "go.mod of Kubernetes {KUBERNETES} replaces no staging module");
-    let go_version = plan
-        .lines()
-        .find_map(|line| line.strip_prefix("go "))
-        .context("go.mod of Kubernetes has no line `go`")?;
-    let mut text = format!(
-        "module isthmus/kubernetes\n\ngo {go_version}\n\nrequire k8s.io/kubernetes {KUBERNETES}\n"
-    );
-    for name in staged {
-        text.push_str(&format!("replace {name} => {name} {KUBERNETES_STAGING}\n"));
-    }
-    std::fs::write(dir.join("go.mod"), text)?;
-    std::fs::write(
-        dir.join("tools.go"),
-        "//go:build tools\n\npackage tools\n\nimport (\n\t_ \"k8s.io/kubernetes/cmd/kube-apiserver\"\n\t_ \"k8s.io/kubernetes/cmd/kubectl\"\n)\n",
-    )?;
-    run(Command::new("go").args(["mod", "tidy", "-e"]).current_dir(dir))
-}
-
 /// A folder with kube-apiserver, kubectl and etcd, as `KUBEBUILDER_ASSETS` means it.
 pub fn assets() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("KUBEBUILDER_ASSETS") {
@@ -197,8 +131,11 @@ pub fn assets() -> Result<PathBuf> {
     let dir = cache()?.join("assets");
     std::fs::create_dir_all(&dir)?;
     let etcd = program_or_install("etcd", "etcd-server")?;
-    let programs = [("kube-apiserver", kube_apiserver()?), ("kubectl", kubectl()?), ("etcd", etcd)];
-    for (name, program) in programs {
+    let built = kubernetes::programs([Program::ApiServer, Program::Kubectl])?;
+    let [kube_apiserver, kubectl] = built;
+    for (name, program) in
+        [("kube-apiserver", kube_apiserver), ("kubectl", kubectl), ("etcd", etcd)]
+    {
         let link = dir.join(name);
         if link.symlink_metadata().is_ok() {
             std::fs::remove_file(&link)?;
@@ -331,14 +268,29 @@ pub fn program_or_install(program: &str, package: &str) -> Result<PathBuf> {
     if let Some(path) = on_path(program) {
         return Ok(path);
     }
-    if nix::unistd::geteuid().is_root() && on_path("apt-get").is_some() {
-        eprintln!("installing {package} for `{program}`");
-        run(Command::new("apt-get")
-            .args(["install", "-y", "-qq", "--no-install-recommends", package])
-            .env("DEBIAN_FRONTEND", "noninteractive"))?;
-    }
+    install(program, package)?;
     on_path(program)
         .with_context(|| format!("`{program}` is not on PATH. Install the package {package}"))
+}
+
+/// As [`program_or_install`], of a file that is on nobody's PATH.
+fn file_or_install(path: &Path, package: &str) -> Result<()> {
+    if !path.is_file() {
+        install(&path.display().to_string(), package)?;
+    }
+    ensure!(path.is_file(), "{} is missing. Install the package {package}", path.display());
+    Ok(())
+}
+
+/// Installs a package as root on Debian; nothing elsewhere.
+fn install(what: &str, package: &str) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() || on_path("apt-get").is_none() {
+        return Ok(());
+    }
+    eprintln!("installing {package} for `{what}`");
+    run(Command::new("apt-get")
+        .args(["install", "-y", "-qq", "--no-install-recommends", package])
+        .env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
 fn on_path(program: &str) -> Option<PathBuf> {

@@ -20,6 +20,8 @@ pub struct Job {
     pub user: Option<u32>,
     /// Give it `/etc/netns/NAMESPACE/*` as `/etc/*` (`ip netns exec`); else the caller's files.
     pub own_etc: bool,
+    /// It does not end with us: whoever takes the fleet down ends it.
+    pub stays: bool,
     pub program: PathBuf,
     pub args: Vec<String>,
     pub env: Vec<(String, String)>,
@@ -35,6 +37,7 @@ impl Job {
             door: spot.door(),
             user: None,
             own_etc: false,
+            stays: false,
             program: program.to_owned(),
             args: vec![],
             env: vec![],
@@ -49,6 +52,15 @@ impl Job {
 
     pub fn own_etc(mut self) -> Self {
         self.own_etc = true;
+        self
+    }
+
+    pub fn stays(self) -> Self {
+        self.stays_if(true)
+    }
+
+    pub fn stays_if(mut self, stays: bool) -> Self {
+        self.stays = stays;
         self
     }
 
@@ -68,7 +80,7 @@ impl Job {
             .append(true)
             .open(&self.log)
             .with_context(|| format!("opening {}", self.log.display()))?;
-        let mut command = self.door.start(&self.program, self.user, self.own_etc);
+        let mut command = self.door.start(&self.program, self.user, self.own_etc, self.stays);
         command
             .args(&self.args)
             .envs(self.env.iter().map(|(k, v)| (k, v)))

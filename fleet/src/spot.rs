@@ -82,8 +82,14 @@ impl Door {
     }
 
     /// A command for a process of a fleet: under `user` where a place has users, and dead at the
-    /// latest with this process.
-    pub(crate) fn start(&self, program: &Path, user: Option<u32>, own_etc: bool) -> Command {
+    /// latest with this process, unless it `stays`.
+    pub(crate) fn start(
+        &self,
+        program: &Path,
+        user: Option<u32>,
+        own_etc: bool,
+        stays: bool,
+    ) -> Command {
         use std::os::unix::process::CommandExt;
         match self {
             Self::Netns(name) => {
@@ -97,7 +103,13 @@ impl Door {
                     command
                 };
                 // Every wrapper execs the next, so the pid we signal is the program's own.
-                command.args(["setpriv", "--pdeathsig", "KILL"]);
+                command.arg("setpriv");
+                if stays {
+                    // Ctrl-C at the terminal is for us, who end things in order.
+                    command.process_group(0);
+                } else {
+                    command.args(["--pdeathsig", "KILL"]);
+                }
                 if let Some(id) = user {
                     command.args([
                         format!("--reuid={id}"),

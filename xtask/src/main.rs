@@ -1,4 +1,4 @@
-//! The project's chores, as CI runs them: `cargo xtask codegen|test|e2e|bench`.
+//! The project's chores, as CI runs them: `cargo xtask codegen|test|e2e|fleet|bench`.
 
 #[cfg(test)]
 mod keeper;
@@ -27,6 +27,8 @@ enum Chore {
     },
     /// The promises, each by its name: `cargo xtask e2e first-call`; `--list` names them.
     E2e(E2e),
+    /// Three clusters with real nodes on this machine: `cargo xtask fleet up`, `shell`, `down`.
+    Fleet(E2e),
     /// Ratios against peers on this machine.
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -47,6 +49,7 @@ fn main() -> std::process::ExitCode {
         Chore::Golden => golden(),
         Chore::Test { no_e2e } => test(no_e2e),
         Chore::E2e(options) => e2e(&options.rest),
+        Chore::Fleet(options) => fleet(&options.rest),
         Chore::Bench { rest } => bench(&rest),
     };
     match end {
@@ -150,21 +153,6 @@ const SABOTAGE: [(&str, &[&str]); 3] = [
     ("verifier", &["forged-identity"]),
 ];
 
-/// Scenarios that are played on the embedded API server too. The others are about how an API server
-/// dies, or about figures that are given for the real one.
-const EMBEDDED: [&str; 10] = [
-    "--embedded",
-    "--again",
-    "first-call",
-    "link-life",
-    "sni-refused",
-    "forged-identity",
-    "bad-input",
-    "cli-walk",
-    "link-fleet",
-    "check",
-];
-
 /// What was run, what was not, and what failed; printed whole at the end.
 #[derive(Default)]
 struct Closing {
@@ -226,7 +214,7 @@ fn test(no_e2e: bool) -> Result<()> {
         closing.leave_out("promises on real clusters", "the programs were not built");
     } else {
         closing.note("promises on real clusters", e2e(&["all".into(), "--again".into()]));
-        let embedded = EMBEDDED.map(str::to_owned);
+        let embedded = ["--driver", "embedded", "--again", "all"].map(str::to_owned);
         closing.note("promises on the embedded API server", e2e(&embedded));
         for (pillar, scenarios) in SABOTAGE {
             let sabotage = ["--sabotage", pillar];
@@ -342,4 +330,13 @@ fn demo() -> Result<()> {
 fn e2e(rest: &[String]) -> Result<()> {
     build()?;
     run(Command::new(built("isthmus-e2e")?).arg("run").args(rest))
+}
+
+/// What is up is not waited for by a build.
+fn fleet(rest: &[String]) -> Result<()> {
+    let program = built("isthmus-e2e")?;
+    if rest.first().is_some_and(|verb| verb == "up") || !program.is_file() {
+        build()?;
+    }
+    run(Command::new(program).arg("fleet").args(rest))
 }

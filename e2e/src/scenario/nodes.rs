@@ -1,0 +1,105 @@
+//! The promises that need real nodes: kubelets, containers, captured pods, the cluster's own DNS.
+
+mod node_faults;
+mod plain_pods;
+
+use super::broken;
+use anyhow::{Context, Result, bail, ensure};
+use fleet::nodes::{NodeCluster, Nodes};
+use fleet::objects;
+use fleet::verdict::Verdict;
+use futures::future::LocalBoxFuture;
+use std::time::Duration;
+
+/// One scenario on nodes.
+pub struct Scenario {
+    pub name: &'static str,
+    pub about: &'static str,
+    run: for<'a> fn(&'a Stage<'a>) -> LocalBoxFuture<'a, Result<()>>,
+}
+
+/// All of them, in the order in which `all` runs them.
+pub const ALL: &[Scenario] = &[
+    Scenario {
+        name: "plain-pods",
+        about: "a Deployment, its Service, DNS, exec, logs, a load balancer, a token: no mesh yet",
+        run: |stage| Box::pin(plain_pods::plain_pods(stage)),
+    },
+    Scenario {
+        name: "node-faults",
+        about: "a node in a black hole, and one whose power fails: noticed, and whole again",
+        run: |stage| Box::pin(node_faults::node_faults(stage)),
+    },
+];
+
+/// What a scenario sees of the run.
+pub struct Stage<'a> {
+    pub fleet: &'a Nodes,
+    name: &'static str,
+    verdicts: std::sync::Mutex<Vec<Verdict>>,
+}
+
+/// Runs one scenario and hands back what it judged.
+pub async fn play(fleet: &Nodes, scenario: &Scenario) -> Vec<Verdict> {
+    println!("\n== {}: {}", scenario.name, scenario.about);
+    let stage = Stage { fleet, name: scenario.name, verdicts: Default::default() };
+    let end = (scenario.run)(&stage).await;
+    let mut verdicts = stage.verdicts.into_inner().expect("no holder panics");
+    verdicts.extend(end.err().map(|error| broken(scenario.name, &error)));
+    verdicts
+}
+
+impl Stage<'_> {
+    /// Judges one promise and prints it at once.
+    pub fn judge(&self, promise: &str, figure: &str, kept: bool) {
+        println!("  {}  {promise}\n         {figure}", if kept { "kept" } else { "RED " });
+        self.verdicts.lock().expect("no holder panics").push(Verdict {
+            scenario: self.name.to_owned(),
+            promise: promise.to_owned(),
+            figure: figure.to_owned(),
+            kept,
+            rests_on: vec![],
+        });
+    }
+
+    /// What kubectl prints; its complaint where it fails.
+    pub async fn kubectl(&self, cluster: &str, args: &[&str]) -> Result<String> {
+        let out = self.fleet.kubectl(cluster).args(args).output().await?;
+        if !out.status.success() {
+            let said = String::from_utf8_lossy(&out.stderr);
+            bail!("kubectl {}: {}", args.join(" "), said.trim());
+        }
+        Ok(String::from_utf8(out.stdout)?)
+    }
+}
+
+/// Tries until it succeeds; the last error after `limit`.
+async fn until<T>(
+    limit: Duration,
+    what: &str,
+    mut attempt: impl AsyncFnMut() -> Result<T>,
+) -> Result<T> {
+    let start = tokio::time::Instant::now();
+    loop {
+        match attempt().await {
+            Ok(value) => return Ok(value),
+            Err(error) if start.elapsed() > limit => {
+                return Err(error).with_context(|| format!("{what}, tried for {limit:?}"));
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+        }
+    }
+}
+
+/// Deletes a scenario's namespace and waits until it is gone.
+async fn gone(cluster: &NodeCluster, namespace: &str) -> Result<()> {
+    const GONE: Duration = Duration::from_secs(90);
+    let namespaces = objects::api(cluster.client(), "v1", "Namespace", "");
+    namespaces.delete(namespace, &Default::default()).await?;
+    until(GONE, "deleting a namespace", async || {
+        let found = namespaces.get_opt(namespace).await?;
+        ensure!(found.is_none(), "{namespace} is still there");
+        Ok(())
+    })
+    .await
+}

@@ -1,0 +1,66 @@
+//! Images of every node: the sandbox's, the cluster DNS's, a workload's, and one with a shell.
+
+use crate::image::{File, Image, REGISTRY, libraries, write_oci};
+use crate::parts::NodeParts;
+use anyhow::{Context, Result, ensure};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The sandbox of every pod.
+pub(super) const PAUSE: &str = "docker.io/library/pause:fleet";
+pub(super) const COREDNS: &str = "docker.io/library/coredns:fleet";
+/// [`crate::hello`], as `isthmus-e2e hello`.
+pub const HELLO: &str = "docker.io/library/hello:fleet";
+/// A shell, busybox's programs and curl.
+pub const TOOLS: &str = "docker.io/library/tools:fleet";
+
+/// Writes them all to `dir`; their paths. `own` is the program that plays the workload.
+pub(super) fn write(parts: &NodeParts, own: &Path, dir: &Path) -> Result<Vec<PathBuf>> {
+    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    let stripped = dir.join("hello");
+    strip(own, &stripped)?;
+    let mut hello = Image::of_program(HELLO, &stripped, "/usr/bin/isthmus-e2e")?;
+    hello.entrypoint.push("hello".into());
+    let mut pause = Image::of_program(PAUSE, &parts.busybox, "/bin/busybox")?;
+    pause.entrypoint.extend(["sleep".into(), "infinity".into()]);
+    let mut tools = Image::of_program(TOOLS, &parts.busybox, "/bin/busybox")?;
+    tools.files.extend(applets(&parts.busybox)?);
+    let curl =
+        std::fs::read(&parts.curl).with_context(|| format!("reading {}", parts.curl.display()))?;
+    tools.files.push(File::new("/usr/bin/curl", 0o755, curl));
+    tools.files.extend(libraries(&parts.curl)?);
+    tools.entrypoint = vec!["/bin/sh".into()];
+    tools.env.push(("PATH".into(), "/usr/bin:/bin".into()));
+    let coredns = Image::of_program(COREDNS, &parts.coredns, "/coredns")?;
+    let images = [pause, coredns, tools, hello];
+    images
+        .into_iter()
+        .map(|image| {
+            let short = image.name.trim_start_matches(REGISTRY).trim_start_matches('/');
+            let path = dir.join(format!("{}.tar", short.replace(':', "-")));
+            write_oci(&image, &path)?;
+            Ok(path)
+        })
+        .collect()
+}
+
+/// A link for each program that busybox plays.
+fn applets(busybox: &Path) -> Result<Vec<File>> {
+    let out = Command::new(busybox).arg("--list").output().context("starting busybox")?;
+    let names = String::from_utf8(out.stdout)?;
+    let other = |name: &&str| *name != "busybox" && !name.is_empty();
+    let links = names.lines().filter(other);
+    let links: Vec<File> =
+        links.map(|name| File::link(format!("/bin/{name}"), "busybox")).collect();
+    ensure!(links.iter().any(|file| file.path.ends_with("sh")), "busybox lists no shell");
+    Ok(links)
+}
+
+/// A copy without what only a debugger reads, where `strip` is there.
+fn strip(program: &Path, to: &Path) -> Result<()> {
+    let done = Command::new("strip").arg("-o").arg(to).arg(program).status();
+    if !done.is_ok_and(|status| status.success()) {
+        std::fs::copy(program, to).with_context(|| format!("copying {}", program.display()))?;
+    }
+    Ok(())
+}
