@@ -7,7 +7,7 @@ use clap::{Args, Parser};
 use e2e::scenario::{self, Driver};
 use fleet::nodes::{init, load_balancer};
 use fleet::verdict::{self, Pillar, Verdict};
-use fleet::{exact, forger, hello, load, parts, streams};
+use fleet::{exact, forger, hello, hellos, load, parts, smuggling, streams};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -40,10 +40,16 @@ enum Command {
     Hello(hello::Options),
     /// The load of the scenarios.
     Load(load::Options),
+    /// New connections to gateways as load, each a ClientHello and the beginning of its answer.
+    Hellos(hellos::Options),
     /// gRPC streams as load.
     Streams(streams::Options),
     /// Tries to carry bytes in every way there is; prints how each went, as JSON.
     Exact(exact::Options),
+    /// Sends every ambiguous request there is; prints what was answered, as JSON.
+    Smuggle(smuggling::Options),
+    /// hyper as it comes, which says what it was asked.
+    Seen(smuggling::backends::Options),
     /// One GET; prints the body.
     Call {
         url: String,
@@ -137,12 +143,19 @@ fn run() -> Result<()> {
         }
         Command::Clean { prefix } => fleet::clean(&prefix),
         Command::Hello(options) => runtime()?.block_on(hello::run(options)),
+        Command::Hellos(options) => runtime()?.block_on(hellos::run(options)),
         Command::Load(options) => runtime()?.block_on(load::run(options)),
         Command::Exact(options) => {
             let tried = runtime()?.block_on(exact::run(&options));
             println!("{}", serde_json::to_string(&tried)?);
             Ok(())
         }
+        Command::Smuggle(options) => {
+            let told = runtime()?.block_on(smuggling::run(&options))?;
+            println!("{}", serde_json::to_string(&told)?);
+            Ok(())
+        }
+        Command::Seen(options) => runtime()?.block_on(smuggling::backends::run(options)),
         Command::Streams(options) => runtime()?.block_on(streams::run(options)),
         Command::Call { url, limit } => {
             let limit = Duration::from_secs_f64(limit);
@@ -240,6 +253,9 @@ fn play_on_processes(options: Run, driver: Driver) -> Result<()> {
         ensure!(chosen.len() > before, "there is no scenario `{name}`; --list names them");
     }
     let parts = parts::Parts::ready(options.isthmus, driver == Driver::Embedded)?;
+    for (scenario, _) in &chosen {
+        scenario::prepare(scenario)?;
+    }
     let prefix = options.prefix.unwrap_or_else(|| "isth".into());
     let fleet = fleet::Options { prefix, sabotage: options.sabotage };
     let (home, wan) = fleet::Home::claim(&fleet, parts)?;
