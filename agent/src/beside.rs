@@ -66,7 +66,7 @@ pub async fn run(config: Config, beside: Beside, end: CancellationToken) -> anyh
     let server = dial::control_plane(&config.trust_domain);
     let (svid, bundle) = (agent.svid.clone(), agent.bundle.clone());
     let connector =
-        dial::connector(config.control_plane, Some(svid.clone()), bundle.clone(), &server);
+        dial::connector(config.control_plane.clone(), Some(svid.clone()), bundle.clone(), &server);
     let heard = watch::Sender::new(Heard::default());
     let refused = Counter::default();
     numbers::register_relay(&metrics, heard.subscribe(), refused.clone());

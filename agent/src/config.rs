@@ -1,6 +1,6 @@
 //! What an agent beside a foreign proxy is told by its file.
 
-use crate::{AgentConfig, Source};
+use crate::{AgentConfig, HostPort, RootCertificates, Source};
 use anyhow::ensure;
 use ipnet::IpNet;
 use mesh::name::{ClusterId, Network, TrustDomain};
@@ -21,13 +21,13 @@ pub struct Config {
     /// Service account.
     pub account: String,
     pub trust_domain: TrustDomain,
-    /// Root certificates, PEM.
-    pub root_certificates: PathBuf,
+    /// Root certificates: a PEM file, or the PEM itself.
+    pub root_certificates: RootCertificates,
     /// This pod's addresses; the first is part of the xDS node id.
     pub pod_addresses: Vec<IpAddr>,
 
-    /// `IP:PORT` of the control plane.
-    pub control_plane: SocketAddr,
+    /// `HOST:PORT` of the control plane.
+    pub control_plane: HostPort,
     /// File of the service account token, audience `istio-ca`.
     pub token: PathBuf,
     /// Folder for the identity, kept over restarts.
@@ -102,7 +102,7 @@ impl Config {
             address: self.pod_addresses[0],
             root_certificates: self.root_certificates.clone(),
             source: Source::ControlPlane {
-                address: self.control_plane,
+                address: self.control_plane.clone(),
                 token: self.token.clone(),
                 state: self.state.clone(),
             },

@@ -11,6 +11,7 @@ mod state;
 
 pub use beside::{Beside, run};
 pub use config::Config;
+pub use dial::{HostPort, NotHostPort};
 
 use anyhow::Context as _;
 use mesh::name::{ClusterId, Identity, Network, TrustDomain};
@@ -19,8 +20,9 @@ use mesh::world::{Dialect, Role};
 use prometheus_client::metrics::counter::Counter;
 use runtime::metrics::Metrics;
 use runtime::readiness::Readiness;
+use serde::Deserialize;
 use state::State;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,8 +55,7 @@ pub struct AgentConfig {
     pub account: String,
     /// The pod's address, part of the xDS node id.
     pub address: IpAddr,
-    /// Root certificates, PEM.
-    pub root_certificates: PathBuf,
+    pub root_certificates: RootCertificates,
     pub source: Source,
     /// Names every proxy of this role follows from its start on (its listeners, its zone).
     pub follow: Vec<ResourceName>,
@@ -64,7 +65,7 @@ pub struct AgentConfig {
 pub enum Source {
     /// A control plane: SVID by CSR with the token, configuration by xDS over mTLS.
     ControlPlane {
-        address: SocketAddr,
+        address: HostPort,
         /// File of the service account token, audience `istio-ca`; read again for every request.
         token: PathBuf,
         /// Folder for the last good configuration and identity (files 0600); `None` keeps none.
@@ -72,6 +73,32 @@ pub enum Source {
     },
     /// Files that an operator wrote: a JSON list of xDS resources, and an SVID.
     Files { resources: PathBuf, chain: PathBuf, key: PathBuf },
+}
+
+/// Root certificates, PEM: a file, or the text itself (a pod is given it with its configuration).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "String")]
+pub enum RootCertificates {
+    File(PathBuf),
+    Text(String),
+}
+
+impl From<String> for RootCertificates {
+    fn from(text: String) -> Self {
+        if text.contains("-----BEGIN ") { Self::Text(text) } else { Self::File(text.into()) }
+    }
+}
+
+impl RootCertificates {
+    fn bundle(&self) -> anyhow::Result<Bundle> {
+        match self {
+            Self::File(path) => {
+                let text = read(path, "rootCertificates")?;
+                Bundle::from_pem(&text).with_context(|| format!("in {}", path.display()))
+            }
+            Self::Text(text) => Bundle::from_pem(text).context("in rootCertificates"),
+        }
+    }
 }
 
 /// What [`start`] hands over; all of it goes on being renewed until `end`.
@@ -117,10 +144,7 @@ pub async fn start(
     metrics: &Metrics,
     end: CancellationToken,
 ) -> anyhow::Result<Agent> {
-    let bundle = read(&config.root_certificates, "rootCertificates")?;
-    let bundle = Bundle::from_pem(&bundle)
-        .with_context(|| format!("in {}", config.root_certificates.display()))?;
-    let bundle = watch::Sender::new(Arc::new(bundle));
+    let bundle = watch::Sender::new(Arc::new(config.root_certificates.bundle()?));
     match config.source.clone() {
         Source::Files { resources, chain, key } => {
             let program = read(&resources, "resources")?;
@@ -150,7 +174,7 @@ pub async fn start(
             let (hurry, hurried) = watch::channel(0);
             let failed = Counter::default();
             let server = dial::control_plane(&config.trust_domain);
-            let issuing = dial::connector(address, None, bundle.subscribe(), &server);
+            let issuing = dial::connector(address.clone(), None, bundle.subscribe(), &server);
             let issue = identity::Issue {
                 identity,
                 token,

@@ -1,6 +1,6 @@
 //! The agent against a control plane on real sockets: identity, configuration, restarts without it.
 
-use agent::{Agent, AgentConfig, Source as Origin, start};
+use agent::{Agent, AgentConfig, RootCertificates, Source as Origin, start};
 use futures::future::BoxFuture;
 use mesh::name::Identity;
 use mesh::program::*;
@@ -196,9 +196,9 @@ impl Machine {
             pod: "gw-0".into(),
             account: "isthmus-gateway".into(),
             address: "10.244.0.7".parse().unwrap(),
-            root_certificates: self.file("root.pem"),
+            root_certificates: RootCertificates::File(self.file("root.pem")),
             source: Origin::ControlPlane {
-                address,
+                address: address.into(),
                 token: self.file("token"),
                 state: state.then(|| self.file("state")),
             },

@@ -5,6 +5,7 @@ mod check;
 mod demo;
 mod explain;
 mod export;
+mod inject;
 mod install;
 mod link;
 mod look;
@@ -69,6 +70,8 @@ enum Verb {
     Export(export::Call),
     /// Take an export back.
     Unexport(export::Call),
+    /// Give the pods of a file of manifests their sidecars, exactly as the webhook does.
+    Inject(inject::Call),
     /// What is broken first, since when, and whether traffic is hurt.
     Status(status::Call),
     /// What is broken, the cause first, with its fix; `--pre`: what linking still needs.
@@ -142,6 +145,7 @@ async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Unlink(call) => call.run().await,
         Verb::Export(call) => call.export().await,
         Verb::Unexport(call) => call.unexport().await,
+        Verb::Inject(call) => call.run().await,
         Verb::Status(call) => call.run().await,
         Verb::Check(call) => call.run().await,
         Verb::ProxyStatus(call) => call.run().await,

@@ -10,8 +10,11 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug, Args)]
 pub(crate) struct Config {
     /// YAML configuration of this program; unknown fields are refused.
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "config_env")]
+    config: Option<PathBuf>,
+    /// The same as the text of this variable of the environment: how an injected pod has it.
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    config_env: Option<String>,
 }
 
 impl Config {
@@ -24,7 +27,11 @@ impl Config {
         F: Future<Output = Result<()>>,
     {
         runtime::telemetry::start();
-        let config = runtime::config::load(&self.config)?;
+        let config = match (&self.config, &self.config_env) {
+            (Some(file), _) => runtime::config::load(file)?,
+            (None, Some(name)) => runtime::config::load_variable(name)?,
+            (None, None) => unreachable!("clap asks for one of both"),
+        };
         let end = runtime::shutdown::on_signal()?;
         program(config, end).await?;
         Ok(ExitCode::SUCCESS)

@@ -5,7 +5,7 @@
 //! knowledge is), [`follow`] (one kind, for ever), [`parse`] (object to value, with findings),
 //! [`watch`] (all kinds of the own cluster as one `Inventory`), then secrets, tokens, and the
 //! federation's doors: [`remote`], [`renewal`], [`kubeconfig`], [`apply`], [`link_objects`], [`lease`], [`api`];
-//! last the operator's: [`operator`] and [`credential`].
+//! [`inject`] (a pod's sidecar, a pure function); last the operator's: [`operator`] and [`credential`].
 
 pub mod api;
 pub mod apply;
@@ -13,6 +13,7 @@ pub mod client;
 pub mod credential;
 pub mod follow;
 pub mod heard;
+pub mod inject;
 pub mod kubeconfig;
 pub mod lease;
 pub mod link_objects;

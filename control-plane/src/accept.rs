@@ -203,7 +203,7 @@ mod tests {
 
     async fn listening(limits: Limits) -> Place {
         let issuer = authority::issuer(&cacerts("east.mesh")).unwrap();
-        let svid = Arc::new(authority::own_svid(&issuer, "isthmus-system").unwrap());
+        let svid = Arc::new(authority::own_svid(&issuer, "isthmus-system", &[]).unwrap());
         let expected = Expected::AnyOf(Arc::new([svid.identity.clone()].into()));
         let (_, bundle) = watch::channel(Arc::new(issuer.bundle().clone()));
         let (_, svid) = watch::channel(svid);

@@ -158,11 +158,16 @@ impl Issue for Authority {
     }
 }
 
-/// The control plane's own certificate, by its own authority.
-pub(crate) fn own_svid(issuer: &Issuer, root_namespace: &str) -> anyhow::Result<Svid> {
+/// The control plane's own certificate, by its own authority: for proxies its identity counts, for
+/// the API server, which calls the webhook, one of `names`.
+pub(crate) fn own_svid(
+    issuer: &Issuer,
+    root_namespace: &str,
+    names: &[String],
+) -> anyhow::Result<Svid> {
     let identity = identity(issuer, root_namespace, ACCOUNT).map_err(anyhow::Error::msg)?;
     let (key, csr) = new_key_and_csr(&identity);
-    let chain = issuer.sign(&csr, &identity, Duration::ZERO, SystemTime::now())?;
+    let chain = issuer.sign_server(&csr, &identity, names, Duration::ZERO, SystemTime::now())?;
     Ok(Svid::from_pem(&chain.concat(), key.reveal())?)
 }
 

@@ -10,5 +10,7 @@ mod pages;
 mod place;
 mod run;
 mod serve;
+mod webhook;
 
 pub use run::{Config, run};
+pub use webhook::Config as WebhookConfig;

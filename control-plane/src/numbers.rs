@@ -26,6 +26,12 @@ pub(crate) struct Numbers {
     issue_refused: Family<Reason, Counter>,
     connections_refused: Family<Reason, Counter>,
     renewals_failed: Family<Reason, Counter>,
+    injections: Family<Injected, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Injected {
+    outcome: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -35,7 +41,13 @@ struct Reason {
 
 impl Numbers {
     pub(crate) fn register(&self, registry: &mut Registry) {
-        let Self { requested, issued, issue_refused, connections_refused, renewals_failed } = self;
+        let Self { requested, issued, issue_refused, connections_refused, .. } = self;
+        let Self { renewals_failed, injections, .. } = self;
+        registry.register(
+            "isthmus_injection",
+            "Pods the webhook was asked about, by what became of them",
+            injections.clone(),
+        );
         registry.register("citadel_server_csr_count", "Certificates asked for", requested.clone());
         registry.register(
             "citadel_server_success_cert_issuance_count",
@@ -57,6 +69,11 @@ impl Numbers {
             "Attempts that renewed neither: authority (Secret cacerts), certificate (its own)",
             renewals_failed.clone(),
         );
+    }
+
+    /// `outcome` is `injected`, why a pod was left alone, or why the question was not answered.
+    pub(crate) fn injection(&self, outcome: &'static str) {
+        self.injections.get_or_create(&Injected { outcome }).inc();
     }
 
     /// `reason` is what was to be renewed.

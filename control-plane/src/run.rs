@@ -5,9 +5,12 @@ use crate::authority::{self, Authority};
 use crate::numbers::{Live, Numbers};
 use crate::pages::pages;
 use crate::serve::{Served, follow};
+use crate::webhook::{self, Webhook};
 use anyhow::Context as _;
+use cluster::inject::{Settings, namespace_labels, read_settings};
 use cluster::secret::Cacerts;
 use cluster::watch::WatchHealth;
+use futures::future::BoxFuture;
 use mesh::inventory::Inventory;
 use runtime::admin::{self, Listen, Pages};
 use runtime::metrics::Metrics;
@@ -46,6 +49,8 @@ pub struct Config {
     /// Where Secret `cacerts` is; only the control plane may read it there (docs/adr/0008).
     #[serde(default = "authority_namespace")]
     pub authority_namespace: String,
+    /// The mutating webhook that injects sidecars; without it there is none.
+    pub webhook: Option<webhook::Config>,
 }
 
 fn listen() -> SocketAddr {
@@ -78,6 +83,7 @@ const WAITING: usize = 64;
 pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     let Config { kubeconfig, listen, admin, metrics: metrics_at, .. } = config;
     let (root_namespace, authority_namespace) = (config.root_namespace, config.authority_namespace);
+    let names = webhook::names(&root_namespace, config.webhook.as_ref());
     // Ending by ourselves is not the caller's end.
     let end = end.child_token();
     // What shows our state outlives what has one.
@@ -92,6 +98,13 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
 
     // A port in use shows here, before anything has been started.
     let listener = admin::bind_tcp(listen).await?;
+    let webhook = match &config.webhook {
+        Some(webhook) => {
+            webhook::wait_for_settings(&readiness);
+            Some(admin::bind_tcp(webhook.listen).await?)
+        }
+        None => None,
+    };
     let own_pages = pages(&served, &sessions, &readiness, &metrics);
     let address = Listen::Tcp { address: admin, public: false };
     admin::serve(address, own_pages, last.clone()).await?;
@@ -123,7 +136,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
         first = first_authority(&read, &readiness) => first,
     };
     let (cacerts, issuer) = first;
-    let svid = authority::own_svid(&issuer, &root_namespace)
+    let svid = authority::own_svid(&issuer, &root_namespace, &names)
         .context("the control plane cannot sign its own certificate")?;
     let bundle = Arc::new(issuer.bundle().clone());
     tracing::info!(
@@ -140,18 +153,46 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
 
     let renew = {
         let (issuer, numbers) = (issuer.clone(), numbers.clone());
+        let root_namespace = root_namespace.clone();
         async move || {
             let issuer = issuer.borrow().clone();
-            let made = authority::own_svid(&issuer, &root_namespace);
+            let made = authority::own_svid(&issuer, &root_namespace, &names);
             made.inspect_err(|_| numbers.renewal_failed("certificate"))
         }
     };
+    let reviewing = client.clone();
     let review: authority::Review = Box::new(move |token| {
-        let client = client.clone();
+        let client = reviewing.clone();
         Box::pin(async move { cluster::token::review(&client, &token, authority::AUDIENCE).await })
     });
     let issue = Authority::new(issuer.clone(), served.clone(), review, numbers.clone());
     let reloading = numbers.clone();
+    let injecting = {
+        let reading = client.clone();
+        let settings = move |own: Arc<Inventory>| -> BoxFuture<'static, anyhow::Result<Settings>> {
+            let (client, root_namespace) = (reading.clone(), root_namespace.clone());
+            Box::pin(async move { read_settings(&client, &root_namespace, Some(&own.mesh)).await })
+        };
+        let labels = move |namespace: String| -> BoxFuture<'static, anyhow::Result<_>> {
+            let client = client.clone();
+            Box::pin(async move { namespace_labels(&client, &namespace).await })
+        };
+        let webhook = webhook.map(|listener| Webhook {
+            listener,
+            tls: tls::server_config(svid.clone(), bundle.clone(), Clients::None, &[b"http/1.1"]),
+            cluster: webhook::Cluster { settings: Box::new(settings), labels: Box::new(labels) },
+            own: watched.inventory.clone(),
+            numbers: numbers.clone(),
+            readiness: readiness.clone(),
+            end: end.clone(),
+        });
+        async move {
+            match webhook {
+                Some(webhook) => webhook.run().await,
+                None => std::future::pending().await,
+            }
+        }
+    };
     let tls = tls::server_config(svid, bundle, Clients::Optional, &[b"h2"]);
     let (accepted, incoming) = mpsc::channel(WAITING);
     let accepting = tokio::spawn(accept(
@@ -177,6 +218,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
             }),
             rotation::keep(&svids, hurried, renew),
             mirror(issuer.clone(), &issuer_known),
+            injecting,
             report(&readiness, watched.inventory.clone(), watched.health.clone(), issuer.clone()),
         )
     };

@@ -1,6 +1,6 @@
 //! A gateway's configuration file.
 
-use agent::{AgentConfig, Source};
+use agent::{AgentConfig, HostPort, RootCertificates, Source};
 use mesh::name::{ClusterId, Network, TrustDomain};
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -22,11 +22,11 @@ pub struct Config {
     /// The pod's address; part of the xDS node id.
     #[serde(default)]
     pub address: Option<IpAddr>,
-    /// Root certificates, PEM.
-    pub root_certificates: PathBuf,
-    /// Where xDS and certificates come from; or `resources` and `svid`.
+    /// Root certificates: a PEM file, or the PEM itself.
+    pub root_certificates: RootCertificates,
+    /// `HOST:PORT` where xDS and certificates come from; or `resources` and `svid`.
     #[serde(default)]
-    pub control_plane: Option<SocketAddr>,
+    pub control_plane: Option<HostPort>,
     /// Service account token with audience `istio-ca`, read again for every request.
     #[serde(default)]
     pub token: Option<PathBuf>,
@@ -140,10 +140,12 @@ impl Config {
 
     /// [`Config::check`] has passed.
     pub(crate) fn agent(&self) -> AgentConfig {
-        let source = match (self.control_plane, &self.token, &self.resources, &self.svid) {
-            (Some(address), Some(token), _, _) => {
-                Source::ControlPlane { address, token: token.clone(), state: self.state.clone() }
-            }
+        let source = match (&self.control_plane, &self.token, &self.resources, &self.svid) {
+            (Some(address), Some(token), _, _) => Source::ControlPlane {
+                address: address.clone(),
+                token: token.clone(),
+                state: self.state.clone(),
+            },
             (_, _, Some(resources), Some(svid)) => Source::Files {
                 resources: resources.clone(),
                 chain: svid.chain.clone(),

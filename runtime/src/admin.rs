@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -29,6 +30,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a page shows: its query string in, a content type and a body out.
 pub type Page = Arc<dyn Fn(&str) -> Body + Send + Sync>;
 
+/// A page that has to ask somebody first: nothing of the request goes into it.
+pub type Asked = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Body> + Send>> + Send + Sync>;
+
 /// A page's content.
 #[derive(Debug)]
 pub enum Body {
@@ -43,11 +47,12 @@ pub enum Body {
 #[derive(Clone, Default)]
 pub struct Pages {
     pages: BTreeMap<String, Page>,
+    asked: BTreeMap<String, Asked>,
 }
 
 impl std::fmt::Debug for Pages {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.pages.keys()).finish()
+        f.debug_list().entries(self.pages.keys().chain(self.asked.keys())).finish()
     }
 }
 
@@ -58,6 +63,15 @@ impl Pages {
 
     pub fn with(mut self, path: &str, page: impl Fn(&str) -> Body + Send + Sync + 'static) -> Self {
         self.pages.insert(path.into(), Arc::new(page));
+        self
+    }
+
+    /// A page whose content takes a while, which is the page's own to bound.
+    pub fn with_asked<F>(mut self, path: &str, page: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Body> + Send + 'static,
+    {
+        self.asked.insert(path.into(), Arc::new(move || Box::pin(page())));
         self
     }
 
@@ -97,24 +111,21 @@ impl Pages {
             .with("/stats/prometheus", page(metrics.clone()))
     }
 
-    fn answer(&self, method: &Method, path: &str, query: &str) -> Response<Full<Bytes>> {
-        let respond = |status, kind: &str, text: String| {
-            Response::builder()
-                .status(status)
-                .header(header::CONTENT_TYPE, kind)
-                .body(Full::new(Bytes::from(text)))
-                .expect("a checked status and a literal header make a response")
-        };
-        const TEXT: &str = "text/plain; charset=utf-8";
+    async fn answer(&self, method: &Method, path: &str, query: &str) -> Response<Full<Bytes>> {
         if method != Method::GET {
             return respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET\n".into());
         }
-        let Some(page) = self.pages.get(path) else {
-            let list: String = self.pages.keys().map(|path| format!("{path}\n")).collect();
+        let body = if let Some(page) = self.pages.get(path) {
+            page(query)
+        } else if let Some(page) = self.asked.get(path) {
+            page().await
+        } else {
+            let paths = self.pages.keys().chain(self.asked.keys());
+            let list: String = paths.map(|path| format!("{path}\n")).collect();
             let status = if path == "/" { StatusCode::OK } else { StatusCode::NOT_FOUND };
             return respond(status, TEXT, list);
         };
-        match page(query) {
+        match body {
             Body::Json(text) => respond(StatusCode::OK, "application/json", text),
             Body::Text(text) => respond(StatusCode::OK, TEXT, text),
             Body::OpenMetrics(text) => respond(
@@ -125,6 +136,16 @@ impl Pages {
             Body::Unavailable(text) => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, text),
         }
     }
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";
+
+fn respond(status: StatusCode, kind: &str, text: String) -> Response<Full<Bytes>> {
+    Response::builder()
+        .status(status)
+        .header(header::CONTENT_TYPE, kind)
+        .body(Full::new(Bytes::from(text)))
+        .expect("a checked status and a literal header make a response")
 }
 
 /// Where pages are shown.
@@ -224,10 +245,13 @@ async fn accept_loop(listener: impl Accept, pages: Pages, end: CancellationToken
         tokio::spawn(async move {
             let _slot = slot;
             let service = service_fn(move |request: Request<Incoming>| {
-                let uri = request.uri();
-                let response =
-                    pages.answer(request.method(), uri.path(), uri.query().unwrap_or_default());
-                async move { Ok::<_, std::convert::Infallible>(response) }
+                let pages = pages.clone();
+                async move {
+                    let (method, uri) = (request.method(), request.uri());
+                    let query = uri.query().unwrap_or_default();
+                    let response = pages.answer(method, uri.path(), query).await;
+                    Ok::<_, std::convert::Infallible>(response)
+                }
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())

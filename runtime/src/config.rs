@@ -1,9 +1,10 @@
-//! A process's configuration file: YAML into a typed value, errors that name file, line and field.
+//! A process's configuration: YAML from a file or a variable of the environment into a typed value,
+//! errors that name place, line and field.
 
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 
-/// Longest configuration file that is read, bytes.
+/// Longest configuration that is read, bytes.
 pub const FILE_MAX: u64 = 16 * 1024 * 1024;
 
 #[derive(Debug, thiserror::Error)]
@@ -17,9 +18,13 @@ pub enum ConfigError {
     )]
     TooLarge { path: PathBuf, size: u64 },
     #[error(
-        "ISM1003 the configuration {path} is not what was expected: {problem}. Fix: correct that line; unknown fields are refused so that a typo cannot be ignored"
+        "ISM1003 the configuration {place} is not what was expected: {problem}. Fix: correct that line; unknown fields are refused so that a typo cannot be ignored"
     )]
-    Invalid { path: PathBuf, problem: String },
+    Invalid { place: String, problem: String },
+    #[error(
+        "ISM1008 there is no configuration in ${name}: the variable {problem}. Fix: set it to the configuration's YAML, or pass --config FILE"
+    )]
+    Unset { name: String, problem: &'static str },
 }
 
 /// Reads `path` into `T`; give `T` `#[serde(deny_unknown_fields, rename_all = "camelCase")]`.
@@ -30,6 +35,46 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
         return Err(ConfigError::TooLarge { path: path.to_owned(), size });
     }
     let text = std::fs::read_to_string(path).map_err(unreadable)?;
-    serde_saphyr::from_str(&text)
-        .map_err(|e| ConfigError::Invalid { path: path.to_owned(), problem: e.to_string() })
+    parse(&text, || path.display().to_string())
+}
+
+/// The same from the text of a variable of the environment, as a pod's kubelet fills it in.
+pub fn load_variable<T: DeserializeOwned>(name: &str) -> Result<T, ConfigError> {
+    let unset = |problem| ConfigError::Unset { name: name.to_owned(), problem };
+    let text = std::env::var_os(name).ok_or_else(|| unset("is not set"))?;
+    let text = text.into_string().map_err(|_| unset("is not UTF-8"))?;
+    parse(&text, || format!("${name}"))
+}
+
+fn parse<T: DeserializeOwned>(
+    text: &str,
+    place: impl FnOnce() -> String,
+) -> Result<T, ConfigError> {
+    serde_saphyr::from_str(text)
+        .map_err(|e| ConfigError::Invalid { place: place(), problem: e.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct One {
+        #[allow(dead_code, reason = "read from the text, not by the test")]
+        port: u16,
+    }
+
+    #[test]
+    fn a_variable_is_read_like_a_file() {
+        // Cargo sets these for every test, so nothing has to be changed in this process.
+        let wrong = load_variable::<One>("CARGO_PKG_NAME").unwrap_err().to_string();
+        assert!(wrong.starts_with("ISM1003 the configuration $CARGO_PKG_NAME is not"), "{wrong}");
+        let unset = load_variable::<One>("ISTHMUS_NO_SUCH_VARIABLE").unwrap_err().to_string();
+        assert!(unset.starts_with("ISM1008 ") && unset.contains("is not set"), "{unset}");
+        assert!(
+            load_variable::<String>("CARGO_PKG_NAME").is_ok_and(|name| name.contains("runtime"))
+        );
+    }
 }

@@ -409,7 +409,7 @@ impl Socket for tokio_rustls::server::TlsStream<Prefixed> {
 }
 
 /// Connects to an application of this pod, from where the redirect knows us.
-async fn dial(to: SocketAddr) -> io::Result<TcpStream> {
+pub(crate) async fn dial(to: SocketAddr) -> io::Result<TcpStream> {
     let socket = match to {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,

@@ -7,6 +7,7 @@ mod loopback;
 mod names;
 mod original;
 mod outbound;
+mod probe;
 pub mod redirect;
 mod refusal;
 mod run;
@@ -15,4 +16,5 @@ mod sniff;
 
 pub use config::{Config, DnsConfig, Many, SvidFiles};
 pub use loopback::{Loopback, Name, Slots};
+pub use probe::{Grpc, Header, HttpGet, Probe, Scheme, TcpSocket};
 pub use run::run;

@@ -10,6 +10,9 @@ struct Arguments {
     /// Configuration file, YAML.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// The same as the text of this variable of the environment.
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    config_env: Option<String>,
     #[command(subcommand)]
     verb: Option<Verb>,
 }
@@ -25,11 +28,14 @@ fn main() -> anyhow::Result<()> {
     if let Some(Verb::Redirect(redirect)) = arguments.verb {
         return redirect.run();
     }
-    let Some(file) = arguments.config else {
-        anyhow::bail!("ISM1000 no configuration. Fix: pass --config FILE");
-    };
     runtime::telemetry::start();
-    let config = runtime::config::load(&file)?;
+    let config = match (&arguments.config, &arguments.config_env) {
+        (Some(file), _) => runtime::config::load(file)?,
+        (None, Some(name)) => runtime::config::load_variable(name)?,
+        (None, None) => {
+            anyhow::bail!("ISM1000 no configuration. Fix: pass --config FILE or --config-env NAME")
+        }
+    };
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let end = runtime::shutdown::on_signal()?;
         sidecar::run(config, end).await

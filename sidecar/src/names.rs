@@ -33,8 +33,8 @@ impl Names {
         let loopback = ["127.0.0.0/8", "::1/128"];
         allow.extend(loopback.map(|net| net.parse::<IpNet>().expect("a literal CIDR")));
         let server = Server::bind(Options {
-            listen: dns.listen.all(),
-            upstreams: dns.upstreams.clone(),
+            listen: config.dns_listen(),
+            upstreams: dns.upstreams()?,
             allow,
             zone: receiver,
             metrics: metrics.clone(),

@@ -5,6 +5,7 @@ use crate::inbound::{Inbound, Terms};
 use crate::names::Names;
 use crate::original::{Capture, Own};
 use crate::outbound::Outbound;
+use crate::probe;
 use crate::redirect::inbound_source;
 use crate::refusal::Refusals;
 use proxy::Engine;
@@ -46,9 +47,13 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     let names = Names::bind(&config, slots.clone(), &metrics)?;
     let public = |address| Listen::Tcp { address, public: true };
     let health = Pages::new().with_readiness(&readiness);
-    admin::serve(public(config.health), health, closed.clone()).await?;
+    admin::serve(public(config.health()), health, closed.clone()).await?;
     let numbers = Pages::new().with_metrics(&metrics);
-    admin::serve(public(config.metrics), numbers, closed.clone()).await?;
+    admin::serve(public(config.metrics()), numbers, closed.clone()).await?;
+    if !config.probes.is_empty() {
+        let probes = probe::pages(&config.probes, config.pod_addresses[0], &metrics);
+        admin::serve(public(config.prober()), probes, closed.clone()).await?;
+    }
 
     let starting = agent::start(agent_config, &readiness, &metrics, closed.clone());
     let agent = tokio::select! {
@@ -190,10 +195,11 @@ fn listen<F, A>(
 fn own(config: &Config) -> Own {
     // Without capture nothing is led in circles, and the pod's own ports are the application's.
     let captured = config.loopback.is_none();
-    let listeners = config.outbound.all().into_iter().chain(config.inbound.all());
+    let listeners = config.outbound().into_iter().chain(config.inbound());
     let listeners = listeners.filter(|_| captured);
-    let dns = config.dns.iter().flat_map(|dns| dns.listen.all());
-    let pages = [config.admin, config.metrics, config.health];
+    let dns = config.dns_listen();
+    let prober = (!config.probes.is_empty()).then(|| config.prober());
+    let pages = [config.admin, config.metrics(), config.health()].into_iter().chain(prober);
     let ports = listeners.chain(dns).chain(pages).map(|address| address.port()).collect();
     Own { addresses: config.pod_addresses.clone(), ports }
 }

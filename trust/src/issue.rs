@@ -164,6 +164,19 @@ impl Issuer {
         ttl: Duration,
         now: SystemTime,
     ) -> Result<Vec<String>, IssueError> {
+        self.sign_server(csr_pem, identity, &[], ttl, now)
+    }
+
+    /// The same with names of DNS beside the identity, for a server that outsiders of the mesh verify
+    /// by its name: the API server its webhooks (RFC 9525). Peers in the mesh do not look at them.
+    pub fn sign_server(
+        &self,
+        csr_pem: &str,
+        identity: &Identity,
+        names: &[String],
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<Vec<String>, IssueError> {
         if identity.domain != self.domain {
             let (identity, domain) = (identity.clone(), self.domain.clone());
             return Err(IssueError::Domain { identity, domain });
@@ -177,6 +190,11 @@ impl Issuer {
         // An empty subject makes the name critical (RFC 5280, 4.2.1.6), as Istio has it.
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![uri(&identity.to_string())];
+        for name in names {
+            let ascii = Ia5String::try_from(name.as_str());
+            let ascii = ascii.map_err(|_| IssueError::Signing(format!("{name:?} is not ASCII")))?;
+            params.subject_alt_names.push(SanType::DnsName(ascii));
+        }
         params.not_before = OffsetDateTime::from(now - BACKDATE);
         params.not_after = OffsetDateTime::from((now + ttl).min(self.expires));
         params.serial_number = Some(serial());
@@ -323,6 +341,31 @@ mod tests {
 
         let second = issuer.sign(&csr, &hello(), Duration::ZERO, now).unwrap();
         assert_ne!(chain[0], second[0], "serial numbers do not repeat");
+    }
+
+    #[test]
+    fn a_server_has_names_that_outsiders_verify() {
+        let issuer = issuer(&cacerts()).unwrap();
+        let identity =
+            "spiffe://west.mesh/ns/isthmus-system/sa/isthmus-control-plane".parse().unwrap();
+        let (key, csr) = new_key_and_csr(&identity);
+        let name = "isthmus-control-plane.isthmus-system.svc";
+        let now = SystemTime::now();
+        let chain =
+            issuer.sign_server(&csr, &identity, &[name.into()], Duration::ZERO, now).unwrap();
+        let svid = Svid::from_pem(&chain.concat(), key.reveal()).unwrap();
+        assert_eq!(svid.identity, identity);
+        // For the mesh it is who it is, names or not.
+        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let at = UnixTime::since_unix_epoch(since);
+        let seen = verify::verify(&svid.chain, issuer.bundle(), at, Usage::Server).unwrap();
+        assert_eq!(seen, identity);
+        let leaf = webpki::EndEntityCert::try_from(&svid.chain[0]).unwrap();
+        let valid = |name: &str| {
+            let name = rustls_pki_types::ServerName::try_from(name.to_owned()).unwrap();
+            leaf.verify_is_valid_for_subject_name(&name).is_ok()
+        };
+        assert!(valid(name) && !valid("isthmus-control-plane.other.svc"));
     }
 
     #[test]

@@ -183,7 +183,9 @@ fn load(file: &Path) -> Result<File> {
             "ISM2060 the fleet file {} cannot be read: {source}. Fix: name a file this user may read",
             path.display()
         ),
-        other @ (ConfigError::TooLarge { .. } | ConfigError::Invalid { .. }) => other.into(),
+        other @ (ConfigError::TooLarge { .. }
+        | ConfigError::Invalid { .. }
+        | ConfigError::Unset { .. }) => other.into(),
     })
 }
 

@@ -16,7 +16,7 @@ pub struct PodFacts {
 }
 
 /// Name of our sidecar's container, as injection writes it.
-pub const SIDECAR_CONTAINER: &str = "isthmus-sidecar";
+pub const SIDECAR_CONTAINER: &str = "isthmus-proxy";
 
 /// A pod that lives or is yet to live; `None` once it has ended, since its address may be another's.
 pub fn parse(pod: &Pod) -> Option<PodFacts> {
