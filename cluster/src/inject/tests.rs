@@ -49,7 +49,7 @@ fn precedence_is_istios() {
         (off, yes, refused(Namespace, off)),
         (off, ours_on, refused(Namespace, off)),
         ("istio-injection=maybe", "", none.clone()),
-        ("", "sidecar.istio.io/inject=maybe", none.clone()),
+        ("", "sidecar.istio.io/inject=maybe", none),
         // Ours says the same, and speaks of nobody else.
         (ours_on, "", None),
         ("", ours_on, None),
