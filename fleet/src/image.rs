@@ -72,7 +72,7 @@ impl Image {
                 0o644,
                 format!(
                     "root:x:0:0:root:/root:/sbin/nologin\n\
-                     nonroot:x:{NONROOT}:{NONROOT}:nonroot:/home/nonroot:/sbin/nologin\n"
+                     nonroot:x:{NONROOT}:{NONROOT}:nonroot:/tmp:/sbin/nologin\n"
                 ),
             ),
             File::new("/etc/group", 0o644, format!("root:x:0:\nnonroot:x:{NONROOT}:\n")),

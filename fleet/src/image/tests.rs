@@ -1,3 +1,5 @@
+//! Layouts down to their layer, the same each time; and a program that runs from its image alone.
+
 use super::*;
 use std::io::Read;
 
