@@ -1,5 +1,7 @@
 //! Images without Docker: an OCI image layout of given files as one tar, the same bytes each time.
 
+pub mod programs;
+
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};

@@ -154,7 +154,7 @@ fn frames(mut bytes: &[u8]) -> (Vec<u16>, Option<String>) {
         match *kind {
             HEADERS => answers.extend(status(payload)),
             RST_STREAM => error = code(0).map(|code| format!("reset {code}")).or(error),
-            GOAWAY => error = error.or(code(4).map(|code| format!("goaway {code}"))),
+            GOAWAY => error = error.or_else(|| code(4).map(|code| format!("goaway {code}"))),
             _ => {}
         }
         bytes = after;

@@ -24,7 +24,7 @@ pub(super) const PART_OF: (&str, &str) = ("app.kubernetes.io/part-of", "isthmus"
 const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", cluster::operator::FIELD_MANAGER);
 
 /// In the order in which they are applied.
-const BASE: [&str; 7] = [
+const BASE: [&str; 8] = [
     include_str!("../../../deploy/crds/clusterlinks.isthmus.dev.yaml"),
     include_str!("../../../deploy/crds/exportedservices.isthmus.dev.yaml"),
     include_str!("../../../deploy/base/namespaces.yaml"),
@@ -32,6 +32,7 @@ const BASE: [&str; 7] = [
     include_str!("../../../deploy/base/control-plane.yaml"),
     include_str!("../../../deploy/base/federation-controller.yaml"),
     include_str!("../../../deploy/base/gateway.yaml"),
+    include_str!("../../../deploy/base/webhook.yaml"),
 ];
 
 /// Kinds of others that users write and we read; made where they are absent, never replaced.
@@ -108,6 +109,9 @@ fn fill(object: &mut Value, settings: &Settings<'_>) {
                     container["image"] = json!(image(container["image"].as_str(), settings));
                 }
             }
+        }
+        "ConfigMap" if object["metadata"]["name"] == "isthmus-injection" => {
+            object["data"]["image"] = json!(image(object["data"]["image"].as_str(), settings));
         }
         "MutatingWebhookConfiguration" => {
             for hook in object["webhooks"].as_array_mut().into_iter().flatten() {

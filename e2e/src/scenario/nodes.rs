@@ -2,6 +2,7 @@
 
 mod node_faults;
 mod plain_pods;
+mod real_pods;
 
 use super::broken;
 use anyhow::{Context, Result, bail, ensure};
@@ -24,6 +25,11 @@ pub const ALL: &[Scenario] = &[
         name: "plain-pods",
         about: "a Deployment, its Service, DNS, exec, logs, a load balancer, a token: no mesh yet",
         run: |stage| Box::pin(plain_pods::plain_pods(stage)),
+    },
+    Scenario {
+        name: "real-pods",
+        about: "install, link, export, and a Deployment's pod calls a name across clusters",
+        run: |stage| Box::pin(real_pods::real_pods(stage)),
     },
     Scenario {
         name: "node-faults",

@@ -57,7 +57,8 @@ pub(super) async fn change(stage: &Stage<'_>, swap: u32) -> Result<Duration> {
     let (east, west) = (stage.cluster("east"), stage.cluster("west"));
     let limit = 5_000 + swap;
     apply(east.client(), &rule(limit)).await?;
-    apply(west.client(), &mode(if swap % 2 == 0 { "PERMISSIVE" } else { "STRICT" })).await?;
+    apply(west.client(), &mode(if swap.is_multiple_of(2) { "PERMISSIVE" } else { "STRICT" }))
+        .await?;
     match swap % 2 {
         0 => delete(west.client(), &export("secret")).await?,
         _ => apply(west.client(), &export("secret")).await.map(|_| ())?,

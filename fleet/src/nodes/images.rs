@@ -1,6 +1,7 @@
 //! Images of every node: the sandbox's, the cluster DNS's, a workload's, and one with a shell.
 
-use crate::image::{File, Image, REGISTRY, libraries, write_oci};
+use crate::image::programs::{self, strip};
+use crate::image::{File, Image, libraries, write_oci};
 use crate::parts::NodeParts;
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
@@ -32,12 +33,13 @@ pub(super) fn write(parts: &NodeParts, own: &Path, dir: &Path) -> Result<Vec<Pat
     tools.entrypoint = vec!["/bin/sh".into()];
     tools.env.push(("PATH".into(), "/usr/bin:/bin".into()));
     let coredns = Image::of_program(COREDNS, &parts.coredns, "/coredns")?;
-    let images = [pause, coredns, tools, hello];
+    let built = std::env::current_exe().context("the path of this program")?;
+    let built = built.parent().context("a program lies in a folder")?;
+    let mesh = programs::of_mesh(built, env!("CARGO_PKG_VERSION"), dir)?;
+    let images = [pause, coredns, tools, hello].into_iter().chain(mesh);
     images
-        .into_iter()
         .map(|image| {
-            let short = image.name.trim_start_matches(REGISTRY).trim_start_matches('/');
-            let path = dir.join(format!("{}.tar", short.replace(':', "-")));
+            let path = programs::tar(dir, &image);
             write_oci(&image, &path)?;
             Ok(path)
         })
@@ -54,13 +56,4 @@ fn applets(busybox: &Path) -> Result<Vec<File>> {
         links.map(|name| File::link(format!("/bin/{name}"), "busybox")).collect();
     ensure!(links.iter().any(|file| file.path.ends_with("sh")), "busybox lists no shell");
     Ok(links)
-}
-
-/// A copy without what only a debugger reads, where `strip` is there.
-fn strip(program: &Path, to: &Path) -> Result<()> {
-    let done = Command::new("strip").arg("-o").arg(to).arg(program).status();
-    if !done.is_ok_and(|status| status.success()) {
-        std::fs::copy(program, to).with_context(|| format!("copying {}", program.display()))?;
-    }
-    Ok(())
 }
