@@ -76,7 +76,7 @@ impl Call {
         read.with_context(unread)?;
         ensure!(
             text.len() <= TEXT_MAX,
-            "ISM2071 {name} has more than {TEXT_MAX} bytes. Fix: split it"
+            "ISM2082 {name} has more than {TEXT_MAX} bytes. Fix: split it"
         );
         Ok(text)
     }
