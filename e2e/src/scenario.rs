@@ -8,6 +8,7 @@ mod envoy;
 mod exact;
 mod faults;
 mod grpc;
+mod grpc_xds;
 mod lies;
 mod linking;
 mod links;
@@ -93,7 +94,9 @@ scenarios! {
     "drain-gateway" false faults::drain_gateway:
         "SIGTERM one of west's gateways under load";
     "envoy-sidecar" false envoy::envoy_sidecar:
-        "a real Envoy as a sidecar in east, through `isthmus agent`: calls, failover, refusals";
+        "a real Envoy as a sidecar in east, through `isthmus agent`: calls, failover, policies, refusals";
+    "grpc-xds" false grpc_xds::grpc_xds:
+        "a real grpc-go client without a proxy, by `xds:///` through `isthmus agent`";
     "control-down" false controllers::control_down:
         "API servers and control planes of all clusters dead for 2 minutes under load";
     "api-hangs" false controllers::api_hangs:
