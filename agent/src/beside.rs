@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use trust::bundle::Bundle;
 use trust::svid::Svid;
-use xds::bootstrap::Bootstrap;
+use xds::bootstrap::{Bootstrap, GrpcBootstrap};
 use xds::relay::{Heard, KeyPair};
 
 /// What the command line adds to the file.
@@ -32,6 +32,9 @@ use xds::relay::{Heard, KeyPair};
 pub struct Beside {
     /// Where Envoy's bootstrap is written before anything is served.
     pub bootstrap: Option<PathBuf>,
+    /// Where a gRPC client's bootstrap is written, with the certificate's files beside the socket;
+    /// [`Beside::proxy`] finds it in `GRPC_XDS_BOOTSTRAP`.
+    pub grpc_bootstrap: Option<PathBuf>,
     /// The proxy's program and its arguments; started once there is an identity.
     pub proxy: Vec<OsString>,
 }
@@ -47,7 +50,7 @@ pub async fn run(config: Config, beside: Beside, end: CancellationToken) -> anyh
     let closed = CancellationToken::new();
     let _close = closed.clone().drop_guard();
     if let Some(file) = &beside.bootstrap {
-        write_bootstrap(&config, file)?;
+        write_bootstrap(file, &envoy_bootstrap(&config))?;
     }
     // Bound first, so that a socket of somebody else is said at once.
     let listener = socket::bind(&config.socket)?;
@@ -72,16 +75,19 @@ pub async fn run(config: Config, beside: Beside, end: CancellationToken) -> anyh
     numbers::register_relay(&metrics, heard.subscribe(), refused.clone());
     let incoming = socket::accept(listener, &config.peers, refused).map(Local);
     tokio::spawn(configured(heard.subscribe(), readiness));
-    let relaying = xds::relay::serve(
-        incoming,
-        connector,
-        key_pair(svid, bundle, closed.clone()),
-        heard,
-        closed.clone(),
-    );
+    let pairs = key_pair(svid, bundle, closed.clone());
+    if let Some(file) = &beside.grpc_bootstrap {
+        // Checked when the socket was bound: nobody else may write there.
+        let folder = config.socket.parent().unwrap_or_else(|| Path::new(".")).to_owned();
+        crate::files::write(&folder, &pairs.borrow())?;
+        tokio::spawn(crate::files::keep(folder.clone(), pairs.clone(), closed.clone()));
+        // Last: who finds it finds all that it names.
+        write_bootstrap(file, &grpc_bootstrap(&config, &folder))?;
+    }
+    let relaying = xds::relay::serve(incoming, connector, pairs, heard, closed.clone());
     let relaying = tokio::spawn(relaying);
     tracing::info!(pod = %config.pod, socket = %config.socket.display(), "serving a foreign proxy");
-    let proxied = follow_proxy(&beside.proxy, Duration::from_secs(config.drain_seconds), &end);
+    let proxied = follow_proxy(&beside, Duration::from_secs(config.drain_seconds), &end);
     let ended = tokio::select! {
         ended = proxied => ended,
         relayed = relaying => match relayed.context("the relay panicked")? {
@@ -94,7 +100,7 @@ pub async fn run(config: Config, beside: Beside, end: CancellationToken) -> anyh
     ended
 }
 
-fn write_bootstrap(config: &Config, file: &Path) -> anyhow::Result<()> {
+fn envoy_bootstrap(config: &Config) -> serde_json::Value {
     let node = xds::node::Node { dialect: Dialect::Envoy, ..config.agent().node() };
     let closed: Vec<_> =
         config.vip_ranges.iter().map(|net| (net.network(), net.prefix_len())).collect();
@@ -104,7 +110,16 @@ fn write_bootstrap(config: &Config, file: &Path) -> anyhow::Result<()> {
         admin: config.proxy_admin,
         closed: &closed,
     };
-    let text = serde_json::to_string_pretty(&bootstrap.to_json()).expect("a value is written");
+    bootstrap.to_json()
+}
+
+fn grpc_bootstrap(config: &Config, certificates: &Path) -> serde_json::Value {
+    let node = xds::node::Node { dialect: Dialect::Grpc, ..config.agent().node() };
+    GrpcBootstrap { node: &node, socket: &config.socket, certificates }.to_json()
+}
+
+fn write_bootstrap(file: &Path, bootstrap: &serde_json::Value) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(bootstrap).expect("a value is written");
     // Whole or not at all: a proxy may be waiting for it.
     let fresh = file.with_extension("new");
     std::fs::write(&fresh, text).and_then(|()| std::fs::rename(&fresh, file)).with_context(|| {
@@ -159,21 +174,22 @@ fn key_pair(
 
 /// Starts the proxy, where there is one, and ends it with us; without one, waits for `end`.
 async fn follow_proxy(
-    command: &[OsString],
+    beside: &Beside,
     drain: Duration,
     end: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let Some((program, arguments)) = command.split_first() else {
+    let Some((program, arguments)) = beside.proxy.split_first() else {
         end.cancelled().await;
         return Ok(());
     };
-    let mut child =
-        Command::new(program).args(arguments).kill_on_drop(true).spawn().with_context(|| {
-            format!(
-                "ISM1029 cannot start the proxy {}. Fix: name a program this user may run",
-                program.display()
-            )
-        })?;
+    let mut command = Command::new(program);
+    command.envs(beside.grpc_bootstrap.iter().map(|file| ("GRPC_XDS_BOOTSTRAP", file)));
+    let mut child = command.args(arguments).kill_on_drop(true).spawn().with_context(|| {
+        format!(
+            "ISM1029 cannot start the proxy {}. Fix: name a program this user may run",
+            program.display()
+        )
+    })?;
     tokio::select! {
         status = child.wait() => {
             let status = status.context("waiting for the proxy")?;

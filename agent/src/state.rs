@@ -85,22 +85,26 @@ impl State {
         Some(written.elapsed().unwrap_or_default().as_secs())
     }
 
-    /// Whole or not at all: a crash between leaves the former file.
     fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
-        let (path, new) = (self.folder.join(name), self.folder.join(format!(".{name}.new")));
-        let failed = |path: &Path| format!("cannot write {}", path.display());
-        // A leftover may have another mode: it is made anew.
-        let _ = std::fs::remove_file(&new);
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&new)
-            .with_context(|| failed(&new))?;
-        file.write_all(text.as_bytes()).with_context(|| failed(&new))?;
-        file.sync_data().with_context(|| failed(&new))?;
-        std::fs::rename(&new, &path).with_context(|| failed(&path))
+        write_private(&self.folder, name, text)
     }
+}
+
+/// Mode 0600, and whole or not at all: a crash between leaves the former file.
+pub(crate) fn write_private(folder: &Path, name: &str, text: &str) -> anyhow::Result<()> {
+    let (path, new) = (folder.join(name), folder.join(format!(".{name}.new")));
+    let failed = |path: &Path| format!("cannot write {}", path.display());
+    // A leftover may have another mode: it is made anew.
+    let _ = std::fs::remove_file(&new);
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&new)
+        .with_context(|| failed(&new))?;
+    file.write_all(text.as_bytes()).with_context(|| failed(&new))?;
+    file.sync_data().with_context(|| failed(&new))?;
+    std::fs::rename(&new, &path).with_context(|| failed(&path))
 }
 
 #[cfg(test)]

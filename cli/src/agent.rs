@@ -14,6 +14,9 @@ pub(crate) struct Call {
     /// Write the proxy's bootstrap (Envoy's JSON) to this file.
     #[arg(long, value_name = "FILE")]
     bootstrap: Option<PathBuf>,
+    /// Write a gRPC client's bootstrap to this file, and its certificate beside the socket.
+    #[arg(long, value_name = "FILE")]
+    grpc_bootstrap: Option<PathBuf>,
     /// Run the proxy as a child; all that follows is its command line.
     #[arg(long, value_name = "CMD", num_args = 1.., allow_hyphen_values = true)]
     proxy: Vec<OsString>,
@@ -21,11 +24,12 @@ pub(crate) struct Call {
 
 impl Call {
     pub(crate) async fn run(self) -> Result<ExitCode> {
-        let Self { config, bootstrap, proxy } = self;
+        let Self { config, bootstrap, grpc_bootstrap, proxy } = self;
         runtime::telemetry::start();
         let config: ::agent::Config = runtime::config::load(&config)?;
         let end = runtime::shutdown::on_signal()?;
-        ::agent::run(config, ::agent::Beside { bootstrap, proxy }, end).await?;
+        let beside = ::agent::Beside { bootstrap, grpc_bootstrap, proxy };
+        ::agent::run(config, beside, end).await?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -8,6 +8,7 @@ mod envoy;
 mod exact;
 mod faults;
 mod grpc;
+mod grpc_xds;
 mod lies;
 mod linking;
 mod links;
@@ -115,7 +116,9 @@ scenarios! {
     "drain-gateway" Apiserver false faults::drain_gateway:
         "SIGTERM one of west's gateways under load";
     "envoy-sidecar" Apiserver false envoy::envoy_sidecar:
-        "a real Envoy as a sidecar in east, through `isthmus agent`: calls, failover, refusals";
+        "a real Envoy as a sidecar in east, through `isthmus agent`: calls, failover, policies, refusals";
+    "grpc-xds" Apiserver false grpc_xds::grpc_xds:
+        "a real grpc-go client without a proxy, by `xds:///` through `isthmus agent`";
     "control-down" Apiserver false controllers::control_down:
         "API servers and control planes of all clusters dead for 2 minutes under load";
     "api-hangs" Apiserver false controllers::api_hangs:

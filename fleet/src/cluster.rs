@@ -64,6 +64,7 @@ fn last(what: &str, number: u8) -> u8 {
             "gateway" => 10,
             "hello" => 20,
             "envoy" => 40,
+            "grpc" => 50,
             _ => 30,
         }
 }

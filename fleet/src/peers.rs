@@ -1,5 +1,5 @@
-//! Programs of others that judge what the mesh carries: gRPC's interop pair and h2spec, built once
-//! from their Go modules and kept in the cache.
+//! Programs of others that judge what the mesh carries: gRPC's interop pair, its xDS client and h2spec,
+//! built once from their Go modules and kept in the cache.
 
 use crate::parts::cache;
 use anyhow::{Context, Result, ensure};
@@ -26,6 +26,41 @@ pub fn interop() -> Result<Interop> {
         install(&folder, name, &package)
     };
     Ok(Interop { client: program("client")?, server: program("server")? })
+}
+
+/// A grpc-go client that is its own xDS proxy (`go/xds_client.go`), built the first time.
+pub fn xds_client() -> Result<PathBuf> {
+    let source = include_str!("../go/xds_client.go");
+    let folder = cache()?.join(format!("build/xds-client-{GRPC}"));
+    let (program, main) = (folder.join("xds-client"), folder.join("main.go"));
+    // Another source is another program.
+    if program.is_file() && std::fs::read_to_string(&main).is_ok_and(|built| built == source) {
+        return Ok(program);
+    }
+    eprintln!("building a gRPC client without a proxy");
+    std::fs::create_dir_all(&folder)?;
+    // A build that is cut short leaves no program beside the new source.
+    let _ = std::fs::remove_file(&program);
+    std::fs::write(main, source)?;
+    let plan = format!("module isthmus/xds-client\n\nrequire google.golang.org/grpc {GRPC}\n");
+    std::fs::write(folder.join("go.mod"), plan)?;
+    go(&folder, &["mod", "tidy"])?;
+    go(&folder, &["build", "-o", "new", "."])?;
+    std::fs::rename(folder.join("new"), &program)?;
+    Ok(program)
+}
+
+fn go(folder: &Path, args: &[&str]) -> Result<()> {
+    let out = Command::new("go")
+        .args(args)
+        .env("GOTOOLCHAIN", "auto")
+        .env("GOFLAGS", "-mod=mod")
+        .current_dir(folder)
+        .output()
+        .context("go is needed to build it; install Go")?;
+    let said = String::from_utf8_lossy(&out.stderr);
+    ensure!(out.status.success(), "go {} ended with {}: {said}", args.join(" "), out.status);
+    Ok(())
 }
 
 /// Builds it the first time.

@@ -116,27 +116,30 @@ impl Cluster {
         }
         pod.proxy.set(job.start()?).ok();
         if pod.account == "hello" {
-            let application = match self.place {
-                Place::Namespaces => Ipv4Addr::UNSPECIFIED,
-                Place::Loopback => application(pod.address),
-            };
-            // Ports that only scenarios in namespaces call, each a protocol of its own.
-            let also = match self.place {
-                Place::Namespaces => vec!["--also".to_owned(), "0.0.0.0:8082,0.0.0.0:8083".into()],
-                Place::Loopback => Vec::new(),
-            };
-            let job = pod
-                .job("hello", &home.parts.own.program, &home.logs)
-                .user(APP_USER)
-                .own_etc()
-                .args(home.parts.own.verb)
-                .args(["hello", "--cluster", self.plan.name, "--pod", &pod.name])
-                .args(["--http", &format!("{application}:8080")])
-                .args(["--tcp", &format!("{application}:9000")])
-                .args(also);
-            pod.app.set(job.start()?).ok();
+            pod.app.set(self.hello(home, pod).start()?).ok();
         }
         Ok(())
+    }
+
+    /// The application `hello` in a pod.
+    pub(crate) fn hello(&self, home: &Home, pod: &Pod) -> Job {
+        let application = match self.place {
+            Place::Namespaces => Ipv4Addr::UNSPECIFIED,
+            Place::Loopback => application(pod.address),
+        };
+        // Ports that only scenarios in namespaces call, each a protocol of its own.
+        let also = match self.place {
+            Place::Namespaces => vec!["--also".to_owned(), "0.0.0.0:8082,0.0.0.0:8083".into()],
+            Place::Loopback => Vec::new(),
+        };
+        pod.job("hello", &home.parts.own.program, &home.logs)
+            .user(APP_USER)
+            .own_etc()
+            .args(home.parts.own.verb)
+            .args(["hello", "--cluster", self.plan.name, "--pod", &pod.name])
+            .args(["--http", &format!("{application}:8080")])
+            .args(["--tcp", &format!("{application}:9000")])
+            .args(also)
     }
 
     fn proxy_config(&self, pod: &Pod, verb: &str) -> Value {

@@ -6,6 +6,7 @@ mod gateway;
 pub mod horizon;
 pub(crate) mod inbound;
 pub(crate) mod outbound;
+mod proxyless;
 
 pub use affected::{Affected, affected};
 pub use cache::Cache;
@@ -26,6 +27,9 @@ pub fn resource(world: &World, view: &View, name: &ResourceName) -> Option<Arc<R
             gateway.then(|| gateway::listener(world))
         }
         ResourceKind::Listener if gateway => None,
+        ResourceKind::Listener if view.dialect == Dialect::Grpc => {
+            proxyless::listener(world, &name.name)
+        }
         ResourceKind::Listener if *name == ResourceName::inbound() => {
             inbound::listener(world, view)
         }
@@ -71,6 +75,11 @@ fn cluster_name(name: &ResourceName) -> Option<ClusterName> {
 pub fn names(world: &World, view: &View, kind: ResourceKind) -> Vec<ResourceName> {
     let gateway = view.role == Role::Gateway;
     match kind {
+        ResourceKind::Listener if view.dialect == Dialect::Grpc && !gateway => {
+            proxyless::names(world)
+        }
+        // Its names and its certificates are files and the cluster's DNS.
+        ResourceKind::Secret | ResourceKind::Zone if view.dialect == Dialect::Grpc => Vec::new(),
         ResourceKind::Secret => vec![ResourceName::root_ca()],
         ResourceKind::Zone if gateway => Vec::new(),
         ResourceKind::Zone => vec![ResourceName::zone()],
@@ -117,6 +126,8 @@ pub fn compile(world: &World, view: &View) -> Program {
 pub struct ViewPart {
     /// Gateways and the others see different resources under any name.
     pub gateway: bool,
+    /// So do gRPC clients that are their own proxy.
+    pub proxyless: bool,
     pub network: Option<Network>,
     pub locality: Option<Locality>,
     /// Where the service prefers its callers' node.
@@ -129,7 +140,11 @@ pub struct ViewPart {
 
 /// What [`resource`] reads of `view` for this name.
 pub fn view_part(world: &World, view: &View, name: &ResourceName) -> ViewPart {
-    let mut part = ViewPart { gateway: view.role == Role::Gateway, ..ViewPart::default() };
+    let mut part = ViewPart {
+        gateway: view.role == Role::Gateway,
+        proxyless: view.dialect == Dialect::Grpc,
+        ..ViewPart::default()
+    };
     match name.kind {
         ResourceKind::Listener => {
             if *name == ResourceName::inbound() {

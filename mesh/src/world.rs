@@ -37,12 +37,15 @@ pub enum Role {
     Agent,
 }
 
-/// Which of the two listed ways of writing the same resources a client reads (decision 5).
+/// Which of the listed ways of writing the same resources a client reads (decision 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dialect {
     Isthmus,
     Envoy,
+    /// A gRPC client that is its own proxy (gRFC A27): listeners by `HOST:PORT`, one transport for
+    /// all endpoints of a cluster.
+    Grpc,
 }
 
 /// One cluster's inventory, indexed for compilation. Cheap to clone.

@@ -218,11 +218,16 @@ impl Inbound {
             Ok(Sniffed::Mesh) => {
                 self.terminate(stream, arrival, listener, application, live).await;
             }
+            // The application behind a port of HTTP speaks no TLS of its own there: it can only be
+            // meant for us.
+            Ok(Sniffed::Tls) if requests => {
+                self.terminate(stream, arrival, listener, application, live).await;
+            }
             Ok(Sniffed::Plain) if requests => self.http(stream, arrival, live).await,
             Ok(Sniffed::Http) if arrival.port.protocol.may_be_http() && application.is_none() => {
                 self.http(stream, arrival, live).await;
             }
-            Ok(Sniffed::Plain | Sniffed::Http) => {
+            Ok(Sniffed::Tls | Sniffed::Plain | Sniffed::Http) => {
                 self.tunnel(stream, application, arrival, live).await;
             }
             Ok(Sniffed::Ended) => {}

@@ -99,7 +99,7 @@ impl Outbound {
                         self.requests(stream, peer, destination, route, &live).await;
                     }
                     // Who is silent waits for the server to begin.
-                    Ok(Ok(Sniffed::Mesh | Sniffed::Plain)) | Err(_) => {
+                    Ok(Ok(Sniffed::Mesh | Sniffed::Tls | Sniffed::Plain)) | Err(_) => {
                         self.tunnel(stream, peer, destination, &cluster, &live).await;
                     }
                     Ok(Ok(Sniffed::Ended)) => {}

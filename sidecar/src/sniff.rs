@@ -16,7 +16,10 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) enum Sniffed {
     /// A ClientHello with one of Istio's ALPN names: the mesh's mutual TLS.
     Mesh,
-    /// Another protocol, or an application's own TLS.
+    /// A ClientHello without one: an application's own TLS, or a peer that has no name for the mesh
+    /// (gRPC offers `h2` only).
+    Tls,
+    /// Another protocol.
     Plain,
     /// Requests: HTTP/1, or HTTP/2 with prior knowledge.
     Http,
@@ -50,7 +53,7 @@ async fn go_on(stream: &mut TcpStream, read: &mut BytesMut) -> io::Result<Sniffe
             match peek(read) {
                 Peek::Hello(hello) => {
                     let ours = hello.alpn.iter().any(|name| name.starts_with(b"istio"));
-                    return Ok(if ours { Sniffed::Mesh } else { Sniffed::Plain });
+                    return Ok(if ours { Sniffed::Mesh } else { Sniffed::Tls });
                 }
                 Peek::Refused(_) => return Ok(Sniffed::Plain),
                 Peek::More => {}

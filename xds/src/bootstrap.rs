@@ -1,4 +1,5 @@
-//! The bootstrap of a foreign Envoy: all it knows before its agent speaks, and no secret.
+//! The bootstrap of a foreign Envoy, or of a gRPC client: all it knows before its agent speaks, and
+//! no secret.
 
 use crate::codec;
 use crate::node::Node;
@@ -8,6 +9,15 @@ use std::path::Path;
 
 /// The static cluster behind which the agent passes ADS on.
 const XDS_CLUSTER: &str = "xds-grpc";
+
+/// Files of the workload's certificate in the agent's folder (Istio's names): key, ...
+pub const KEY_FILE: &str = "key.pem";
+/// ... chain, leaf first, ...
+pub const CHAIN_FILE: &str = "cert-chain.pem";
+/// ... and root certificates.
+pub const ROOTS_FILE: &str = "root-cert.pem";
+/// A gRPC client looks at the files so often; they change long before they expire.
+const REFRESH: &str = "10s";
 
 /// What a bootstrap is made of.
 #[derive(Debug, Clone)]
@@ -47,7 +57,7 @@ impl Bootstrap<'_> {
         };
         let ads = json!({"ads": {}, "resource_api_version": "V3"});
         json!({
-            "node": self.node_json(),
+            "node": node_json(self.node),
             "admin": {"address": {"socket_address": {
                 "address": self.admin.ip(), "port_value": self.admin.port(),
             }}},
@@ -76,27 +86,64 @@ impl Bootstrap<'_> {
             },
         })
     }
+}
 
-    fn node_json(&self) -> Value {
-        let Node { address: _, cluster, network, namespace, account, locality, .. } = self.node;
-        let said = [
-            ("CLUSTER_ID", cluster),
-            ("NETWORK", network),
-            ("NAMESPACE", namespace),
-            ("SERVICE_ACCOUNT", account),
-        ];
-        let metadata: serde_json::Map<String, Value> = said
-            .into_iter()
-            .filter(|(_, value)| !value.is_empty())
-            .map(|(key, value)| (key.to_owned(), value.clone().into()))
-            .collect();
+/// What a gRPC client's bootstrap is made of.
+#[derive(Debug, Clone)]
+pub struct GrpcBootstrap<'a> {
+    pub node: &'a Node,
+    /// The agent's Unix socket: ADS.
+    pub socket: &'a Path,
+    /// The folder of [`KEY_FILE`] and the others.
+    pub certificates: &'a Path,
+}
+
+impl GrpcBootstrap<'_> {
+    /// As gRPC reads it from `GRPC_XDS_BOOTSTRAP` (gRFC A27, A29), in JSON.
+    pub fn to_json(&self) -> Value {
+        let mut node = node_json(self.node);
+        node["metadata"]["GENERATOR"] = "grpc".into();
+        let file = |name: &str| self.certificates.join(name);
         json!({
-            "id": self.node.id(),
-            "cluster": format!("{account}.{namespace}"),
-            "metadata": metadata,
-            "locality": {
-                "region": locality.region, "zone": locality.zone, "sub_zone": locality.subzone,
-            },
+            "xds_servers": [{
+                "server_uri": format!("unix:{}", self.socket.display()),
+                // The socket is this user's alone, and the agent speaks mutual TLS from there.
+                "channel_creds": [{"type": "insecure"}],
+                "server_features": ["xds_v3"],
+            }],
+            "node": node,
+            "certificate_providers": {(codec::grpc::PROVIDER): {
+                "plugin_name": "file_watcher",
+                "config": {
+                    "certificate_file": file(CHAIN_FILE),
+                    "private_key_file": file(KEY_FILE),
+                    "ca_certificate_file": file(ROOTS_FILE),
+                    "refresh_interval": REFRESH,
+                },
+            }},
         })
     }
+}
+
+fn node_json(node: &Node) -> Value {
+    let Node { address: _, cluster, network, namespace, account, locality, .. } = node;
+    let said = [
+        ("CLUSTER_ID", cluster),
+        ("NETWORK", network),
+        ("NAMESPACE", namespace),
+        ("SERVICE_ACCOUNT", account),
+    ];
+    let metadata: serde_json::Map<String, Value> = said
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(key, value)| (key.to_owned(), value.clone().into()))
+        .collect();
+    json!({
+        "id": node.id(),
+        "cluster": format!("{account}.{namespace}"),
+        "metadata": metadata,
+        "locality": {
+            "region": locality.region, "zone": locality.zone, "sub_zone": locality.subzone,
+        },
+    })
 }

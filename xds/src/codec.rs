@@ -1,8 +1,9 @@
-//! Programs as xDS resources and back, in two dialects.
+//! Programs as xDS resources and back, in three dialects.
 //!
 //! Ours loses nothing: `decode(encode(r)) == r`. What Envoy's messages can say stands in their
 //! own fields; the rest is a Struct in `metadata.filter_metadata["isthmus"]`. Envoy's dialect is
-//! written only; a real Envoy judges it (`tests/envoy.rs`). Where they differ:
+//! written only; a real Envoy judges it (`tests/envoy.rs`), and so is gRPC's ([`grpc`] has its own table).
+//! Where the first two differ:
 //!
 //! | resource | ours | Envoy's |
 //! |---|---|---|
@@ -25,6 +26,7 @@ use sha2::{Digest, Sha256};
 
 pub mod cluster;
 pub mod endpoint;
+pub mod grpc;
 mod json;
 pub mod listener;
 mod own;

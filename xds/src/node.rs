@@ -22,7 +22,8 @@ pub struct Node {
     /// Metadata `SERVICE_ACCOUNT`.
     pub account: String,
     pub locality: Locality,
-    /// Ours where metadata `GENERATOR` says `isthmus`, else Envoy's.
+    /// Ours where metadata `GENERATOR` says `isthmus`, gRPC's where it says `grpc` (as for Istio),
+    /// else Envoy's.
     pub dialect: Dialect,
 }
 
@@ -56,6 +57,7 @@ impl Node {
         let generator = match self.dialect {
             Dialect::Isthmus => "isthmus",
             Dialect::Envoy => "",
+            Dialect::Grpc => "grpc",
         };
         let text = |value: &str| Value { kind: Some(Kind::StringValue(value.to_owned())) };
         let fields = [
@@ -113,6 +115,14 @@ impl Node {
             | Kind::StructValue(_)
             | Kind::ListValue(_) => None,
         };
+        let dialect = match said("GENERATOR").as_deref() {
+            Some("isthmus") => Dialect::Isthmus,
+            Some("grpc") if role == Role::Gateway => {
+                return Err(not("a gRPC client is no gateway, and its type says router"));
+            }
+            Some("grpc") => Dialect::Grpc,
+            _ => Dialect::Envoy,
+        };
         let locality = node.locality.clone().unwrap_or_default();
         Ok(Self {
             role,
@@ -127,10 +137,7 @@ impl Node {
                 zone: locality.zone,
                 subzone: locality.sub_zone,
             },
-            dialect: match said("GENERATOR").as_deref() {
-                Some("isthmus") => Dialect::Isthmus,
-                _ => Dialect::Envoy,
-            },
+            dialect,
         })
     }
 }
@@ -158,6 +165,11 @@ mod tests {
         assert_eq!(Node::from_proto(&hello().to_proto()), Ok(hello()));
         let foreign = Node { dialect: Dialect::Envoy, role: Role::Gateway, ..hello() };
         assert_eq!(Node::from_proto(&foreign.to_proto()), Ok(foreign));
+        let grpc = Node { dialect: Dialect::Grpc, role: Role::Agent, ..hello() };
+        assert_eq!(Node::from_proto(&grpc.to_proto()), Ok(grpc.clone()));
+        let gateway = Node { role: Role::Gateway, ..grpc };
+        let refused = Node::from_proto(&gateway.to_proto()).unwrap_err();
+        assert!(refused.to_string().contains("no gateway"), "{refused}");
     }
 
     #[test]

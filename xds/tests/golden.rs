@@ -41,13 +41,14 @@ fn view(role: Role, dialect: Dialect, account: &str, pod: &str) -> View {
 }
 
 /// Every kind of client, and the file that has what it gets.
-fn clients() -> [(&'static str, View); 4] {
+fn clients() -> [(&'static str, View); 5] {
     let shop = "spiffe://east.mesh/ns/shop/sa/hello";
     let gateway = "spiffe://east.mesh/ns/isthmus-system/sa/isthmus-eastwestgateway";
     [
         ("sidecar.isthmus", view(Role::Sidecar, Dialect::Isthmus, shop, "hello-1")),
         ("gateway.isthmus", view(Role::Gateway, Dialect::Isthmus, gateway, "gateway-1")),
         ("sidecar.envoy", view(Role::Agent, Dialect::Envoy, shop, "hello-1")),
+        ("client.grpc", view(Role::Agent, Dialect::Grpc, shop, "hello-1")),
         ("gateway.envoy", view(Role::Gateway, Dialect::Envoy, gateway, "gateway-1")),
     ]
 }

@@ -1,8 +1,11 @@
 //! A real Envoy as a sidecar in east: configured only by our control plane through `isthmus agent`,
-//! it calls west through the gateways over mutual TLS.
+//! it calls west through the gateways over mutual TLS, and judges who calls the workload behind it.
+
+mod served;
 
 use super::{HOST, Load, Rates, Stage, call, call_until};
 use anyhow::{Context, Result, ensure};
+use fleet::Cluster;
 use fleet::launcher::Pod;
 use fleet::load::micros_now;
 use fleet::objects::{apply, delete};
@@ -54,6 +57,7 @@ async fn judge(stage: &Stage<'_>, pod: &Pod) -> Result<()> {
     hung_gateway(stage, pod).await?;
     stage.fleet.mend().await?;
     settle(stage, pod).await?;
+    served::policies(stage).await?;
     bad_objects(stage, pod).await?;
     never_refused(stage, pod).await
 }
@@ -194,8 +198,23 @@ async fn numbers(pod: &Pod) -> Result<Numbers> {
 
 /// Envoy's own word on all it was sent, as the control plane heard it.
 async fn never_refused(stage: &Stage<'_>, pod: &Pod) -> Result<()> {
-    let east = stage.cluster("east");
-    let (door, page) = (east.spot.door(), east.pages(15014));
+    let (acked, nacks) = answers(stage.cluster("east"), pod).await?;
+    let Numbers { accepted, refused } = numbers(pod).await?;
+    stage.judge(
+        "Envoy refused nothing it was sent (no NACK)",
+        &format!(
+            "{accepted} responses taken, {refused} refused; the control plane counts {nacks} \
+             refusals of {acked} types"
+        ),
+        refused == 0 && nacks == 0 && accepted > 0 && acked >= 4,
+        &[],
+    );
+    Ok(())
+}
+
+/// What the control plane heard of a pod's proxy: types it took, and refusals.
+pub(super) async fn answers(cluster: &Cluster, pod: &Pod) -> Result<(u64, u64)> {
+    let (door, page) = (cluster.spot.door(), cluster.pages(15014));
     let read = move || http_get_at(&door, page, "/sessions", Duration::from_secs(2));
     let (_, text) = tokio::task::spawn_blocking(read).await??;
     let sessions: serde_json::Value = serde_json::from_str(&text)?;
@@ -210,15 +229,5 @@ async fn never_refused(stage: &Stage<'_>, pod: &Pod) -> Result<()> {
         acked += u64::from(kind["acked"].as_str().is_some_and(|version| !version.is_empty()));
         nacks += kind["nacks"].as_u64().unwrap_or_default();
     }
-    let Numbers { accepted, refused } = numbers(pod).await?;
-    stage.judge(
-        "Envoy refused nothing it was sent (no NACK)",
-        &format!(
-            "{accepted} responses taken, {refused} refused; the control plane counts {nacks} \
-             refusals of {acked} types"
-        ),
-        refused == 0 && nacks == 0 && accepted > 0 && acked >= 4,
-        &[],
-    );
-    Ok(())
+    Ok((acked, nacks))
 }

@@ -2,7 +2,7 @@
 //! connections too.
 
 use super::cli::isthmus;
-use super::mistakes::finding;
+use super::mistakes::{finding, findings};
 use super::{Load, Rates, Stage, call, call_until, resolve};
 use anyhow::{Context, Result, ensure};
 use fleet::Cluster;
@@ -34,7 +34,8 @@ fn of(action: &str, principal: &str) -> Value {
 
 pub(super) async fn policy_decides(stage: &Stage<'_>) -> Result<()> {
     let done = walk(stage).await;
-    for (cluster, name) in [("west", "no-east"), ("west", "callers"), ("east", "moon")] {
+    let all = [("west", "seen"), ("west", "no-east"), ("west", "callers"), ("east", "moon")];
+    for (cluster, name) in all {
         delete(stage.cluster(cluster).client(), &policy(name, json!({}))).await?;
     }
     let back = call_until(stage.fleet, stage.client()?, URL, LIMIT, |_| true).await;
@@ -47,6 +48,7 @@ async fn walk(stage: &Stage<'_>) -> Result<()> {
     let caller = format!("{}/ns/shop/sa/client", trust_domain("east"));
     let (_, answer) = call_until(fleet, client, URL, LIMIT, |_| true).await?;
     stage.judge("without a policy east's client is answered in west", &answer.pod, true, &[]);
+    watching(west).await?;
     let vip = resolve(fleet, client, HOST).await?;
     let lines = SocketAddr::from((*vip.first().context("a virtual address")?, 9000));
     let open = Open::new(&client.spot, lines)?;
@@ -99,6 +101,40 @@ async fn walk(stage: &Stage<'_>) -> Result<()> {
     let promise = "a principal of a trust domain without a link is told";
     let words = ["ISM3421", "AuthorizationPolicy shop/moon", "moon.mesh", "east.mesh", "Fix:"];
     finding(stage, promise, &words).await
+}
+
+/// Until west's control plane has seen a policy come and go: a scenario before may have killed west's
+/// API server, and each kind's watch comes back at a time of its own.
+async fn watching(west: &Cluster) -> Result<()> {
+    // Of nobody; its path is a finding that can be read.
+    let seen = policy(
+        "seen",
+        json!({"action": "DENY", "selector": {"matchLabels": {"app": "nobody"}},
+            "rules": [{"to": [{"operation": {"paths": ["/"]}}]}]}),
+    );
+    for there in [true, false] {
+        if there {
+            apply(west.client(), &seen).await?;
+        } else {
+            delete(west.client(), &seen).await?;
+        }
+        let start = Instant::now();
+        loop {
+            let all = findings(&west.spot, 15014).await?;
+            let found = all.iter().any(|text| text.contains("AuthorizationPolicy shop/seen"));
+            if found == there {
+                break;
+            }
+            let told = if there { "of it" } else { "that it is gone" };
+            ensure!(
+                start.elapsed() < LIMIT,
+                "west's control plane knows nothing {told} after {LIMIT:?}: {}",
+                all.join(" | ")
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    Ok(())
 }
 
 fn judge_back(stage: &Stage<'_>, promise: &str, back: &Result<(Duration, fleet::hello::Answer)>) {

@@ -70,7 +70,11 @@ impl Affected {
             },
             ResourceKind::Listener => {
                 let vip = name.name.rsplit_once('_').and_then(|(vip, _)| vip.parse().ok());
-                vip.is_some_and(|vip| self.vips.contains(&vip))
+                vip.is_some_and(|vip| self.vips.contains(&vip)) || {
+                    // `HOST:PORT`, as gRPC clients ask.
+                    let host = name.name.rsplit_once(':').map(|(host, _)| host);
+                    host.and_then(|host| self.hosts.get(host)).is_some_and(|kinds| kinds.routes)
+                }
             }
         }
     }

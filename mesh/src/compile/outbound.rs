@@ -12,7 +12,7 @@ use crate::program::{
     OutboundListener, OutboundTarget, Resource, ResourceKind, ResourceName, Retry, Route,
 };
 use crate::sni::Sni;
-use crate::world::{Form, Target, View, World};
+use crate::world::{Dialect, Form, Target, View, World};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
@@ -71,7 +71,7 @@ pub(crate) fn named<'a>(world: &'a World, name: &ClusterName) -> Option<Named<'a
     Some(Named { target, port, host })
 }
 
-fn is_external_name(target: &Target<'_>) -> bool {
+pub(super) fn is_external_name(target: &Target<'_>) -> bool {
     matches!(target.form, Form::Local(service) if service.kind == ServiceKind::ExternalName)
 }
 
@@ -150,7 +150,10 @@ pub(super) fn endpoints(world: &World, view: &View, name: &ClusterName) -> Optio
     let found = named(world, name)?;
     let subset = subset(world, view, &found.target, &name.subset)?;
     let copies = copies(world, &found, &name.subset, subset);
-    let groups = groups(viewpoint(world, view), &copies, distribution(world, &found.target));
+    let mut groups = groups(viewpoint(world, view), &copies, distribution(world, &found.target));
+    if view.dialect == Dialect::Grpc {
+        groups = super::proxyless::reachable(groups, &identities(world, &found.target));
+    }
     Some(Resource::Endpoints(Endpoints { cluster: name.clone(), groups }))
 }
 

@@ -5,7 +5,7 @@ use super::wire::{
     self, Wrong, ads, duration, positive, read_cluster_name, read_duration, read_uint, required,
     uint, wrong,
 };
-use super::{own, tls};
+use super::{grpc, own, tls};
 use envoy_types::pb::envoy::config::cluster::v3::{
     CircuitBreakers, OutlierDetection as Ejection, UpstreamConnectionOptions,
     circuit_breakers::{Thresholds, thresholds::RetryBudget},
@@ -59,6 +59,7 @@ pub(super) fn encode(cluster: &Cluster, dialect: Dialect) -> wire::Cluster {
             wire::Cluster { metadata, connect_timeout: timeout, ..common(cluster, dialect) }
         }
         Dialect::Envoy => encode_envoy(cluster),
+        Dialect::Grpc => grpc::cluster(cluster),
     }
 }
 
@@ -68,7 +69,7 @@ fn common(cluster: &Cluster, dialect: Dialect) -> wire::Cluster {
     // A second limit beside the connections' would only confuse; Istio lifts them too.
     let unlimited = match dialect {
         Dialect::Isthmus => None,
-        Dialect::Envoy => uint(u32::MAX),
+        Dialect::Envoy | Dialect::Grpc => uint(u32::MAX),
     };
     wire::Cluster {
         eds_cluster_config: Some(EdsClusterConfig {
@@ -88,7 +89,7 @@ fn common(cluster: &Cluster, dialect: Dialect) -> wire::Cluster {
                 max_pending_requests: uint(max_pending_requests),
                 max_requests: unlimited,
                 retry_budget: match dialect {
-                    Dialect::Isthmus => None,
+                    Dialect::Isthmus | Dialect::Grpc => None,
                     Dialect::Envoy => Some(retry_budget()),
                 },
                 ..Default::default()
@@ -140,7 +141,7 @@ fn ejection(outlier: &OutlierDetection, dialect: Dialect) -> Ejection {
     // 0 turns a rule off; Envoy says that by enforcing it in 0 % of cases.
     let enforced = |threshold: u32| uint(if threshold == 0 { 0 } else { 100 });
     match dialect {
-        Dialect::Isthmus => ejection,
+        Dialect::Isthmus | Dialect::Grpc => ejection,
         Dialect::Envoy => Ejection {
             interval: positive(interval_ms),
             base_ejection_time: positive(base_ejection_ms),

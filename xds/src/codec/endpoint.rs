@@ -29,7 +29,7 @@ struct Own {
 
 pub(super) fn encode(endpoints: &Endpoints, dialect: Dialect) -> wire::ClusterLoadAssignment {
     let policy = match dialect {
-        Dialect::Isthmus => None,
+        Dialect::Isthmus | Dialect::Grpc => None,
         Dialect::Envoy => {
             Some(Policy { overprovisioning_factor: uint(OVERPROVISIONING), ..Default::default() })
         }
@@ -54,11 +54,11 @@ fn encode_group(group: &LocalityGroup, dialect: Dialect) -> LocalityLbEndpoints 
     }
 }
 
-/// Envoy refuses a weight of 0.
+/// Envoy and gRPC refuse a weight of 0.
 fn weight(weight: u32, dialect: Dialect) -> u32 {
     match dialect {
         Dialect::Isthmus => weight,
-        Dialect::Envoy => weight.max(1),
+        Dialect::Envoy | Dialect::Grpc => weight.max(1),
     }
 }
 
@@ -80,6 +80,8 @@ fn encode_member(endpoint: &LbEndpoint, dialect: Dialect) -> Member {
                 workload: workload.clone(),
             }),
             Dialect::Envoy => tls.then(|| transport_socket_match(cluster)),
+            // A cluster has one transport there.
+            Dialect::Grpc => None,
         },
         ..Default::default()
     }

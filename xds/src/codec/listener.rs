@@ -1,7 +1,7 @@
 //! Listeners: outbound by virtual address, the inbound one, and the gateway's.
 
-use super::own;
 use super::wire::{self, Wrong, ads, read_address, read_cluster_name, required, wrong};
+use super::{grpc, own};
 use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
 use envoy_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, filter::ConfigType,
@@ -86,6 +86,7 @@ pub(super) fn encode(name: &str, listener: &Listener, dialect: Dialect) -> wire:
     match dialect {
         Dialect::Isthmus => encode_own(name, listener),
         Dialect::Envoy => envoy::encode(name, listener),
+        Dialect::Grpc => grpc::listener(name, listener),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Routes: one virtual host, one cluster; one rule in our dialect, two in Envoy's.
 
-use super::own;
 use super::wire::{self, Wrong, duration, read_cluster_name, read_duration, required, uint, wrong};
+use super::{grpc, own};
 use envoy_types::pb::envoy::config::route::v3::{
     HeaderMatcher, HedgePolicy, RetryPolicy, Route as Rule, RouteAction, RouteMatch, VirtualHost,
     header_matcher::HeaderMatchSpecifier,
@@ -45,6 +45,9 @@ struct Own {
 }
 
 pub(super) fn encode(route: &Route, dialect: Dialect) -> wire::RouteConfiguration {
+    if dialect == Dialect::Grpc {
+        return grpc::route(route);
+    }
     let Route { name, cluster, timeout_ms, retry } = route;
     let Retry { attempts, hedge_ms, body_max, budget_percent, budget_per_second } = *retry;
     let action = RouteAction {
@@ -54,7 +57,7 @@ pub(super) fn encode(route: &Route, dialect: Dialect) -> wire::RouteConfiguratio
     };
     let policy = RetryPolicy { num_retries: uint(attempts), ..Default::default() };
     let rules = match dialect {
-        Dialect::Isthmus => {
+        Dialect::Isthmus | Dialect::Grpc => {
             vec![rule(None, RouteAction { retry_policy: Some(policy), ..action })]
         }
         Dialect::Envoy => {
@@ -109,7 +112,7 @@ pub(super) fn encode(route: &Route, dialect: Dialect) -> wire::RouteConfiguratio
             Dialect::Isthmus => {
                 own::write(&Own { hedge_ms, body_max, budget_percent, budget_per_second })
             }
-            Dialect::Envoy => None,
+            Dialect::Envoy | Dialect::Grpc => None,
         },
         ..Default::default()
     }

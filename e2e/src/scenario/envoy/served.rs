@@ -1,0 +1,125 @@
+//! Envoy in front of a workload: policies on who calls, near and from another cluster.
+
+use super::super::{Stage, call, call_until};
+use anyhow::{Result, bail};
+use fleet::launcher::{Pod, Service};
+use fleet::objects::{apply, delete};
+use fleet::trust_domain;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// The application behind Envoy, in east only.
+const NAME: &str = "enveloped";
+const URL: &str = "http://enveloped.shop.global/";
+const LIMIT: Duration = Duration::from_secs(30);
+/// Calls of one who is denied, after the first denial.
+const DENIED: usize = 50;
+
+fn export() -> Value {
+    json!({
+        "apiVersion": "multicluster.x-k8s.io/v1beta1", "kind": "ServiceExport",
+        "metadata": {"name": NAME, "namespace": "shop"},
+    })
+}
+
+fn policy(name: &str, action: &str, principal: &str) -> Value {
+    json!({
+        "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+        "metadata": {"name": name, "namespace": "shop"},
+        "spec": {
+            "action": action, "selector": {"matchLabels": {"app": fleet::ENVOY_ACCOUNT}},
+            "rules": [{"from": [{"source": {"principals": [principal]}}]}],
+        },
+    })
+}
+
+/// A pod that calls, and as whom.
+struct Caller<'a> {
+    pod: &'a Pod,
+    principal: String,
+    from: &'static str,
+}
+
+pub(super) async fn policies(stage: &Stage<'_>) -> Result<()> {
+    let (east, west) = (stage.cluster("east"), stage.cluster("west"));
+    let service = Service {
+        namespace: "shop".into(),
+        name: NAME.into(),
+        selector: BTreeMap::from([("app".into(), fleet::ENVOY_ACCOUNT.into())]),
+        ports: vec![("http".into(), 80, 8080)],
+    };
+    east.launcher.serve(service).await?;
+    apply(east.client(), &export()).await?;
+    let caller = |pod, cluster: &str, account: &str, from| Caller {
+        pod,
+        principal: format!("{}/ns/shop/sa/{account}", trust_domain(cluster)),
+        from,
+    };
+    let near = caller(stage.client()?, "east", "client", "its own cluster");
+    let far = caller(west.pod("hello-1")?, "west", "hello", "another cluster, through the gateway");
+    let judged = judge(stage, &near, &far).await;
+    for name in ["denied", "allowed"] {
+        delete(east.client(), &policy(name, "DENY", "")).await?;
+    }
+    delete(east.client(), &export()).await?;
+    judged
+}
+
+async fn judge(stage: &Stage<'_>, near: &Caller<'_>, far: &Caller<'_>) -> Result<()> {
+    let east = stage.cluster("east");
+    for caller in [near, far] {
+        let answered = answered(stage, caller).await?;
+        let promise = format!("Envoy as a server lets a caller of {} in", caller.from);
+        stage.judge(&promise, &answered, true, &[]);
+    }
+    for (denied, other) in [(near, far), (far, near)] {
+        for (name, action, principal) in
+            [("denied", "DENY", &denied.principal), ("allowed", "ALLOW", &other.principal)]
+        {
+            let object = policy(name, action, principal);
+            apply(east.client(), &object).await?;
+            let (through, said) = refused(stage, denied).await?;
+            let passed = answered(stage, other).await?;
+            stage.judge(
+                &format!(
+                    "{action} of {principal} in front of Envoy: of {DENIED} calls from {} 0 pass, \
+                     and the other caller does",
+                    denied.from
+                ),
+                &format!("{through} passed, the others: {said}; the other caller: {passed}"),
+                through == 0 && said.contains("RBAC: access denied"),
+                &[],
+            );
+            delete(east.client(), &object).await?;
+            answered(stage, denied).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Until the caller is answered; by whom, and after how long.
+async fn answered(stage: &Stage<'_>, caller: &Caller<'_>) -> Result<String> {
+    let (took, answer) =
+        call_until(stage.fleet, caller.pod, URL, LIMIT, |answer| answer.cluster == "east").await?;
+    Ok(format!("{}/{} after {:.2} s", answer.cluster, answer.pod, took.as_secs_f64()))
+}
+
+/// Until the caller is denied; then how many of its next calls pass all the same, and what the last
+/// of the others was told.
+async fn refused(stage: &Stage<'_>, caller: &Caller<'_>) -> Result<(usize, String)> {
+    let start = Instant::now();
+    while call(stage.fleet, caller.pod, URL, 2.0).await.is_ok() {
+        if start.elapsed() > LIMIT {
+            bail!("a caller of {} still passes after {LIMIT:?}", caller.from);
+        }
+    }
+    let (mut through, mut said) = (0, String::new());
+    for _ in 0..DENIED {
+        match call(stage.fleet, caller.pod, URL, 2.0).await {
+            Ok(_) => through += 1,
+            Err(error) => said = format!("{error:#}"),
+        }
+    }
+    Ok((through, said))
+}

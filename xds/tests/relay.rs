@@ -1,0 +1,201 @@
+//! What an agent's relay does for a foreign proxy, on gRPC streams over in-memory pipes: secrets anew
+//! on the stream that asked for them, and no waiting for a control plane that is stuck.
+
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{Secret, secret::Type};
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use mesh::program::ResourceKind;
+use prost::Message as _;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::io::DuplexStream;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Server};
+use tonic::{Code, Request, Response, Status, Streaming};
+use xds::codec::type_url;
+use xds::relay::{self, Heard, KeyPair, WATCHDOG};
+use xds::subscribe::{self, Connector};
+
+/// One replica of a control plane: it takes every stream, and answers each request or none.
+#[derive(Clone, Copy)]
+struct Replica {
+    speaks: bool,
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Replica {
+    type StreamAggregatedResourcesStream = BoxStream<'static, Result<DiscoveryResponse, Status>>;
+    type DeltaAggregatedResourcesStream =
+        BoxStream<'static, Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        let speaks = self.speaks;
+        let answers = request.into_inner().filter_map(move |request| async move {
+            let answer = |request: DiscoveryRequest| DiscoveryResponse {
+                type_url: request.type_url,
+                nonce: "1".into(),
+                ..Default::default()
+            };
+            speaks.then(|| request.map(answer))
+        });
+        Ok(Response::new(answers.boxed()))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        _: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        Err(Status::unimplemented("not asked for"))
+    }
+}
+
+fn pair(of: &str) -> Arc<KeyPair> {
+    let text = |what: &str| format!("{what} {of}");
+    Arc::new(KeyPair { chain: text("chain"), key: text("key"), roots: "roots".into() })
+}
+
+/// A relay with its proxy's channel. `replicas` are dialled in turn, the last one from then on.
+struct Agent {
+    proxy: Channel,
+    certificate: watch::Sender<Arc<KeyPair>>,
+    dialled: Arc<AtomicUsize>,
+    end: CancellationToken,
+}
+
+impl Agent {
+    async fn start(replicas: &'static [Replica]) -> Self {
+        let dialled = Arc::new(AtomicUsize::new(0));
+        let count = dialled.clone();
+        let upward = Connector::new(move || {
+            let turn = count.fetch_add(1, Ordering::SeqCst).min(replicas.len() - 1);
+            let (near, far) = tokio::io::duplex(64 * 1024);
+            let incoming = futures::stream::iter([Ok::<_, io::Error>(far)])
+                // Without an end: a server whose listener is over shuts down.
+                .chain(futures::stream::pending());
+            let service = AggregatedDiscoveryServiceServer::new(replicas[turn]);
+            tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
+            async move { Ok(near) }
+        });
+        let (door, incoming) = mpsc::unbounded_channel::<DuplexStream>();
+        let certificate = watch::Sender::new(pair("one"));
+        let end = CancellationToken::new();
+        tokio::spawn(relay::serve(
+            UnboundedReceiverStream::new(incoming),
+            upward,
+            certificate.subscribe(),
+            watch::Sender::new(Heard::default()),
+            end.clone(),
+        ));
+        let local = Connector::new(move || {
+            let (near, far) = tokio::io::duplex(64 * 1024);
+            let sent = door.send(far).map_err(|_| io::ErrorKind::ConnectionRefused.into());
+            async move { sent.map(|()| near) }
+        });
+        let proxy = subscribe::channel(&local).await.unwrap();
+        Self { proxy, certificate, dialled, end }
+    }
+
+    /// Opens ADS and asks for all clusters.
+    async fn ask(&self) -> (mpsc::Sender<DiscoveryRequest>, Streaming<DiscoveryResponse>) {
+        let (requests, outgoing) = mpsc::channel(4);
+        let first = DiscoveryRequest {
+            type_url: type_url(ResourceKind::Cluster).into(),
+            ..Default::default()
+        };
+        requests.send(first).await.unwrap();
+        let mut client = AggregatedDiscoveryServiceClient::new(self.proxy.clone());
+        let opened = client.stream_aggregated_resources(ReceiverStream::new(outgoing)).await;
+        (requests, opened.unwrap().into_inner())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stuck_control_plane_is_left_for_another_replica_after_45_s() {
+    let agent = Agent::start(&[Replica { speaks: false }, Replica { speaks: true }]).await;
+    let start = Instant::now();
+    let (_requests, mut responses) = agent.ask().await;
+    let over = responses.message().await.unwrap_err();
+    let waited = start.elapsed();
+    assert_eq!(over.code(), Code::Unavailable);
+    assert!(over.message().contains("owes an answer for 45 s"), "{over}");
+    assert!((WATCHDOG..WATCHDOG + Duration::from_secs(1)).contains(&waited), "{waited:?}");
+    assert_eq!(agent.dialled.load(Ordering::SeqCst), 1);
+
+    // As Envoy and gRPC do: another stream.
+    let (_requests, mut responses) = agent.ask().await;
+    let answer = responses.message().await.unwrap().expect("the other replica answers");
+    assert_eq!(answer.type_url, type_url(ResourceKind::Cluster));
+    assert_eq!(agent.dialled.load(Ordering::SeqCst), 2);
+    // Which owes nothing now, and is not left.
+    let quiet = tokio::time::timeout(WATCHDOG * 4, responses.message()).await;
+    assert!(quiet.is_err(), "a stream without debts was ended: {quiet:?}");
+    agent.end.cancel();
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_comes_on_the_stream_that_is_open() {
+    let agent = Agent::start(&[Replica { speaks: true }]).await;
+    let (requests, outgoing) = mpsc::channel(4);
+    let ask = DiscoveryRequest {
+        resource_names: vec!["default".into()],
+        type_url: type_url(ResourceKind::Secret).into(),
+        ..Default::default()
+    };
+    requests.send(ask.clone()).await.unwrap();
+    let mut client = SecretDiscoveryServiceClient::new(agent.proxy.clone());
+    let opened = client.stream_secrets(ReceiverStream::new(outgoing)).await.unwrap();
+    let mut responses = opened.into_inner();
+    let mut versions = Vec::new();
+    for of in ["one", "two", "three"] {
+        agent.certificate.send_replace(pair(of));
+        let response = tokio::time::timeout(Duration::from_secs(10), async {
+            loop {
+                let response = responses.message().await.unwrap().expect("the stream stays open");
+                if shown(&response) == (format!("chain {of}"), format!("key {of}")) {
+                    return response;
+                }
+            }
+        });
+        let response = response.await.unwrap_or_else(|_| panic!("{of} never came"));
+        let taken = DiscoveryRequest {
+            version_info: response.version_info.clone(),
+            response_nonce: response.nonce,
+            ..ask.clone()
+        };
+        requests.send(taken).await.unwrap();
+        versions.push(response.version_info);
+    }
+    versions.dedup();
+    assert_eq!(versions.len(), 3, "a version of its own each: {versions:?}");
+    agent.end.cancel();
+}
+
+/// Chain and key of the one secret.
+fn shown(response: &DiscoveryResponse) -> (String, String) {
+    use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
+    let [any] = &response.resources[..] else { panic!("one secret: {response:?}") };
+    let secret = Secret::decode(any.value.as_slice()).unwrap();
+    let Some(Type::TlsCertificate(certificate)) = secret.r#type else { panic!("a certificate") };
+    let text = |source: Option<_>| {
+        let source: envoy_types::pb::envoy::config::core::v3::DataSource = source.unwrap();
+        let Some(Specifier::InlineString(text)) = source.specifier else { panic!("inline") };
+        text
+    };
+    (text(certificate.certificate_chain), text(certificate.private_key))
+}
