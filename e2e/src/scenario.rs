@@ -142,6 +142,10 @@ pub fn prepare(scenario: &Scenario) -> Result<()> {
             fleet::peers::interop()?;
             fleet::peers::h2spec().map(|_| ())
         }
+        "grpc-xds" => {
+            fleet::peers::interop()?;
+            fleet::peers::xds_client().map(|_| ())
+        }
         "envoy-sidecar" => fleet::parts::envoy().map(|_| ()),
         "smuggling" => fleet::smuggling::backends::prepare(),
         _ => Ok(()),

@@ -2,12 +2,13 @@
 //! mutual TLS, with what `isthmus agent` gives it.
 
 use super::Stage;
+use super::cli::isthmus;
 use super::envoy::answers;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use fleet::launcher::{APP_USER, PROXY_USER, Pod, Service};
 use fleet::objects::{apply, delete};
 use fleet::process::Process;
-use fleet::{Cluster, peers};
+use fleet::{Cluster, link, peers};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -44,6 +45,8 @@ pub(super) async fn grpc_xds(stage: &Stage<'_>) -> Result<()> {
     let (west, north) = (stage.cluster("west"), stage.cluster("north"));
     let mut servers = serve(stage, west, &["hello-1", "hello-2"]).await?;
     servers.extend(serve(stage, north, &["hello-1"]).await?);
+    // Other scenarios link both with east alone.
+    link::both_ways(&stage.fleet.home, west, north).await?;
     joined(west).await?;
     let pod = stage.fleet.start_grpc_client(west, TARGET, RATE).await?;
     let judged = judge(stage, west, &pod).await;
@@ -54,6 +57,8 @@ pub(super) async fn grpc_xds(stage: &Stage<'_>) -> Result<()> {
     for cluster in [west, north] {
         delete(cluster.client(), &export()).await?;
     }
+    let said = isthmus(stage, None, &["unlink", "west", "north"]).await?;
+    ensure!(said.code == Some(0), "unlink west north: {}", said.figure());
     judged.with_context(|| words)
 }
 
