@@ -21,7 +21,7 @@ pub(crate) fn write(folder: &Path, pair: &KeyPair) -> anyhow::Result<()> {
     {
         write_private(folder, name, text).with_context(|| {
             format!(
-                "ISM1030 cannot write the certificate's files to {}. Fix: set `socket` to a path \
+                "ISM1047 cannot write the certificate's files to {}. Fix: set `socket` to a path \
                  in a folder this user may write",
                 folder.display()
             )

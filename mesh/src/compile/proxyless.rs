@@ -20,8 +20,9 @@ pub(super) fn listener(world: &World, name: &str) -> Option<Resource> {
         return None;
     }
     let port = carried(target.ports, number.parse().ok()?)?;
-    // One way of writing it: no other case, no leading zeros.
-    if listener_name(&host, port.number).name != name || !port.protocol.may_be_http() {
+    // One way of writing it: no other case, no leading zeros. A port that does not say that it speaks
+    // HTTP hands a gRPC client's own TLS to the application, where it is permissive.
+    if listener_name(&host, port.number).name != name || !port.protocol.is_http() {
         return None;
     }
     let cluster = ClusterName::outbound(port.number, "", target.host);
