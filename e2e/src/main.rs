@@ -212,7 +212,9 @@ fn play(options: Run) -> Result<()> {
     let driver = if options.embedded { Driver::Embedded } else { options.driver };
     if options.list {
         for scenario in scenario::ALL {
-            println!("{:<16} {}", scenario.name, scenario.about);
+            let apart = scenario::APART.contains(&scenario.name);
+            let apart = if apart { " (not among `all`)" } else { "" };
+            println!("{:<16} {}{apart}", scenario.name, scenario.about);
         }
         for scenario in scenario::nodes::ALL {
             println!("{:<16} {} (--driver nodes)", scenario.name, scenario.about);
@@ -233,7 +235,8 @@ fn play_on_processes(options: Run, driver: Driver) -> Result<()> {
         let before = chosen.len();
         for scenario in scenario::ALL.iter() {
             // `all` on a driver is what that one can prove; by name a scenario is played on any.
-            if name != scenario.name && (name != "all" || scenario.driver > driver) {
+            let among = scenario.driver <= driver && !scenario::APART.contains(&scenario.name);
+            if name != scenario.name && (name != "all" || !among) {
                 continue;
             }
             let both = name == "all" && scenario.without_control_plane;
