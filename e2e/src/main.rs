@@ -2,13 +2,14 @@
 
 mod nodes;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser};
 use e2e::scenario::{self, Driver};
+use fleet::image::{programs, write_oci};
 use fleet::nodes::{init, load_balancer};
 use fleet::verdict::{self, Pillar, Verdict};
 use fleet::{exact, forger, hello, hellos, load, parts, smuggling, streams};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 #[derive(Parser)]
@@ -31,6 +32,16 @@ enum Command {
     Envoy,
     /// Folder with kube-apiserver and etcd; builds them the first time.
     Assets,
+    /// Writes an OCI layout for each program of the mesh; prints their names and digests.
+    Image {
+        /// Folder of the built programs; else the one of this program.
+        #[arg(long)]
+        from: Option<PathBuf>,
+        #[arg(long)]
+        out: PathBuf,
+        #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+        tag: String,
+    },
     /// Removes what a crashed fleet left behind.
     Clean {
         #[arg(long, default_value = "isth")]
@@ -141,6 +152,7 @@ fn run() -> Result<()> {
             println!("{}", parts::assets()?.display());
             Ok(())
         }
+        Command::Image { from, out, tag } => images(from, &out, &tag),
         Command::Clean { prefix } => fleet::clean(&prefix),
         Command::Hello(options) => runtime()?.block_on(hello::run(options)),
         Command::Hellos(options) => runtime()?.block_on(hellos::run(options)),
@@ -166,6 +178,19 @@ fn run() -> Result<()> {
         Command::Forger(options) => runtime()?.block_on(forger::run(options)),
         Command::Janitor { prefix } => fleet::janitor(|| fleet::clean(&prefix)),
     }
+}
+
+fn images(from: Option<PathBuf>, out: &Path, tag: &str) -> Result<()> {
+    let own = std::env::current_exe()?;
+    let beside = || own.parent().map(Path::to_owned).context("a program lies in a folder");
+    let from = from.map_or_else(beside, Ok)?;
+    let stripped = out.join("stripped");
+    for image in programs::of_mesh(&from, tag, &stripped)? {
+        let tar = programs::tar(out, &image);
+        let digest = write_oci(&image, &tar)?;
+        println!("{}  {digest}  {}", image.name, tar.display());
+    }
+    std::fs::remove_dir_all(&stripped).context("removing the stripped programs")
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {

@@ -29,6 +29,12 @@ enum Chore {
     E2e(E2e),
     /// Three clusters with real nodes on this machine: `cargo xtask fleet up`, `shell`, `down`.
     Fleet(E2e),
+    /// OCI layouts of the programs as they ship, in target/images: no Docker is needed.
+    Image {
+        /// The build to take: `dist` ships, `dev` is quicker.
+        #[arg(long, default_value = "dist")]
+        profile: String,
+    },
     /// Ratios against peers on this machine.
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -50,6 +56,7 @@ fn main() -> std::process::ExitCode {
         Chore::Test { no_e2e } => test(no_e2e),
         Chore::E2e(options) => e2e(&options.rest),
         Chore::Fleet(options) => fleet(&options.rest),
+        Chore::Image { profile } => image(&profile),
         Chore::Bench { rest } => bench(&rest),
     };
     match end {
@@ -294,6 +301,24 @@ fn part(verb: &str) -> Result<String> {
     let out = Command::new(program).arg(verb).stderr(std::process::Stdio::inherit()).output()?;
     ensure!(out.status.success(), "isthmus-e2e {verb} ended with {}", out.status);
     Ok(String::from_utf8(out.stdout)?.trim().to_owned())
+}
+
+/// What the harness makes of programs built so.
+fn image(profile: &str) -> Result<()> {
+    build()?;
+    if profile != "dev" {
+        let rooms = ["cli", "control-plane", "federation-controller", "gateway"];
+        let packages: Vec<String> = rooms.iter().map(|room| format!("-pisthmus-{room}")).collect();
+        let packages = packages.iter().map(String::as_str);
+        let args: Vec<&str> =
+            ["build", "--profile", profile, "--locked"].into_iter().chain(packages).collect();
+        run_cargo(&args)?;
+    }
+    let folder = if profile == "dev" { "debug" } else { profile };
+    let from = built("")?.with_file_name(folder);
+    let out = built("")?.with_file_name("images");
+    let mut command = Command::new(built("isthmus-e2e")?);
+    run(command.arg("image").arg("--from").arg(from).arg("--out").arg(out))
 }
 
 /// Both programs as they ship, and the rival from PATH.

@@ -42,6 +42,7 @@ const WRITTEN: [(&str, &str, &str); 6] = [
     ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding", INSTALLED),
     ("rbac.authorization.k8s.io/v1", "ClusterRole", INSTALLED),
 ];
+const CONTROLLER: &str = "isthmus-federation-controller";
 const INSTALLED: &str = "app.kubernetes.io/part-of=isthmus";
 const FEDERATED: &str = "app.kubernetes.io/managed-by=isthmus-federation";
 
@@ -77,9 +78,11 @@ impl Uninstall {
             println!("nothing was changed.");
             return Ok(ExitCode::FAILURE);
         }
-        let work = operators.iter().zip(&found).map(async |(operator, objects)| {
-            operator.delete(objects).await?;
-            self.until_gone(operator, objects).await
+        let work = operators.iter().map(async |operator| {
+            self.silence(operator).await?;
+            let objects = find(operator).await?;
+            operator.delete(&objects).await?;
+            self.until_gone(operator, &objects).await
         });
         let mut whole = true;
         for (operator, end) in operators.iter().zip(futures::future::join_all(work).await) {
@@ -95,6 +98,27 @@ impl Uninstall {
              NAMESPACE"
         );
         Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    /// Ends the federation controller first: what it finds deleted it would write again.
+    async fn silence(&self, operator: &Operator) -> Result<()> {
+        let deployment = reference("apps/v1", "Deployment", Some(ROOT_NAMESPACE), CONTROLLER);
+        operator.delete(std::slice::from_ref(&deployment)).await?;
+        let until = Instant::now() + Duration::from_secs(self.wait);
+        let pods = format!("app={CONTROLLER}");
+        while !operator.labelled("v1", "Pod", &pods).await?.is_empty() {
+            ensure!(
+                Instant::now() < until,
+                "ISM2080 pods of {} still run after {} s, and would write again what is deleted. Fix: see \
+                 what holds them (`kubectl --context {} -n {ROOT_NAMESPACE} get pods -l {pods}`), then \
+                 call this again",
+                title(&deployment),
+                self.wait,
+                operator.context
+            );
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        Ok(())
     }
 
     /// Namespaces end only when all in them has ended.
