@@ -28,8 +28,6 @@ pub(crate) enum Ended {
     ClientLeft,
     /// The route's time was over.
     TimedOut,
-    /// The client took nothing of it for too long.
-    NotTaken,
 }
 
 impl Ended {
@@ -40,7 +38,6 @@ impl Ended {
             Self::UpstreamFailed => "UC",
             Self::ClientLeft => "DC",
             Self::TimedOut => "UT",
-            Self::NotTaken => "SI",
         }
     }
 }
@@ -60,15 +57,6 @@ pub(crate) struct Relay {
     /// A gRPC call's client is told of an early end in trailers, which it can make sense of.
     grpc: bool,
     finish: Option<Box<dyn FnOnce(Ended, Passed) + Send>>,
-}
-
-impl ResponseBody {
-    /// Nobody takes it: what is told of it is this end.
-    pub(crate) fn give_up(&mut self, ended: Ended) {
-        if let Self::Relay(relay) = self {
-            relay.end(ended);
-        }
-    }
 }
 
 /// What went by.

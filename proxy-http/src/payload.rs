@@ -1,7 +1,7 @@
 //! What a request carries: whole where it is short, else a stream whose beginning is remembered, so
 //! that a request which nobody has served can be sent once more.
 
-use crate::received::{Broken, Received, Refusal};
+use crate::received::{Broken, Received};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body_util::BodyExt as _;
@@ -31,8 +31,6 @@ pub(crate) struct Source {
     rest: Received,
     /// Which attempt reads it; an older one has no right to it any more.
     reader: u64,
-    /// It broke, and no attempt can be sent all of it.
-    broken: Option<Refusal>,
 }
 
 /// Reads a body that is to be kept whole: one that says it has at most `max` bytes, or (`patient`)
@@ -45,7 +43,6 @@ pub(crate) async fn keep(mut body: Received, max: u64, patient: bool) -> Result<
     if !short && !patient || body.size_hint().lower() > max {
         return Ok(Payload::stream(body, Vec::new(), max));
     }
-    body.keep_back(true);
     let (mut kept, mut trailers) = (BytesMut::new(), None);
     while let Some(frame) = body.frame().await {
         match frame?.into_data() {
@@ -53,7 +50,6 @@ pub(crate) async fn keep(mut body: Received, max: u64, patient: bool) -> Result<
             Err(frame) => trailers = frame.into_trailers().ok(),
         }
         if kept.len() as u64 > max {
-            body.keep_back(false);
             return Ok(Payload::stream(body, vec![kept.freeze()], max));
         }
     }
@@ -63,7 +59,7 @@ pub(crate) async fn keep(mut body: Received, max: u64, patient: bool) -> Result<
 impl Payload {
     fn stream(rest: Received, read: Vec<Bytes>, max: u64) -> Self {
         let kept_bytes = read.iter().map(Bytes::len).sum::<usize>() as u64;
-        let source = Source { kept: Some(read), kept_bytes, max, rest, reader: 0, broken: None };
+        let source = Source { kept: Some(read), kept_bytes, max, rest, reader: 0 };
         Self::Stream(Arc::new(Mutex::new(source)))
     }
 
@@ -101,14 +97,6 @@ impl Payload {
                 let (reader, source) = (held.reader, source.clone());
                 RequestBody::Stream { ahead, source, reader, sent: sent.clone() }
             }
-        }
-    }
-
-    /// Its sender broke off: what the sender is told.
-    pub(crate) fn broken(&self) -> Option<Refusal> {
-        match self {
-            Self::Whole { .. } => None,
-            Self::Stream(source) => source.lock().expect("no holder panics").broken.clone(),
         }
     }
 
@@ -161,10 +149,7 @@ impl Source {
                 (None, _) => self.kept = None,
                 (Some(_), None) => {}
             },
-            Some(Err(broken)) => {
-                self.kept = None;
-                self.broken = Some(broken.refusal());
-            }
+            Some(Err(_)) => self.kept = None,
         }
         Poll::Ready(frame)
     }

@@ -2,8 +2,6 @@
 
 mod floods;
 mod http2;
-mod idle;
 mod inbound;
 mod outbound;
-mod smuggling;
 mod world;
