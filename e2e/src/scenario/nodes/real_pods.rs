@@ -1,7 +1,7 @@
 //! The main job with Deployments on kubelets: bare clusters, then `install`, `link`, `export`, and a pod
 //! that nobody prepared calls a name across clusters.
 
-use super::{Stage, gone, until};
+use super::{Stage, until};
 use anyhow::{Context, Result, ensure};
 use fleet::hello::Answer;
 use fleet::nodes::{HELLO, TOOLS};
@@ -73,36 +73,7 @@ pub(super) async fn real_pods(stage: &Stage<'_>) -> Result<()> {
         );
     }
     injected(stage).await?;
-    scaled(stage).await?;
-    uninstalled(stage).await?;
-    let gone = stage.fleet.clusters.values().map(|cluster| gone(cluster, "shop"));
-    futures::future::try_join_all(gone).await.map(|_| ())
-}
-
-/// Everything out again, while users' own objects stay.
-async fn uninstalled(stage: &Stage<'_>) -> Result<()> {
-    let begun = Instant::now();
-    let all = ["--context", "east", "--context", "west", "--context", "north"];
-    isthmus(stage, &[&["uninstall", "--yes"][..], &all].concat()).await?;
-    let took = begun.elapsed().as_secs_f64();
-    let kinds = "namespaces,crds,clusterroles,clusterrolebindings,mutatingwebhookconfigurations";
-    let mut left = BTreeSet::new();
-    for cluster in stage.fleet.clusters.keys() {
-        let said = stage.kubectl(cluster, &["get", kinds, "-o", "name"]).await?;
-        left.extend(said.lines().filter(|line| line.contains("isthmus")).map(str::to_owned));
-        let entries = ["get", "serviceentries.networking.istio.io", "-A", "-o", "name"];
-        // Where nobody else has one, the kind went as well.
-        let said = stage.kubectl(cluster, &entries).await.unwrap_or_default();
-        left.extend(said.lines().map(str::to_owned));
-    }
-    let kept = ["-n", "shop", "get", "serviceexports.multicluster.x-k8s.io", "-o", "name"];
-    let kept = stage.kubectl("west", &kept).await?;
-    stage.judge(
-        "uninstall leaves nothing of ours, and what users wrote",
-        &format!("after {took:.0} s; of ours: {left:?}; of users: {}", kept.trim()),
-        left.is_empty() && kept.contains("/hello"),
-    );
-    Ok(())
+    scaled(stage).await
 }
 
 /// What the webhook made of a Deployment that says nothing of a mesh.
