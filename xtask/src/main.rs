@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 #[derive(Parser)]
 #[command(about = "The chores of Isthmus")]
@@ -161,21 +162,31 @@ const SABOTAGE: [(&str, &[&str]); 3] = [
 ];
 
 /// What was run, what was not, and what failed; printed whole at the end.
-#[derive(Default)]
 struct Closing {
     passed: Vec<String>,
     failed: Vec<String>,
     left_out: Vec<String>,
+    /// When the suite that comes next began.
+    since: Instant,
+}
+
+impl Default for Closing {
+    fn default() -> Self {
+        Self { passed: vec![], failed: vec![], left_out: vec![], since: Instant::now() }
+    }
 }
 
 impl Closing {
     /// Notes the end of one suite; a failure does not keep the next from running.
     fn note(&mut self, suite: &str, end: Result<()>) {
+        let seconds = self.since.elapsed().as_secs();
+        self.since = Instant::now();
+        let took = format!("{:>2} min {:02} s", seconds / 60, seconds % 60);
         match end {
-            Ok(()) => self.passed.push(suite.to_owned()),
+            Ok(()) => self.passed.push(format!("{took}  {suite}")),
             Err(error) => {
                 eprintln!("FAILED {suite}: {error:#}");
-                self.failed.push(format!("{suite}: {error:#}"));
+                self.failed.push(format!("{took}  {suite}: {error:#}"));
             }
         }
     }
@@ -242,7 +253,7 @@ fn test(no_e2e: bool) -> Result<()> {
     for suite in &closing.failed {
         println!("FAILED   {suite}");
     }
-    let Closing { passed, failed, left_out } = &closing;
+    let Closing { passed, failed, left_out, .. } = &closing;
     println!(
         "suites: {} passed, {} failed, {} not run",
         passed.len(),
