@@ -317,19 +317,27 @@ impl Upstream {
             (Stage::Doubtful, true),
             (Stage::Sound, false),
             (Stage::Doubtful, false),
+            (Stage::Busy, true),
+            (Stage::Busy, false),
             (Stage::Last, true),
             (Stage::Last, false),
         ];
         for (stage, bar) in stages {
-            let plan = Plan::new(&view.groups, stage, |at| Candidate {
-                barred: bar && barred(at),
-                ..view.candidate(at, now)
+            let plan = Plan::new(&view.groups, stage, |at| {
+                let seat = &view.seats[at].1;
+                // Who is dead or had its try must not stand before those of lower priorities.
+                let too_bad = match stage {
+                    Stage::Sound | Stage::Doubtful => false,
+                    Stage::Busy => !seat.is_busy(now),
+                    Stage::Last => !seat.path.is_last_resort_due(now),
+                };
+                Candidate { barred: too_bad || bar && barred(at), ..view.candidate(at, now) }
             });
             for _ in 0..4 {
                 let Some(at) = self.choose(view, &plan) else { break };
                 let granted = match stage {
                     Stage::Sound => self.claim(view, at, now),
-                    Stage::Doubtful => true,
+                    Stage::Doubtful | Stage::Busy => true,
                     Stage::Last => view.seats[at].1.path.claim_last_resort(now),
                 };
                 if granted {

@@ -3,10 +3,7 @@
 use super::exchange::{Exchange, Step};
 use super::{Key, Peer};
 use crate::connection::Connection;
-use crate::dials::TURN_MAX;
-use futures::FutureExt as _;
 use proxy::{Ask, Picked};
-use std::pin::pin;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
@@ -37,7 +34,9 @@ impl Exchange<'_> {
         }
         let turn = tokio::select! {
             biased;
-            Some(kept) = self.returned(&picked, Wait::ForItsTurn), if !fresh => return reused(kept),
+            Some(kept) = self.handed(&picked, &avoid, Wait::ForItsTurn), if !fresh => {
+                return reused(kept);
+            }
             turn = dials.turn() => turn,
         };
         // While it waited for its turn, the endpoint may have come under suspicion.
@@ -53,24 +52,13 @@ impl Exchange<'_> {
         let first = Some(picked.clone());
         let ask =
             Ask { alpn: self.wire.alpn().to_vec(), first, avoid: avoid.clone(), ..Ask::default() };
-        let established = {
-            let mut handed = pin!(self.handed(&picked, &avoid).fuse());
-            let mut dialled = pin!(self.upstream.connect(&ask));
-            let early = tokio::select! {
-                biased;
-                Some(kept) = &mut handed, if !fresh => return reused(kept),
-                established = &mut dialled => Some(established),
-                () = sleep(TURN_MAX) => None,
-            };
-            drop(turn);
-            match early {
-                Some(established) => established,
-                None => tokio::select! {
-                    biased;
-                    Some(kept) = &mut handed, if !fresh => return reused(kept),
-                    established = &mut dialled => established,
-                },
+        let established = tokio::select! {
+            biased;
+            Some(kept) = self.handed(&picked, &avoid, Wait::Dialling), if !fresh => {
+                return reused(kept);
             }
+            established = self.upstream.connect(&ask) => established,
+            never = turn.pass_on() => match never {},
         };
         let established = match established {
             Ok(established) => established,
@@ -113,17 +101,22 @@ impl Exchange<'_> {
     }
 
     /// [`Exchange::returned`], and after a while also one that leads elsewhere.
-    async fn handed(&self, picked: &Picked, avoid: &[Key]) -> Option<(Connection<Peer>, Picked)> {
+    async fn handed(
+        &self,
+        picked: &Picked,
+        avoid: &[Key],
+        wait: Wait,
+    ) -> Option<(Connection<Peer>, Picked)> {
         let elsewhere = async {
             sleep(ELSEWHERE_AFTER).await;
             let other = self.upstream.pick_elsewhere(picked, avoid)?;
             match self.kept(&other) {
                 Some(connection) => Some((connection, other)),
-                None => self.returned(&other, Wait::Dialling).await,
+                None => self.returned(&other, wait).await,
             }
         };
         tokio::select! {
-            Some(kept) = self.returned(picked, Wait::Dialling) => Some(kept),
+            Some(kept) = self.returned(picked, wait) => Some(kept),
             Some(kept) = elsewhere => Some(kept),
             else => None,
         }

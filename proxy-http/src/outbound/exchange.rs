@@ -14,6 +14,7 @@ use http::request::Parts;
 use http::{Response, StatusCode};
 use hyper::body::Incoming;
 use mesh::program::Retry;
+use proxy::upstream::STAGGER;
 use proxy::{ConnectFailed, InFlight, Outcome, Picked, Upstream};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -199,8 +200,15 @@ impl<'a> Exchange<'a> {
                     if let ConnectFailed::AllFailed { attempts, .. } = &failed {
                         let keys = attempts.iter().map(|a| (a.endpoint, a.cluster.clone()));
                         progress.tried.extend(keys);
-                        // Nothing was sent: any method, and no budget.
-                        self.again(&mut progress, "connect", None);
+                        // Nothing was sent, so any method may try again: at once where it was
+                        // refused, within the budget where nobody answered in time. Whoever has
+                        // too much to do must not be given three times as much.
+                        let silent = attempts.iter().any(|a| a.after >= STAGGER);
+                        if silent && !self.withdraw() {
+                            self.context.shared.counters.denied("budget");
+                        } else {
+                            self.again(&mut progress, "connect", None);
+                        }
                     }
                     progress.last = Some(failure);
                 }
@@ -357,7 +365,11 @@ impl<'a> Exchange<'a> {
         if destination.is_suspect(from) && good {
             return destination.budget.away().map(Some);
         }
-        destination.budget.withdraw(self.retry, Instant::now()).then_some(None)
+        self.withdraw().then_some(None)
+    }
+
+    fn withdraw(&self) -> bool {
+        self.destination.budget.withdraw(self.retry, Instant::now())
     }
 
     fn is_replayable(&self) -> bool {

@@ -252,6 +252,7 @@ impl Upstream {
                                 self.see(&done.picked, Evidence::Failed {
                                     phase: failure.phase,
                                     timed_out: failure.timed_out,
+                                    took,
                                 });
                             }
                             attempts[at].problem = failure.text;

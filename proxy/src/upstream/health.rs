@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::Notify;
 
 /// Names an endpoint beyond swaps of the Program.
@@ -38,6 +39,9 @@ pub(crate) struct Path {
     pub(crate) domains: Mutex<BTreeSet<TrustDomain>>,
     /// When it was last dialled although everything was ejected.
     last_resort_at: AtomicU64,
+    /// Its last failure was a handshake that took too long: TCP is through, so somebody lives there
+    /// who has too much to do.
+    busy: AtomicBool,
 }
 
 /// One address in one destination.
@@ -84,6 +88,7 @@ pub(crate) enum Evidence {
     Failed {
         phase: Phase,
         timed_out: bool,
+        took: Duration,
     },
     /// The next attempt had to be started.
     Late(Phase),
@@ -108,6 +113,7 @@ impl Path {
             kick: Notify::new(),
             domains: Mutex::new(BTreeSet::new()),
             last_resort_at: AtomicU64::new(0),
+            busy: AtomicBool::new(false),
         }
     }
 
@@ -115,10 +121,15 @@ impl Path {
         self.handshake_us.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn is_last_resort_due(&self, now: Millis) -> bool {
+        let last = self.last_resort_at.load(Ordering::Acquire);
+        last == 0 || now >= last + LAST_RESORT_MS
+    }
+
     /// True once in [`LAST_RESORT_MS`].
     pub(crate) fn claim_last_resort(&self, now: Millis) -> bool {
         let last = self.last_resort_at.load(Ordering::Acquire);
-        (last == 0 || now >= last + LAST_RESORT_MS)
+        self.is_last_resort_due(now)
             && self
                 .last_resort_at
                 .compare_exchange(last, now.max(1), Ordering::AcqRel, Ordering::Acquire)
@@ -149,6 +160,12 @@ impl Seat {
         }
     }
 
+    /// Set aside for being slow only: no probe says that it is dead, and it takes connections.
+    pub(crate) fn is_busy(&self, now: Millis) -> bool {
+        let dead = self.path.gateway && self.path.health.verdict(now) == Verdict::Ejected;
+        !dead && self.path.busy.load(Ordering::Acquire)
+    }
+
     pub(crate) fn changes_at(&self, now: Millis) -> Millis {
         self.path.health.changes_at(now).min(self.health.changes_at(now))
     }
@@ -164,6 +181,22 @@ impl Seat {
         if let Evidence::Connected { took_us } = evidence {
             average(&self.path.handshake_us, took_us);
         }
+        let failure = match evidence {
+            Evidence::Failed { took, .. } => {
+                let took = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+                Seen::LocalFailure(now.saturating_sub(took))
+            }
+            _ => Seen::LocalFailure(now),
+        };
+        match evidence {
+            Evidence::Failed { phase: Phase::Handshake, timed_out: true, .. } => {
+                self.path.busy.store(true, Ordering::Release);
+            }
+            Evidence::Failed { .. } | Evidence::Connected { .. } => {
+                self.path.busy.store(false, Ordering::Release);
+            }
+            _ => {}
+        }
         let path = |seen| {
             let limits = if self.path.gateway { GATEWAY_LIMITS } else { limits };
             self.path.health.see(now, limits, seen)
@@ -177,14 +210,14 @@ impl Seat {
                 }
                 Evidence::Failed { phase: Phase::Connect, .. } => {
                     self.path.kick.notify_one();
-                    [path(Seen::LocalFailure), Change::None]
+                    [path(failure), Change::None]
                 }
-                Evidence::Failed { phase: Phase::Handshake, timed_out } => {
+                Evidence::Failed { phase: Phase::Handshake, timed_out, .. } => {
                     self.path.kick.notify_one();
                     // A foreign gateway answers no probe: its silence in handshakes is all we get.
                     let foreign = timed_out && !self.path.proven.load(Ordering::Acquire);
-                    let path = if foreign { path(Seen::LocalFailure) } else { Change::None };
-                    [path, seat(Seen::LocalFailure)]
+                    let path = if foreign { path(failure) } else { Change::None };
+                    [path, seat(failure)]
                 }
                 Evidence::Late(Phase::Connect) => {
                     self.path.kick.notify_one();
@@ -200,7 +233,7 @@ impl Seat {
                 Evidence::Connected { .. } => Seen::Connected,
                 Evidence::Answered => Seen::Success,
                 Evidence::ServerError => Seen::ServerError,
-                Evidence::Failed { .. } | Evidence::Reset => Seen::LocalFailure,
+                Evidence::Failed { .. } | Evidence::Reset => failure,
                 Evidence::Late(_) | Evidence::Slow => Seen::Doubt,
             };
             [path(seen), Change::None]
@@ -249,14 +282,14 @@ mod tests {
         let [one, other] = seats(true);
         one.path.proven.store(true, Ordering::Release);
         for _ in 0..3 {
-            let failed = Evidence::Failed { phase: Phase::Handshake, timed_out: true };
+            let failed = Evidence::Failed { phase: Phase::Handshake, timed_out: true, took: Duration::ZERO };
             one.see(1, LIMITS, failed);
         }
         assert_eq!(one.verdict(1), Verdict::Ejected);
         assert_eq!(other.verdict(1), Verdict::Healthy(100));
         // But who cannot even be connected to is dead for all.
         for _ in 0..3 {
-            one.see(1, LIMITS, Evidence::Failed { phase: Phase::Connect, timed_out: false });
+            one.see(1, LIMITS, Evidence::Failed { phase: Phase::Connect, timed_out: false, took: Duration::ZERO });
         }
         assert_eq!(other.verdict(1), Verdict::Ejected);
     }
@@ -265,7 +298,7 @@ mod tests {
     fn silence_of_a_gateway_that_answers_no_probe_counts_for_all() {
         let [one, other] = seats(true);
         for _ in 0..3 {
-            one.see(1, LIMITS, Evidence::Failed { phase: Phase::Handshake, timed_out: true });
+            one.see(1, LIMITS, Evidence::Failed { phase: Phase::Handshake, timed_out: true, took: Duration::ZERO });
         }
         assert_eq!(other.verdict(1), Verdict::Ejected);
     }

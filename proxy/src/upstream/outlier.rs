@@ -47,8 +47,8 @@ pub(crate) enum Seen {
     Connected,
     /// A probe's success: ends any ejection.
     Alive,
-    /// No connection, no handshake, or none in time.
-    LocalFailure,
+    /// No connection, no handshake, or none in time, of an attempt that began then.
+    LocalFailure(Millis),
     /// A sign of trouble that is no failure yet: a hedge fired.
     Doubt,
     /// A 5xx response.
@@ -89,7 +89,9 @@ pub(crate) struct Health {
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Record {
+    /// Failures in a row, and when the last of them was counted.
     local: u32,
+    local_at: Millis,
     errors: u32,
     doubts: u32,
     /// Ejections that are not forgotten yet; the next one lasts so many times longer.
@@ -186,8 +188,13 @@ impl Health {
                 }
                 Change::Cleared
             }
-            Seen::LocalFailure => {
-                record.local += 1;
+            Seen::LocalFailure(begun) => {
+                // What began before the last failure was known saw the same trouble: a crowd that
+                // fails together is one failure of a row.
+                if record.local == 0 || begun >= record.local_at {
+                    record.local += 1;
+                    record.local_at = now;
+                }
                 // On the way home, and in its trial, one failure is enough.
                 let enough = if self.is_coming_home(now) { 1 } else { limits.consecutive_local };
                 if enough > 0 && record.local >= enough {
@@ -283,11 +290,13 @@ mod tests {
 
     const LIMITS: Limits =
         Limits { consecutive_5xx: 5, consecutive_local: 3, base_ejection_ms: 5_000 };
+    /// One that no other failure explains.
+    const FAILURE: Seen = Seen::LocalFailure(Millis::MAX);
 
     #[test]
     fn one_failure_makes_suspect_and_one_trial_at_a_time_finds_out() {
         let health = Health::default();
-        assert_eq!(health.see(1, LIMITS, Seen::LocalFailure), Change::Suspected);
+        assert_eq!(health.see(1, LIMITS, FAILURE), Change::Suspected);
         assert_eq!(health.verdict(2), Verdict::Suspect);
         assert!(!health.claim_trial(500));
         assert_eq!(health.verdict(1_001), Verdict::TrialDue);
@@ -303,23 +312,35 @@ mod tests {
     #[test]
     fn three_failures_eject_and_the_second_ejection_is_longer() {
         let health = Health::default();
-        health.see(0, LIMITS, Seen::LocalFailure);
-        health.see(0, LIMITS, Seen::LocalFailure);
-        assert_eq!(health.see(0, LIMITS, Seen::LocalFailure), Change::Ejected);
+        health.see(0, LIMITS, FAILURE);
+        health.see(0, LIMITS, FAILURE);
+        assert_eq!(health.see(0, LIMITS, FAILURE), Change::Ejected);
         assert_eq!(health.verdict(4_999), Verdict::Ejected);
         assert_eq!(health.verdict(5_000), Verdict::TrialDue);
         // One failure of the trial is enough now.
-        assert_eq!(health.see(5_000, LIMITS, Seen::LocalFailure), Change::Ejected);
+        assert_eq!(health.see(5_000, LIMITS, FAILURE), Change::Ejected);
         assert_eq!(health.verdict(14_999), Verdict::Ejected);
         assert_eq!(health.verdict(15_000), Verdict::TrialDue);
         assert_eq!(health.ejections(), 2);
     }
 
     #[test]
+    fn a_crowd_that_fails_together_is_one_failure() {
+        let health = Health::default();
+        for begun in 0..100 {
+            health.see(1_000 + begun, LIMITS, Seen::LocalFailure(begun));
+        }
+        assert_eq!(health.verdict(1_100), Verdict::Suspect);
+        health.see(2_000, LIMITS, Seen::LocalFailure(1_000));
+        assert_eq!(health.verdict(2_000), Verdict::Suspect, "it began when the first was known");
+        assert_eq!(health.see(3_000, LIMITS, Seen::LocalFailure(2_000)), Change::Ejected);
+    }
+
+    #[test]
     fn it_comes_home_slowly() {
         let health = Health::default();
         for _ in 0..3 {
-            health.see(0, LIMITS, Seen::LocalFailure);
+            health.see(0, LIMITS, FAILURE);
         }
         assert_eq!(health.see(5_100, LIMITS, Seen::Success), Change::Cleared);
         assert_eq!(health.verdict(5_100), Verdict::Healthy(10));
@@ -343,7 +364,7 @@ mod tests {
     fn a_new_connection_ends_an_ejection_unless_answers_led_to_it() {
         let health = Health::default();
         for _ in 0..3 {
-            health.see(0, LIMITS, Seen::LocalFailure);
+            health.see(0, LIMITS, FAILURE);
         }
         assert_eq!(health.see(1, LIMITS, Seen::Connected), Change::Cleared);
         let health = Health::default();

@@ -36,7 +36,10 @@ pub(crate) enum Stage {
     Sound,
     /// Any that is not ejected.
     Doubtful,
-    /// All: when everything is ejected, trying costs nobody anything.
+    /// Those too that were ejected for being slow: when everything is, waiting is better than
+    /// failing, and what limits dials keeps the crowd small.
+    Busy,
+    /// All, each at its time: when everything is ejected, one try costs nobody anything.
     Last,
 }
 
@@ -206,8 +209,8 @@ impl Available {
             let share = match (candidate.verdict, stage) {
                 (Verdict::Healthy(share), _) => weight * share / 100,
                 (Verdict::TrialDue, _)
-                | (Verdict::Suspect, Stage::Doubtful | Stage::Last)
-                | (Verdict::Ejected, Stage::Last) => weight,
+                | (Verdict::Suspect, Stage::Doubtful | Stage::Busy | Stage::Last)
+                | (Verdict::Ejected, Stage::Busy | Stage::Last) => weight,
                 (Verdict::Suspect, Stage::Sound) => {
                     this.suspects += weight;
                     0
@@ -367,14 +370,14 @@ mod tests {
                 };
                 Candidate { weight, verdict, barred, changes_at: Millis::MAX }
             };
-            for stage in [Stage::Sound, Stage::Doubtful, Stage::Last] {
+            for stage in [Stage::Sound, Stage::Doubtful, Stage::Busy, Stage::Last] {
                 let plan = Plan::new(&groups, stage, look);
                 let may = |seat: usize| {
                     let c = look(seat);
                     !c.barred && match stage {
                         Stage::Sound => matches!(c.verdict, Verdict::Healthy(_) | Verdict::TrialDue),
                         Stage::Doubtful => c.verdict != Verdict::Ejected,
-                        Stage::Last => true,
+                        Stage::Busy | Stage::Last => true,
                     }
                 };
                 prop_assert_eq!(plan.is_empty(), !(0..states.len()).any(may));
