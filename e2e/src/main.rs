@@ -8,7 +8,7 @@ use e2e::scenario::{self, Driver};
 use fleet::image::{programs, write_oci};
 use fleet::nodes::{init, load_balancer};
 use fleet::verdict::{self, Pillar, Verdict};
-use fleet::{exact, forger, hello, load, parts, streams};
+use fleet::{exact, forger, hello, hellos, load, parts, smuggling, streams};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -51,10 +51,16 @@ enum Command {
     Hello(hello::Options),
     /// The load of the scenarios.
     Load(load::Options),
+    /// New connections to gateways as load, each a ClientHello and the beginning of its answer.
+    Hellos(hellos::Options),
     /// gRPC streams as load.
     Streams(streams::Options),
     /// Tries to carry bytes in every way there is; prints how each went, as JSON.
     Exact(exact::Options),
+    /// Sends every ambiguous request there is; prints what was answered, as JSON.
+    Smuggle(smuggling::Options),
+    /// hyper as it comes, which says what it was asked.
+    Seen(smuggling::backends::Options),
     /// One GET; prints the body.
     Call {
         url: String,
@@ -149,12 +155,19 @@ fn run() -> Result<()> {
         Command::Image { from, out, tag } => images(from, &out, &tag),
         Command::Clean { prefix } => fleet::clean(&prefix),
         Command::Hello(options) => runtime()?.block_on(hello::run(options)),
+        Command::Hellos(options) => runtime()?.block_on(hellos::run(options)),
         Command::Load(options) => runtime()?.block_on(load::run(options)),
         Command::Exact(options) => {
             let tried = runtime()?.block_on(exact::run(&options));
             println!("{}", serde_json::to_string(&tried)?);
             Ok(())
         }
+        Command::Smuggle(options) => {
+            let told = runtime()?.block_on(smuggling::run(&options))?;
+            println!("{}", serde_json::to_string(&told)?);
+            Ok(())
+        }
+        Command::Seen(options) => runtime()?.block_on(smuggling::backends::run(options)),
         Command::Streams(options) => runtime()?.block_on(streams::run(options)),
         Command::Call { url, limit } => {
             let limit = Duration::from_secs_f64(limit);
@@ -224,7 +237,9 @@ fn play(options: Run) -> Result<()> {
     let driver = if options.embedded { Driver::Embedded } else { options.driver };
     if options.list {
         for scenario in scenario::ALL {
-            println!("{:<16} {}", scenario.name, scenario.about);
+            let apart = scenario::APART.contains(&scenario.name);
+            let apart = if apart { " (not among `all`)" } else { "" };
+            println!("{:<16} {}{apart}", scenario.name, scenario.about);
         }
         for scenario in scenario::nodes::ALL {
             println!("{:<16} {} (--driver nodes)", scenario.name, scenario.about);
@@ -245,7 +260,8 @@ fn play_on_processes(options: Run, driver: Driver) -> Result<()> {
         let before = chosen.len();
         for scenario in scenario::ALL.iter() {
             // `all` on a driver is what that one can prove; by name a scenario is played on any.
-            if name != scenario.name && (name != "all" || scenario.driver > driver) {
+            let among = scenario.driver <= driver && !scenario::APART.contains(&scenario.name);
+            if name != scenario.name && (name != "all" || !among) {
                 continue;
             }
             let both = name == "all" && scenario.without_control_plane;

@@ -16,8 +16,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
 
 /// What to send, how fast, how long.
@@ -43,6 +44,9 @@ pub struct Options {
     /// New TCP connections a second.
     #[arg(long, default_value_t = 0.0)]
     pub connects: f64,
+    /// New connections a second with one GET each.
+    #[arg(long, default_value_t = 0.0)]
+    pub fresh: f64,
     #[arg(long)]
     pub seconds: f64,
     /// A request without a whole answer after this is failed.
@@ -61,6 +65,8 @@ type Connection = SendRequest<Full<Bytes>>;
 struct Client {
     options: Options,
     idle: Mutex<Vec<Connection>>,
+    /// Of the HTTP service, for new connections.
+    addresses: OnceCell<Vec<SocketAddr>>,
     records: mpsc::Sender<Record>,
 }
 
@@ -72,12 +78,20 @@ pub async fn run(options: Options) -> Result<()> {
             .with_context(|| format!("writing {}", options.out.display()))?;
         std::thread::spawn(move || write(file, &written))
     };
-    let client = Arc::new(Client { idle: Mutex::new(vec![]), records, options: options.clone() });
+    let client = Arc::new(Client {
+        idle: Mutex::new(vec![]),
+        addresses: OnceCell::new(),
+        records,
+        options: options.clone(),
+    });
     let end = Instant::now() + Duration::from_secs_f64(options.seconds);
     let mut streams = vec![];
-    for (kind, rate) in
-        [(Kind::Get, options.gets), (Kind::Post, options.posts), (Kind::Tcp, options.connects)]
-    {
+    for (kind, rate) in [
+        (Kind::Get, options.gets),
+        (Kind::Post, options.posts),
+        (Kind::Tcp, options.connects),
+        (Kind::Fresh, options.fresh),
+    ] {
         if rate > 0.0 {
             let seed = options.seed + kind as u64;
             streams.push(tokio::spawn(stream(client.clone(), kind, rate, end, seed)));
@@ -98,7 +112,7 @@ pub async fn run(options: Options) -> Result<()> {
 }
 
 /// Writes records as they come, whole lines only.
-fn write(file: std::fs::File, records: &mpsc::Receiver<Record>) -> std::io::Result<()> {
+pub(crate) fn write(file: std::fs::File, records: &mpsc::Receiver<Record>) -> std::io::Result<()> {
     let mut file = std::io::BufWriter::new(file);
     while let Ok(record) = records.recv() {
         let mut next = Some(record);
@@ -138,6 +152,7 @@ async fn one(client: Arc<Client>, kind: Kind, due: Instant) {
         match kind {
             Kind::Get | Kind::Post => client.http(kind, &mut progress).await,
             Kind::Tcp => client.tcp(&mut progress).await,
+            Kind::Fresh => client.fresh(&mut progress).await,
         }
     };
     let (outcome, error) = match timeout(limit, work).await {
@@ -211,7 +226,7 @@ impl Client {
         progress.stage = "waiting for the head";
         let (method, body) = match kind {
             Kind::Post => (Method::POST, Bytes::from_static(b"0123456789abcdef")),
-            Kind::Get | Kind::Tcp => (Method::GET, Bytes::new()),
+            Kind::Get | Kind::Tcp | Kind::Fresh => (Method::GET, Bytes::new()),
         };
         let request = Request::builder()
             .method(method)
@@ -237,6 +252,35 @@ impl Client {
         Ok(())
     }
 
+    /// The server ends it, so that no port of ours is kept from being used again.
+    async fn fresh(&self, progress: &mut Progress) -> Result<()> {
+        progress.stage = "connecting";
+        let Options { http, dns, path, .. } = &self.options;
+        // Resolved once: what is tried is connections, not names.
+        let addresses = self.addresses.get_or_try_init(|| addresses(http, *dns)).await?;
+        let mut stream = connect(http, addresses).await?;
+        progress.stage = "waiting for the head";
+        let request = format!("GET {path} HTTP/1.1\r\nhost: {http}\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::with_capacity(2_048);
+        if stream.read_buf(&mut answer).await? > 0 {
+            progress.begin();
+        }
+        progress.stage = "reading the body";
+        stream.read_to_end(&mut answer).await?;
+        let answer = std::str::from_utf8(&answer).context("an answer that is not ours")?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("closed before the head")?;
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+        progress.status = status.context("a head without a status")?;
+        if progress.status != 200 {
+            progress.began = false;
+            anyhow::bail!("status {}: {body}", progress.status);
+        }
+        let who: Who = serde_json::from_str(body).context("an answer that is not ours")?;
+        progress.by = Some(format!("{}/{}", who.cluster, who.pod));
+        Ok(())
+    }
+
     async fn tcp(&self, progress: &mut Progress) -> Result<()> {
         let target = self.options.tcp.as_deref().context("--connects needs --tcp")?;
         progress.stage = "connecting";
@@ -257,18 +301,21 @@ impl Client {
 }
 
 pub(crate) async fn dial(target: &str, dns: Option<SocketAddr>) -> Result<TcpStream> {
-    let addresses: Vec<SocketAddr> = match dns {
-        None => tokio::net::lookup_host(target)
-            .await
-            .with_context(|| format!("resolving {target}"))?
-            .collect(),
-        Some(server) => {
-            let (name, port) = target.rsplit_once(':').context("a target is HOST:PORT")?;
-            let port: u16 = port.parse().with_context(|| format!("the port of {target}"))?;
-            ask(server, name).await?.into_iter().map(|ip| (ip, port).into()).collect()
-        }
+    connect(target, &addresses(target, dns).await?).await
+}
+
+async fn addresses(target: &str, dns: Option<SocketAddr>) -> Result<Vec<SocketAddr>> {
+    let Some(server) = dns else {
+        let found = tokio::net::lookup_host(target).await;
+        return Ok(found.with_context(|| format!("resolving {target}"))?.collect());
     };
-    let stream = TcpStream::connect(&addresses[..])
+    let (name, port) = target.rsplit_once(':').context("a target is HOST:PORT")?;
+    let port: u16 = port.parse().with_context(|| format!("the port of {target}"))?;
+    Ok(ask(server, name).await?.into_iter().map(|ip| (ip, port).into()).collect())
+}
+
+async fn connect(target: &str, addresses: &[SocketAddr]) -> Result<TcpStream> {
+    let stream = TcpStream::connect(addresses)
         .await
         .with_context(|| format!("connecting to {target} at {addresses:?}"))?;
     stream.set_nodelay(true)?;
@@ -299,7 +346,7 @@ pub async fn ask(server: SocketAddr, name: &str) -> Result<Vec<Ipv4Addr>> {
         .collect())
 }
 
-fn micros(duration: Duration) -> u64 {
+pub(crate) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 

@@ -10,7 +10,10 @@ use std::fmt;
 pub enum Kind {
     Get,
     Post,
+    /// A connection that carries bytes both ways.
     Tcp,
+    /// A new connection with one GET.
+    Fresh,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -28,6 +28,8 @@ pub(crate) enum Ended {
     ClientLeft,
     /// The route's time was over.
     TimedOut,
+    /// The client took nothing of it for too long.
+    NotTaken,
 }
 
 impl Ended {
@@ -38,6 +40,7 @@ impl Ended {
             Self::UpstreamFailed => "UC",
             Self::ClientLeft => "DC",
             Self::TimedOut => "UT",
+            Self::NotTaken => "SI",
         }
     }
 }
@@ -57,6 +60,15 @@ pub(crate) struct Relay {
     /// A gRPC call's client is told of an early end in trailers, which it can make sense of.
     grpc: bool,
     finish: Option<Box<dyn FnOnce(Ended, Passed) + Send>>,
+}
+
+impl ResponseBody {
+    /// Nobody takes it: what is told of it is this end.
+    pub(crate) fn give_up(&mut self, ended: Ended) {
+        if let Self::Relay(relay) = self {
+            relay.end(ended);
+        }
+    }
 }
 
 /// What went by.

@@ -56,8 +56,28 @@ pub(crate) fn refusal(parts: &Parts) -> Option<(StatusCode, &'static str)> {
         }
         _ => {}
     }
-    if authority.is_some_and(|authority| authority.contains('@')) {
+    // RFC 9112 section 3.2: what cannot be a host is refused. Without one it may be empty.
+    let named = |host: &HeaderValue| Authority::try_from(host.as_bytes()).ok();
+    if host.is_some_and(|host| !host.is_empty() && named(host).is_none()) {
+        return bad("its Host header names no host");
+    }
+    if authority.is_some_and(|authority| authority.contains('@'))
+        || host.is_some_and(|host| host.as_bytes().contains(&b'@'))
+    {
         return bad("its authority has user information");
+    }
+    // hyper decodes what ends with `chunked`, and undoes no other coding (RFC 9112 section 6.1).
+    let codings = parts.headers.get_all(header::TRANSFER_ENCODING);
+    if codings.iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        || codings.iter().count() > 1
+    {
+        return bad("its Transfer-Encoding is not chunked alone");
+    }
+    let lengths = parts.headers.get_all(header::CONTENT_LENGTH);
+    if lengths.iter().any(|value| !value.as_bytes().iter().all(u8::is_ascii_digit))
+        || lengths.iter().count() > 1
+    {
+        return bad("its Content-Length is not one number");
     }
     if parts.method == Method::CONNECT {
         return bad("CONNECT is for proxies that are asked for, this one is not");
@@ -122,6 +142,16 @@ pub(crate) fn end_hop(headers: &mut HeaderMap, upgrade: Option<&HeaderValue>) {
     }
 }
 
+/// Removes from trailers what a message's head alone may say: who merges them into the head must learn
+/// nothing from them of framing, of where the message goes, or of who sent it (RFC 9110 section 6.5.1).
+pub(crate) fn end_trailers(trailers: &mut HeaderMap) {
+    const HEAD_ONLY: [HeaderName; 6] =
+        [header::CONTENT_LENGTH, header::HOST, header::TRAILER, XFCC, SOURCE, UNSERVED];
+    for name in HOP_BY_HOP.iter().chain(&HEAD_ONLY) {
+        trailers.remove(name);
+    }
+}
+
 /// Makes a request what goes to the next hop: origin form, Host kept, one request id.
 pub(crate) fn begin_request(parts: &mut Parts) {
     if let Some(authority) = parts.uri.authority() {
@@ -130,7 +160,9 @@ pub(crate) fn begin_request(parts: &mut Parts) {
             parts.headers.insert(header::HOST, host);
         }
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-        parts.uri = path.parse().unwrap_or_else(|_| Uri::from_static("/"));
+        // `http://host?query` has an empty path, which no request line can have.
+        let slash = if path.starts_with('/') || path == "*" { "" } else { "/" };
+        parts.uri = format!("{slash}{path}").parse().unwrap_or_else(|_| Uri::from_static("/"));
     }
     parts.version = Version::HTTP_11;
     if !parts.headers.contains_key(&REQUEST_ID) {
@@ -236,7 +268,7 @@ pub(crate) fn id(headers: &HeaderMap) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{begin_request, end_hop, frame, refusal, upgrade};
+    use super::{begin_request, end_hop, end_trailers, frame, refusal, upgrade};
     use crate::version::Wire;
     use http::{HeaderMap, HeaderValue, Request};
 
@@ -321,6 +353,47 @@ mod tests {
         assert_eq!(parts.uri, "/a?b=c");
         assert_eq!(parts.headers["host"], "hello.shop.global");
         assert_eq!(parts.headers["x-request-id"].len(), 36);
+        let (mut parts, ()) = Request::get("http://a?b=c").body(()).unwrap().into_parts();
+        begin_request(&mut parts);
+        assert_eq!(parts.uri, "/?b=c", "an empty path is a slash on the wire");
+    }
+
+    #[test]
+    fn a_host_is_one_host_and_a_body_has_one_framing() {
+        let refused = |name: &'static str, value: &'static str| {
+            let mut lines = vec![("host", "a:80"), (name, value)];
+            lines.retain(|(other, kept)| *other != name || *kept == value);
+            let mut parts = with(headers(&lines));
+            parts.uri = "/".parse().unwrap();
+            refusal(&parts).map(|(_, why)| why)
+        };
+        for fine in ["a", "a.b:80", "[::1]:80", "a_b", ""] {
+            assert_eq!(refused("host", fine), None, "{fine:?}");
+        }
+        for wrong in ["a b", "a, b", "a/b", "b@a", "a?b", "a#b"] {
+            assert!(refused("host", wrong).is_some(), "{wrong:?}");
+        }
+        for (coding, fine) in
+            [("chunked", true), ("Chunked", true), ("gzip, chunked", false), ("", false)]
+        {
+            assert_eq!(refused("transfer-encoding", coding).is_none(), fine, "{coding:?}");
+        }
+        assert_eq!(refused("content-length", "5"), None);
+        assert!(refused("content-length", "5, 5").is_some());
+    }
+
+    #[test]
+    fn trailers_say_nothing_that_belongs_into_a_head() {
+        let mut trailers = headers(&[
+            ("grpc-status", "0"),
+            ("content-length", "5"),
+            ("transfer-encoding", "chunked"),
+            ("host", "other"),
+            ("x-forwarded-client-cert", "URI=spiffe://forged"),
+            ("x-isthmus-source", "west;web"),
+        ]);
+        end_trailers(&mut trailers);
+        assert_eq!(trailers, headers(&[("grpc-status", "0")]));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::grpc;
 use crate::headers::{self, RESET, SOURCE, UNSENT, UNSERVED};
 use crate::payload::{self, Payload};
 use crate::pool::Pool;
-use crate::received::Received;
+use crate::received::{Broken, Received, Refusal};
 use crate::record::Record;
 use crate::serve::{Downstream, Shared, local};
 use crate::upgrade;
@@ -153,16 +153,18 @@ pub(crate) async fn answer(
     headers::arrive(&mut parts.headers, context.proof.as_ref());
 
     let patient = is_idempotent(&parts.method);
-    let Ok(payload) = payload::keep(Received::new(incoming, came), KEEP_MAX, patient).await else {
-        return reply(record, StatusCode::BAD_REQUEST, "DC", "the request ended early", None);
+    let body = Received::request(incoming, came, &context.shared.limits());
+    let payload = match payload::keep(body, KEEP_MAX, patient).await {
+        Ok(payload) => payload,
+        Err(broken) => return unreceived(record, &broken),
     };
     let hop = Hop { parts: &parts, wire, trailers, payload: &payload };
     let exchanged = exchange(context, hop, &record).await;
     payload.forget();
     let (mut response, connection) = match exchanged {
         Ok(answer) => answer,
-        Err(Failed { flags, reason, marker }) => {
-            return reply(record, StatusCode::SERVICE_UNAVAILABLE, flags, &reason, Some(marker));
+        Err(Failed { status, flags, reason, marker }) => {
+            return reply(record, status, flags, &reason, marker);
         }
     };
     record.answered(&response);
@@ -203,9 +205,11 @@ pub(crate) async fn answer(
 
 /// Why no response came.
 struct Failed {
+    status: StatusCode,
     flags: &'static str,
     reason: String,
-    marker: HeaderValue,
+    /// For the sidecar at the other end, where it may ask somebody else.
+    marker: Option<HeaderValue>,
 }
 
 /// One request on its last hop.
@@ -239,9 +243,10 @@ async fn exchange(
         let mut connection = match kept {
             Some(connection) => connection,
             None => connect(context, wire).await.map_err(|problem| Failed {
+                status: StatusCode::SERVICE_UNAVAILABLE,
                 flags: "UF",
                 reason: format!("the application does not take connections: {problem}"),
-                marker: UNSENT,
+                marker: Some(UNSENT),
             })?,
         };
         let body = payload.body(&record.requested);
@@ -250,13 +255,17 @@ async fn exchange(
             Ok(response) => return Ok((response, connection)),
             Err(failure) => failure,
         };
+        if let Some(Refusal { status, flags, reason }) = payload.broken() {
+            return Err(Failed { status, flags, reason, marker: None });
+        }
         let unsent = failure.take_message().is_some() || grpc::is_refused(failure.error());
         let again = payload.is_whole() && is_idempotent(&parts.method);
         if !(reused && (unsent && payload.is_complete() || again)) {
             let problem = failure.error();
             let (flags, marker) = if unsent { ("UF", UNSENT) } else { ("UC", RESET) };
             let reason = format!("the application ended the connection: {problem}");
-            return Err(Failed { flags, reason, marker });
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            return Err(Failed { status, flags, reason, marker: Some(marker) });
         }
         shared.counters.again("stale");
         fresh = true;
@@ -333,6 +342,12 @@ impl Context {
     }
 }
 
+/// The answer to a request whose body did not come as it should.
+pub(crate) fn unreceived(record: Record, broken: &Broken) -> Response<ResponseBody> {
+    let Refusal { status, flags, reason } = broken.refusal();
+    reply(record, status, flags, &reason, None)
+}
+
 /// An answer of our own: told like any other.
 pub(crate) fn reply(
     mut record: Record,
@@ -358,7 +373,7 @@ pub(crate) fn reply(
         }
         None => {}
     }
-    if status == StatusCode::BAD_REQUEST {
+    if [StatusCode::BAD_REQUEST, StatusCode::REQUEST_TIMEOUT].contains(&status) {
         // What follows on this connection cannot be trusted to be a request.
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);

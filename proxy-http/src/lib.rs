@@ -11,6 +11,7 @@ mod dials;
 mod grpc;
 mod head_timer;
 mod headers;
+mod idle;
 mod inbound;
 mod latency;
 mod outbound;
@@ -22,5 +23,6 @@ mod serve;
 mod upgrade;
 mod version;
 
+pub use idle::IDLE_MAX;
 pub use inbound::Application;
 pub use serve::{Downstream, Http, Options};

@@ -8,7 +8,7 @@ use crate::budget::Budget;
 use crate::dials::Dials;
 use crate::grpc;
 use crate::headers;
-use crate::inbound::{is_idempotent, reply};
+use crate::inbound::{is_idempotent, reply, unreceived};
 use crate::latency::Latency;
 use crate::payload;
 use crate::pool::Pool;
@@ -232,10 +232,10 @@ pub(crate) async fn answer(
         headers::end_hop(&mut parts.headers, None);
     }
     let patient = wish.is_none() && is_idempotent(&parts.method);
-    let Ok(payload) =
-        payload::keep(Received::new(incoming, came), route.retry.body_max, patient).await
-    else {
-        return reply(record, StatusCode::BAD_REQUEST, "DC", "the request ended early", None);
+    let body = Received::request(incoming, came, &context.shared.limits());
+    let payload = match payload::keep(body, route.retry.body_max, patient).await {
+        Ok(payload) => payload,
+        Err(broken) => return unreceived(record, &broken),
     };
     let limit = (route.timeout_ms > 0).then(|| Duration::from_millis(route.timeout_ms));
     let patience = grpc::patience(&parts.headers).filter(|_| record.grpc);

@@ -1,7 +1,7 @@
 //! What a request carries: whole where it is short, else a stream whose beginning is remembered, so
 //! that a request which nobody has served can be sent once more.
 
-use crate::received::{Broken, Received};
+use crate::received::{Broken, Received, Refusal};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body_util::BodyExt as _;
@@ -31,6 +31,8 @@ pub(crate) struct Source {
     rest: Received,
     /// Which attempt reads it; an older one has no right to it any more.
     reader: u64,
+    /// It broke, and no attempt can be sent all of it.
+    broken: Option<Refusal>,
 }
 
 /// Reads a body that is to be kept whole: one that says it has at most `max` bytes, or (`patient`)
@@ -43,6 +45,7 @@ pub(crate) async fn keep(mut body: Received, max: u64, patient: bool) -> Result<
     if !short && !patient || body.size_hint().lower() > max {
         return Ok(Payload::stream(body, Vec::new(), max));
     }
+    body.keep_back(true);
     let (mut kept, mut trailers) = (BytesMut::new(), None);
     while let Some(frame) = body.frame().await {
         match frame?.into_data() {
@@ -50,6 +53,7 @@ pub(crate) async fn keep(mut body: Received, max: u64, patient: bool) -> Result<
             Err(frame) => trailers = frame.into_trailers().ok(),
         }
         if kept.len() as u64 > max {
+            body.keep_back(false);
             return Ok(Payload::stream(body, vec![kept.freeze()], max));
         }
     }
@@ -59,7 +63,7 @@ pub(crate) async fn keep(mut body: Received, max: u64, patient: bool) -> Result<
 impl Payload {
     fn stream(rest: Received, read: Vec<Bytes>, max: u64) -> Self {
         let kept_bytes = read.iter().map(Bytes::len).sum::<usize>() as u64;
-        let source = Source { kept: Some(read), kept_bytes, max, rest, reader: 0 };
+        let source = Source { kept: Some(read), kept_bytes, max, rest, reader: 0, broken: None };
         Self::Stream(Arc::new(Mutex::new(source)))
     }
 
@@ -97,6 +101,14 @@ impl Payload {
                 let (reader, source) = (held.reader, source.clone());
                 RequestBody::Stream { ahead, source, reader, sent: sent.clone() }
             }
+        }
+    }
+
+    /// Its sender broke off: what the sender is told.
+    pub(crate) fn broken(&self) -> Option<Refusal> {
+        match self {
+            Self::Whole { .. } => None,
+            Self::Stream(source) => source.lock().expect("no holder panics").broken.clone(),
         }
     }
 
@@ -149,7 +161,10 @@ impl Source {
                 (None, _) => self.kept = None,
                 (Some(_), None) => {}
             },
-            Some(Err(_)) => self.kept = None,
+            Some(Err(broken)) => {
+                self.kept = None;
+                self.broken = Some(broken.refusal());
+            }
         }
         Poll::Ready(frame)
     }

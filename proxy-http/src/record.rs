@@ -73,6 +73,9 @@ impl Record {
         self.responded = passed.bytes;
         self.grpc_status = passed.grpc_status.filter(|_| self.grpc).or(self.grpc_status);
         self.flags = ended.flags();
+        if ended == Ended::NotTaken {
+            self.line.response_code_details = Some("stream_idle_timeout".into());
+        }
     }
 }
 

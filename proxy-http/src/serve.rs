@@ -5,16 +5,17 @@ use crate::connection::STREAM_WINDOW;
 use crate::grpc;
 use crate::head_timer::{HEAD_TIMEOUT, HeadTimer, Reads, Watched};
 use crate::headers::HEADERS_MAX;
+use crate::idle::{Offered, Streams, Taken, Watch};
 use crate::inbound::{self, Application};
 use crate::outbound::{self, Destination};
 use crate::version::{self, Wire};
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1::UpgradeableConnection;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh::name::Identity;
 use mesh::program::{ClusterName, ResourceName};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -63,6 +64,9 @@ pub struct Options {
     pub drain: Drain,
     /// From which of our addresses an application is dialled, by the application's address.
     pub application_source: fn(IpAddr) -> Option<IpAddr>,
+    /// A client that takes nothing of its response for so long, or sends nothing of a body that it
+    /// announced, is given up; [`crate::IDLE_MAX`] by default.
+    pub idle_max: Duration,
 }
 
 /// The HTTP side of one proxy. Cheap to clone.
@@ -164,13 +168,13 @@ impl Http {
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let shared = self.0.clone();
-        let counters = self.0.counters.clone();
+        let limits = self.0.limits();
         let context = Arc::new(outbound::Context { shared, route, downstream });
         let service = move |request| {
             let context = context.clone();
             async move { outbound::answer(&context, request).await }
         };
-        serve(io, live, &counters, service).await;
+        serve(io, live, &limits, service).await;
     }
 
     /// Serves what the mesh sends to an application of this workload.
@@ -183,7 +187,7 @@ impl Http {
     ) where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let counters = self.0.counters.clone();
+        let limits = self.0.limits();
         let context = Arc::new(inbound::Context::new(self.0.clone(), application, downstream));
         let outstayed = context.outstayed();
         let service = move |request| {
@@ -191,13 +195,26 @@ impl Http {
             async move { inbound::answer(&context, request).await }
         };
         tokio::select! {
-            () = serve(io, live, &counters, service) => {}
+            () = serve(io, live, &limits, service) => {}
             () = outstayed => tracing::info!("a caller's answers were cut: policies deny it now"),
         }
     }
 }
 
-async fn serve<T, F, A>(io: T, live: &Live, counters: &Counters, service: F)
+/// How long clients may stand still, and who counts those that did.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    pub(crate) idle_max: Duration,
+    pub(crate) counters: Counters,
+}
+
+impl Shared {
+    pub(crate) fn limits(&self) -> Limits {
+        Limits { idle_max: self.options.idle_max, counters: self.counters.clone() }
+    }
+}
+
+async fn serve<T, F, A>(io: T, live: &Live, limits: &Limits, service: F)
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     F: Fn(Request<Incoming>) -> A + Send + 'static,
@@ -216,14 +233,20 @@ where
             return;
         }
     };
-    let service = service_fn(move |request| {
-        let answer = service(request);
-        async move { Ok::<_, Infallible>(answer.await) }
-    });
+    let counters = &limits.counters;
     match wire {
         Wire::Http1 => {
-            let reads = Reads::default();
-            let io = Watched { io: TokioIo::new(io), reads: reads.clone() };
+            let (reads, watch) = (Reads::default(), Watch::default());
+            let io = Taken::new(TokioIo::new(io), watch.clone(), limits.clone());
+            let io = Watched { io, reads: reads.clone() };
+            let offering = watch.clone();
+            let service = service_fn(move |request| {
+                let (answer, watch) = (service(request), offering.clone());
+                async move {
+                    let offered = |body| Offered::whole(body, watch);
+                    Ok::<_, Infallible>(answer.await.map(offered))
+                }
+            });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(HeadTimer(reads))
                 .header_read_timeout(HEAD_TIMEOUT)
@@ -235,19 +258,33 @@ where
             let end =
                 |connection: Pin<&mut _>| UpgradeableConnection::graceful_shutdown(connection);
             until_served(connection.as_mut(), end, live, counters).await;
+            watch.forget();
         }
         Wire::Http2 => {
-            let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .max_concurrent_streams(STREAMS_MAX)
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
-                .max_header_list_size(HEAD_MAX as u32)
-                .max_pending_accept_reset_streams(RESETS_PENDING_MAX)
-                .max_local_error_reset_streams(RESETS_OWN_MAX)
-                .keep_alive_interval(PING_EVERY)
-                .keep_alive_timeout(PING_EVERY)
-                .serve_connection(TokioIo::new(io), service);
+            let service = service_fn(move |request: Request<Incoming>| {
+                // hyper would send it, and the client take that for an error of the protocol.
+                let bodiless = request.method() == Method::HEAD;
+                let answer = service(request);
+                let offered = move |body| match body {
+                    ResponseBody::Local(_) if bodiless => ResponseBody::Local(Bytes::new()),
+                    body => body,
+                };
+                async move {
+                    Ok::<_, Infallible>(answer.await.map(|body| Offered::in_pieces(offered(body))))
+                }
+            });
+            let connection =
+                hyper::server::conn::http2::Builder::new(Streams { limits: limits.clone() })
+                    .timer(TokioTimer::new())
+                    .max_concurrent_streams(STREAMS_MAX)
+                    .initial_stream_window_size(STREAM_WINDOW)
+                    .initial_connection_window_size(CONNECTION_WINDOW)
+                    .max_header_list_size(HEAD_MAX as u32)
+                    .max_pending_accept_reset_streams(RESETS_PENDING_MAX)
+                    .max_local_error_reset_streams(RESETS_OWN_MAX)
+                    .keep_alive_interval(PING_EVERY)
+                    .keep_alive_timeout(PING_EVERY)
+                    .serve_connection(TokioIo::new(io), service);
             let mut connection = pin!(connection);
             let end = |connection: Pin<&mut _>| http2::Connection::graceful_shutdown(connection);
             until_served(connection.as_mut(), end, live, counters).await;

@@ -11,6 +11,7 @@ use mesh::world::Role;
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 /// YAML, camelCase; unknown fields are refused.
@@ -72,6 +73,10 @@ pub struct Config {
     /// Connections at once, each way.
     #[serde(default = "max_connections")]
     pub max_connections: usize,
+    /// A client that takes nothing of its response for so long, or sends nothing of a body that it
+    /// announced, is given up; seconds.
+    #[serde(default = "stream_idle_seconds")]
+    pub stream_idle_seconds: NonZeroU64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -127,6 +132,9 @@ fn drain_seconds() -> u64 {
 }
 fn max_connections() -> usize {
     16_384
+}
+fn stream_idle_seconds() -> NonZeroU64 {
+    NonZeroU64::new(proxy_http::IDLE_MAX.as_secs()).expect("5 minutes are some seconds")
 }
 
 /// A list, or one text with commas between.

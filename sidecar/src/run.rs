@@ -92,6 +92,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
         svid: agent.svid.clone(),
         drain: drain.clone(),
         application_source: |ip| Some(inbound_source(ip)),
+        idle_max: Duration::from_secs(config.stream_idle_seconds.get()),
     });
     let refusals = Refusals::register(&metrics);
     let own = || own(&config);

@@ -72,7 +72,7 @@ pub(super) async fn control_down(stage: &Stage<'_>) -> Result<()> {
     let (fleet, client) = (stage.fleet, stage.client()?);
     let east = stage.cluster("east");
     call(fleet, client, &format!("http://{HOST}/"), 5.0).await?;
-    let rates = Rates { gets: 160.0, posts: 20.0, connects: 20.0, seconds: 140.0 };
+    let rates = Rates { gets: 160.0, posts: 20.0, connects: 20.0, fresh: 0.0, seconds: 140.0 };
     let load = Load::start(fleet, client, HOST, rates)?;
     tokio::time::sleep(Duration::from_secs(5)).await;
     let before = endpoints(stage).await?;

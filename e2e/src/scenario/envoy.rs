@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 /// What Envoy carries while something is hurt.
-const LOAD: Rates = Rates { gets: 400.0, posts: 50.0, connects: 50.0, seconds: 12.0 };
+const LOAD: Rates = Rates { gets: 400.0, posts: 50.0, connects: 50.0, fresh: 0.0, seconds: 12.0 };
 /// Load before the fault.
 const BEFORE: Duration = Duration::from_secs(4);
 /// Where the agent shows its numbers.

@@ -83,7 +83,7 @@ pub(super) async fn link_life(stage: &Stage<'_>) -> Result<()> {
     within(stage, "the first answer comes after consent", answered?.0, 5.0);
 
     // Replacement under load: another credential for the same cluster.
-    let rates = Rates { gets: 180.0, posts: 0.0, connects: 20.0, seconds: 10.0 };
+    let rates = Rates { gets: 180.0, posts: 0.0, connects: 20.0, fresh: 0.0, seconds: 10.0 };
     let load = Load::start(fleet, client, HOST, rates)?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let generation = |link: Option<&Value>| link.and_then(|l| l["status"]["generation"].as_u64());

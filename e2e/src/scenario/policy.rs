@@ -161,7 +161,7 @@ async fn until_denied(stage: &Stage<'_>) -> Result<(usize, String)> {
 
 /// 10^4 calls by a caller that is denied, over HTTP and TCP.
 async fn none_gets_through(stage: &Stage<'_>) -> Result<()> {
-    let rates = Rates { gets: 400.0, posts: 100.0, connects: 100.0, seconds: 19.0 };
+    let rates = Rates { gets: 400.0, posts: 100.0, connects: 100.0, fresh: 0.0, seconds: 19.0 };
     let load = Load::start(stage.fleet, stage.client()?, HOST, rates)?;
     let records = load.finish(Duration::from_secs(60)).await?;
     let (mut sent, mut through, mut refused, mut texts) = (0, 0, 0, vec![]);

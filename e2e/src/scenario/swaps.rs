@@ -13,37 +13,24 @@ const SWAPS: u32 = 20;
 /// Between two of them.
 const PACE: Duration = Duration::from_secs(4);
 /// Over 100,000 requests, begun before the first change and ending after the last.
-const LOAD: Rates = Rates { gets: 1_000.0, posts: 0.0, connects: 20.0, seconds: 104.0 };
+const LOAD: Rates = Rates { gets: 1_000.0, posts: 0.0, connects: 20.0, fresh: 0.0, seconds: 104.0 };
 /// What a promise says is served.
 const REQUESTS: usize = 100_000;
 /// Longest time until a proxy runs what was applied.
 const SEEN_MAX: Duration = Duration::from_secs(10);
 
 pub(super) async fn swaps(stage: &Stage<'_>) -> Result<()> {
-    let (east, west) = (stage.cluster("east"), stage.cluster("west"));
     let load = Load::start(stage.fleet, stage.client()?, HOST, LOAD)?;
     let mut slowest = Duration::ZERO;
     let swapped = async {
         for swap in 1..=SWAPS {
             tokio::time::sleep(PACE).await;
-            // How the client dials; whom the servers let in; what the gateways route.
-            let limit = 5_000 + swap;
-            apply(east.client(), &rule(limit)).await?;
-            apply(west.client(), &mode(if swap % 2 == 0 { "PERMISSIVE" } else { "STRICT" }))
-                .await?;
-            match swap % 2 {
-                0 => delete(west.client(), &export("secret")).await?,
-                _ => apply(west.client(), &export("secret")).await.map(|_| ())?,
-            }
-            slowest = slowest.max(seen(stage, limit).await?);
+            slowest = slowest.max(change(stage, swap).await?);
         }
         anyhow::Ok(())
     };
     let swapped = swapped.await;
-    for object in [rule(0), mode("PERMISSIVE"), export("secret")] {
-        let cluster = if object["kind"] == "DestinationRule" { east } else { west };
-        delete(cluster.client(), &object).await?;
-    }
+    undo(stage).await?;
     swapped?;
     let records = load.finish(Duration::from_secs(60)).await?;
     let gets = figures(&records, Kind::Get, 0, u64::MAX);
@@ -61,6 +48,30 @@ pub(super) async fn swaps(stage: &Stage<'_>) -> Result<()> {
         connections.requests > 0 && connections.failed + connections.cut == 0,
         &[],
     );
+    Ok(())
+}
+
+/// Changes how the client dials, whom the servers let in, and what the gateways route; how long it took
+/// until the client's sidecar ran that.
+pub(super) async fn change(stage: &Stage<'_>, swap: u32) -> Result<Duration> {
+    let (east, west) = (stage.cluster("east"), stage.cluster("west"));
+    let limit = 5_000 + swap;
+    apply(east.client(), &rule(limit)).await?;
+    apply(west.client(), &mode(if swap.is_multiple_of(2) { "PERMISSIVE" } else { "STRICT" }))
+        .await?;
+    match swap % 2 {
+        0 => delete(west.client(), &export("secret")).await?,
+        _ => apply(west.client(), &export("secret")).await.map(|_| ())?,
+    }
+    seen(stage, limit).await
+}
+
+/// Takes all of it back.
+pub(super) async fn undo(stage: &Stage<'_>) -> Result<()> {
+    for object in [rule(0), mode("PERMISSIVE"), export("secret")] {
+        let cluster = if object["kind"] == "DestinationRule" { "east" } else { "west" };
+        delete(stage.cluster(cluster).client(), &object).await?;
+    }
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use crate::connection::Connection;
 use crate::grpc;
 use crate::headers::{self, SOURCE, UNSENT, UNSERVED};
 use crate::payload::Payload;
+use crate::received::Refusal;
 use crate::version::Wire;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
@@ -277,6 +278,12 @@ impl<'a> Exchange<'a> {
     fn broken(&'a self, progress: &mut Progress<'a>, problem: hyper::Error, use_: &Use) {
         let key = use_.key();
         progress.over(use_);
+        if let Some(Refusal { status, flags, reason }) = self.payload.broken() {
+            // Nobody else is sent a body that broke, and nobody but its sender is to blame.
+            let failure = self.failure(progress, flags, reason, Some(use_));
+            progress.last = Some(Failure { status, ..failure });
+            return;
+        }
         use_.in_flight.report(Outcome::Reset);
         self.destination.suspect(&key);
         let place = use_.peer.endpoint.address;

@@ -363,3 +363,12 @@ async fn requests_that_could_mean_two_things_are_refused() {
     let same = request(Method::GET, "http://hello.shop.global/", Some("Hello.Shop.Global"));
     assert_eq!(send(&mut sender, same).await.status, StatusCode::OK);
 }
+
+#[tokio::test]
+async fn our_own_answer_to_head_has_no_body() {
+    let copy = Copy::echo().await;
+    let world = speaking(Protocol::Http2, &[&copy]).await;
+    let request = Request::head("http://admin@hello.shop.global/").body(whole("")).unwrap();
+    let got = send(&mut client(&world).await, request).await;
+    assert_eq!((got.status, got.body.len()), (StatusCode::BAD_REQUEST, 0));
+}

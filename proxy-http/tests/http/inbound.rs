@@ -36,7 +36,7 @@ fn policed(action: Option<&str>) -> Arc<Resource> {
 }
 
 /// A workload's sidecar in front of `application`; `meshed`: the peer proved to be `caller`.
-async fn sidecar(application: SocketAddr, meshed: bool) -> (SocketAddr, Metrics) {
+pub(crate) async fn sidecar(application: SocketAddr, meshed: bool) -> (SocketAddr, Metrics) {
     let (_, rules) = watch::channel(None);
     guarded(application, meshed, rules).await
 }

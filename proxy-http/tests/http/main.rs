@@ -2,6 +2,8 @@
 
 mod floods;
 mod http2;
+mod idle;
 mod inbound;
 mod outbound;
+mod smuggling;
 mod world;

@@ -284,6 +284,7 @@ pub(crate) fn options(
         svid: client,
         drain: drain.clone(),
         application_source: |_| None,
+        idle_max: proxy_http::IDLE_MAX,
     }
 }
 
@@ -302,6 +303,16 @@ impl World {
         endpoints: Vec<SocketAddr>,
         adapt: impl Fn(&mut Route),
     ) -> Self {
+        Self::within(proxy_http::IDLE_MAX, protocol, endpoints, adapt).await
+    }
+
+    /// With clients that may stand still for so long.
+    pub(crate) async fn within(
+        idle_max: Duration,
+        protocol: Protocol,
+        endpoints: Vec<SocketAddr>,
+        adapt: impl Fn(&mut Route),
+    ) -> Self {
         let host: Hostname = "hello.shop.global".parse().unwrap();
         let mut route = Route {
             name: "hello".into(),
@@ -313,7 +324,7 @@ impl World {
         let metrics = Metrics::new();
         let drain = Drain::new();
         let (snapshot, receiver) = watch::channel(Arc::default());
-        let http = Http::new(options(&metrics, &drain, receiver));
+        let http = Http::new(Options { idle_max, ..options(&metrics, &drain, receiver) });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let world = Self { http, metrics, drain, address, snapshot, route, endpoints, protocol };

@@ -1,0 +1,194 @@
+//! New connections in plenty while configuration changes and a gateway ends: none is lost, and no
+//! listener is made anew.
+
+use super::{HOST, Load, Rates, Stage, swaps};
+use anyhow::{Context, Result, bail, ensure};
+use fleet::load::micros_now;
+use fleet::process::Process;
+use fleet::verdict::{Kind, Record, figures};
+use nix::sys::signal::Signal;
+use std::collections::BTreeSet;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// What is promised, a second.
+const PROMISED: f64 = 2_000.0;
+/// What is sent, a second: a little more, as starts are jittered.
+const SENT: f64 = 2_040.0;
+/// Changes of configuration, and the time between two of them.
+const SWAPS: u32 = 20;
+const PACE: Duration = Duration::from_millis(800);
+/// Load before a gateway is told to end, and longest time until it has.
+const BEFORE: Duration = Duration::from_secs(4);
+const DRAIN_MAX: Duration = Duration::from_secs(60);
+/// By then the load has ended.
+const LOAD_MAX: Duration = Duration::from_secs(90);
+/// What gateways are asked for.
+const SNI: &str = "outbound_.80_._.hello.shop.global";
+
+pub(super) async fn rush(stage: &Stage<'_>) -> Result<()> {
+    let before = listeners(stage)?;
+    let changing = Rates { fresh: SENT, seconds: 34.0, ..NOTHING };
+    let load = Load::start(stage.fleet, stage.client()?, HOST, changing)?;
+    let slowest = change(stage).await?;
+    let records = load.finish(LOAD_MAX).await?;
+    judge(
+        stage,
+        &format!("a sidecar, over {SWAPS} changes of configuration"),
+        &format!("{SWAPS} changes, the slowest seen after {} ms; ", slowest.as_millis()),
+        &records,
+    );
+    let after = listeners(stage)?;
+    stage.judge(
+        "and every listening socket of proxies and gateways is the one it was before",
+        &format!(
+            "{} sockets before, {} of them after",
+            before.len(),
+            before.intersection(&after).count()
+        ),
+        !before.is_empty() && before == after,
+        &[],
+    );
+
+    let draining = Rates { fresh: SENT, seconds: 12.0, ..NOTHING };
+    let load = Load::start(stage.fleet, stage.client()?, HOST, draining)?;
+    drain(stage).await?;
+    let records = load.finish(LOAD_MAX).await?;
+    judge(stage, "a sidecar, while one of west's two gateways drains", "", &records);
+    stage.fleet.mend().await?;
+
+    let hellos = Hellos::start(stage, 30.0)?;
+    let slowest = change(stage).await?;
+    drain(stage).await?;
+    let records = hellos.finish().await?;
+    judge(
+        stage,
+        &format!("two gateways, over {SWAPS} changes and while one of them drains"),
+        &format!("{SWAPS} changes, the slowest seen after {} ms; ", slowest.as_millis()),
+        &records,
+    );
+    Ok(())
+}
+
+const NOTHING: Rates = Rates { gets: 0.0, posts: 0.0, connects: 0.0, fresh: 0.0, seconds: 0.0 };
+
+/// All changes, one after the other; how long the slowest took to be seen.
+async fn change(stage: &Stage<'_>) -> Result<Duration> {
+    let mut slowest = Duration::ZERO;
+    let changed = async {
+        for swap in 1..=SWAPS {
+            sleep(PACE).await;
+            slowest = slowest.max(swaps::change(stage, swap).await?);
+        }
+        anyhow::Ok(())
+    };
+    let changed = changed.await;
+    swaps::undo(stage).await?;
+    changed.map(|()| slowest)
+}
+
+/// Tells a gateway to end, after a while, and waits until it has.
+async fn drain(stage: &Stage<'_>) -> Result<()> {
+    sleep(BEFORE).await;
+    let gateway = stage.cluster("west").pod("gateway-1")?.proxy.get().context("gateway-1 runs")?;
+    gateway.signal(Signal::SIGTERM);
+    let limit = Instant::now() + DRAIN_MAX;
+    while gateway.ended().is_none() {
+        ensure!(Instant::now() < limit, "it still drains after {DRAIN_MAX:?}");
+        sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+fn judge(stage: &Stage<'_>, what: &str, figure: &str, records: &[Record]) {
+    let all = figures(records, Kind::Fresh, 0, u64::MAX);
+    let starts = || records.iter().map(|record| record.start_us);
+    let span_us = starts().max().zip(starts().min()).map_or(0, |(last, first)| last - first);
+    let rate = all.requests as f64 / (span_us.max(1) as f64 / 1e6);
+    stage.judge(
+        &format!("2,000 new connections a second to {what}: none is lost"),
+        &format!("{rate:.0} a second reached; {figure}{all}"),
+        rate >= PROMISED && all.failed + all.cut == 0,
+        &[],
+    );
+}
+
+/// Ports and inodes of the sockets that sidecars and gateways of east and west listen on.
+fn listeners(stage: &Stage<'_>) -> Result<BTreeSet<(String, u16, u64)>> {
+    let mut all = BTreeSet::new();
+    for cluster in ["east", "west"] {
+        for pod in &stage.cluster(cluster).pods {
+            let proxy = pod.proxy.get().with_context(|| format!("{} has a proxy", pod.name))?;
+            let sockets = listening(proxy)?;
+            ensure!(!sockets.is_empty(), "{} listens nowhere", proxy.name());
+            all.extend(
+                sockets.into_iter().map(|(port, node)| (proxy.name().to_owned(), port, node)),
+            );
+        }
+    }
+    Ok(all)
+}
+
+/// Of a process: its table of sockets is its namespace's, and its own are those it holds.
+fn listening(process: &Process) -> Result<Vec<(u16, u64)>> {
+    const LISTEN: &str = "0A";
+    let pid = process.pid();
+    let held: BTreeSet<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))?
+        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+        .map(|link| link.display().to_string())
+        .collect();
+    let mut found = Vec::new();
+    for table in ["tcp", "tcp6"] {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/net/{table}"))?;
+        for line in text.lines().skip(1) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [_, local, _, state, _, _, _, _, _, node, ..] = words[..] else {
+                bail!("/proc/{pid}/net/{table} has a line {line:?}");
+            };
+            let port =
+                local.rsplit_once(':').and_then(|(_, port)| u16::from_str_radix(port, 16).ok());
+            if state == LISTEN && held.contains(&format!("socket:[{node}]")) {
+                found.push((port.context("a port")?, node.parse()?));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// ClientHellos from the WAN to west's gateways.
+struct Hellos {
+    process: Process,
+    out: std::path::PathBuf,
+}
+
+impl Hellos {
+    fn start(stage: &Stage<'_>, seconds: f64) -> Result<Self> {
+        let (home, west) = (&stage.fleet.home, stage.cluster("west"));
+        let to = [11, 12].map(|last| format!("{}:15443", west.wan_address(last)));
+        let out = home.logs.join(format!("hellos-{}.jsonl", micros_now()));
+        // From a node on the WAN, as another cluster's would come.
+        let east = stage.cluster("east");
+        let process =
+            fleet::process::Job::new("hellos", &east.spot, &home.parts.own.program, &home.logs)
+                .args(["hellos", "--to", &to.join(","), "--sni", SNI])
+                .args(["--rate", &SENT.to_string(), "--seconds", &seconds.to_string()])
+                .args(["--out", &out.display().to_string()])
+                .start()?;
+        Ok(Self { process, out })
+    }
+
+    async fn finish(self) -> Result<Vec<Record>> {
+        let limit = Instant::now() + LOAD_MAX;
+        let status = loop {
+            match self.process.ended() {
+                Some(status) => break status,
+                None if Instant::now() > limit => bail!("the hellos have not ended"),
+                None => sleep(Duration::from_millis(20)).await,
+            }
+        };
+        ensure!(status.success(), "the hellos ended with {status}: {}", self.process.last_words());
+        let text = std::fs::read_to_string(&self.out)?;
+        std::fs::remove_file(&self.out)?;
+        text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+    }
+}
