@@ -122,13 +122,14 @@ impl Body for Received {
         Poll::Ready(match frame {
             None if self.framed && !self.inner.is_end_stream() => Some(Err(Broken::Cancelled)),
             None => None,
-            Some(Ok(frame)) => Some(Ok(match frame.into_trailers() {
+            Some(Ok(frame)) => match frame.into_trailers() {
                 Ok(mut trailers) => {
                     headers::end_trailers(&mut trailers);
-                    Frame::trailers(trailers)
+                    // Some servers of HTTP/2 (HAProxy 2.6) end a connection over empty trailers.
+                    (!trailers.is_empty()).then(|| Ok(Frame::trailers(trailers)))
                 }
-                Err(data) => data,
-            })),
+                Err(data) => Some(Ok(data)),
+            },
             Some(Err(problem)) => Some(Err(problem.into())),
         })
     }
