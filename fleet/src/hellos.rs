@@ -2,7 +2,7 @@
 //! ClientHello and waits for the first octet of the workload's answer.
 
 use crate::client_hello::{Name, client_hello};
-use crate::load::{micros, micros_now, write};
+use crate::load::{end_at_once, micros, micros_now, write};
 use crate::verdict::{Kind, Outcome, Record};
 use anyhow::{Context, Result, bail, ensure};
 use std::net::SocketAddr;
@@ -98,6 +98,7 @@ async fn ask(gateways: &[SocketAddr], turn: usize, flight: &[u8]) -> Result<Sock
                 continue;
             }
         };
+        end_at_once(&stream)?;
         stream.write_all(flight).await.context("the hello was not taken")?;
         let octet = stream.read_u8().await.context("closed before an answer")?;
         ensure!(octet == HANDSHAKE, "the answer begins with {octet}");

@@ -282,14 +282,19 @@ mod tests {
         let [one, other] = seats(true);
         one.path.proven.store(true, Ordering::Release);
         for _ in 0..3 {
-            let failed = Evidence::Failed { phase: Phase::Handshake, timed_out: true, took: Duration::ZERO };
+            let failed =
+                Evidence::Failed { phase: Phase::Handshake, timed_out: true, took: Duration::ZERO };
             one.see(1, LIMITS, failed);
         }
         assert_eq!(one.verdict(1), Verdict::Ejected);
         assert_eq!(other.verdict(1), Verdict::Healthy(100));
         // But who cannot even be connected to is dead for all.
         for _ in 0..3 {
-            one.see(1, LIMITS, Evidence::Failed { phase: Phase::Connect, timed_out: false, took: Duration::ZERO });
+            one.see(
+                1,
+                LIMITS,
+                Evidence::Failed { phase: Phase::Connect, timed_out: false, took: Duration::ZERO },
+            );
         }
         assert_eq!(other.verdict(1), Verdict::Ejected);
     }
@@ -298,7 +303,11 @@ mod tests {
     fn silence_of_a_gateway_that_answers_no_probe_counts_for_all() {
         let [one, other] = seats(true);
         for _ in 0..3 {
-            one.see(1, LIMITS, Evidence::Failed { phase: Phase::Handshake, timed_out: true, took: Duration::ZERO });
+            one.see(
+                1,
+                LIMITS,
+                Evidence::Failed { phase: Phase::Handshake, timed_out: true, took: Duration::ZERO },
+            );
         }
         assert_eq!(other.verdict(1), Verdict::Ejected);
     }
