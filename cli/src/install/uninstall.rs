@@ -79,9 +79,29 @@ impl Uninstall {
             return Ok(ExitCode::FAILURE);
         }
         let work = operators.iter().map(async |operator| {
-            self.silence(operator).await?;
+            let begun = Instant::now();
+            let tell = |what: &str| {
+                let took = begun.elapsed().as_secs_f64();
+                fact(&operator.context, &format!("{what} after {took:.0} s"));
+            };
+            // What it finds deleted it would write again.
+            self.ended(operator, &format!("app={CONTROLLER}")).await?;
+            tell("federation controller ended");
             let objects = find(operator).await?;
-            operator.delete(&objects).await?;
+            // A webhook without its program would hold up every pod that is made.
+            let (kinds, others): (Vec<_>, Vec<_>) =
+                objects.iter().cloned().partition(|it| it["kind"] == "CustomResourceDefinition");
+            let (namespaces, others): (Vec<_>, Vec<_>) =
+                others.into_iter().partition(|it| it["kind"] == "Namespace");
+            operator.delete(&others).await?;
+            // Kubernetes waits for pods of a namespace by half of their grace at a time, and gateways
+            // have 45 s of it: an empty namespace goes at once.
+            self.ended(operator, "").await?;
+            tell("every pod of the mesh ended");
+            operator.delete(&namespaces).await?;
+            self.until_gone(operator, &namespaces).await?;
+            tell("namespaces gone");
+            operator.delete(&kinds).await?;
             self.until_gone(operator, &objects).await
         });
         let mut whole = true;
@@ -100,25 +120,23 @@ impl Uninstall {
         Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    /// Ends the federation controller first: what it finds deleted it would write again.
-    async fn silence(&self, operator: &Operator) -> Result<()> {
-        let deployment = reference("apps/v1", "Deployment", Some(ROOT_NAMESPACE), CONTROLLER);
-        operator.delete(std::slice::from_ref(&deployment)).await?;
+    /// Ends Deployments of our namespace and waits for the end of their pods.
+    async fn ended(&self, operator: &Operator, selector: &str) -> Result<()> {
         let until = Instant::now() + Duration::from_secs(self.wait);
-        let pods = format!("app={CONTROLLER}");
-        while !operator.labelled("v1", "Pod", &pods).await?.is_empty() {
+        loop {
+            let left = operator.end_deployments(ROOT_NAMESPACE, selector).await?;
+            if left == 0 {
+                return Ok(());
+            }
             ensure!(
                 Instant::now() < until,
-                "ISM2080 pods of {} still run after {} s, and would write again what is deleted. Fix: see \
-                 what holds them (`kubectl --context {} -n {ROOT_NAMESPACE} get pods -l {pods}`), then \
-                 call this again",
-                title(&deployment),
+                "ISM2080 {left} pods in namespace {ROOT_NAMESPACE} still run after {} s. Fix: see what \
+                 holds them (`kubectl --context {} -n {ROOT_NAMESPACE} get pods`), then call this again",
                 self.wait,
                 operator.context
             );
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
-        Ok(())
     }
 
     /// Namespaces end only when all in them has ended.

@@ -3,6 +3,7 @@
 mod node_faults;
 mod plain_pods;
 mod real_pods;
+mod uninstall;
 
 use super::broken;
 use anyhow::{Context, Result, bail, ensure};
@@ -32,11 +33,19 @@ pub const ALL: &[Scenario] = &[
         run: |stage| Box::pin(real_pods::real_pods(stage)),
     },
     Scenario {
+        name: "uninstall",
+        about: "everything out of three clusters again, while users' own objects stay",
+        run: |stage| Box::pin(uninstall::uninstall(stage)),
+    },
+    Scenario {
         name: "node-faults",
         about: "a node in a black hole, and one whose power fails: noticed, and whole again",
         run: |stage| Box::pin(node_faults::node_faults(stage)),
     },
 ];
+
+/// What commands about all of the clusters are told.
+const ALL_CLUSTERS: [&str; 6] = ["--context", "east", "--context", "west", "--context", "north"];
 
 /// What a scenario sees of the run.
 pub struct Stage<'a> {
@@ -66,6 +75,47 @@ impl Stage<'_> {
             kept,
             rests_on: vec![],
         });
+    }
+
+    /// What `isthmus` prints, as an operator calls it; its complaint where it fails.
+    pub async fn isthmus(&self, args: &[&str]) -> Result<String> {
+        let out = tokio::process::Command::new(&self.fleet.home.parts.isthmus)
+            .args(args)
+            .env("KUBECONFIG", self.fleet.home.operator())
+            .kill_on_drop(true)
+            .output()
+            .await?;
+        let (said, complaint) =
+            (String::from_utf8(out.stdout)?, String::from_utf8_lossy(&out.stderr).into_owned());
+        ensure!(out.status.success(), "isthmus {}: {said}{complaint}", args.join(" "));
+        Ok(said)
+    }
+
+    /// Installs the mesh in all clusters, with a trust that is made the first time; what it says.
+    async fn install(&self) -> Result<String> {
+        let run = &self.fleet.home.run;
+        let (trust, passphrase) = (run.join("trust"), run.join("passphrase"));
+        let made = trust.exists();
+        std::fs::write(&passphrase, "correct horse battery staple\n")?;
+        let (trust, passphrase) = (trust.display().to_string(), passphrase.display().to_string());
+        let key = ["--passphrase-file", &passphrase];
+        if !made {
+            self.isthmus(&[&["trust", "init", "fleet", "--dir", &trust][..], &key].concat())
+                .await?;
+        }
+        let install = [&["install"][..], &ALL_CLUSTERS, &["--trust-dir", &trust], &key].concat();
+        self.isthmus(&install).await
+    }
+
+    /// Links all clusters with each other.
+    async fn link(&self) -> Result<String> {
+        let path = self.fleet.home.run.join("fleet.yaml");
+        let mut text = "clusters:\n".to_owned();
+        for name in self.fleet.clusters.keys() {
+            text.push_str(&format!("- {{name: {name}}}\n"));
+        }
+        std::fs::write(&path, text)?;
+        self.isthmus(&["link", "--fleet", &path.display().to_string()]).await
     }
 
     /// What kubectl prints; its complaint where it fails.

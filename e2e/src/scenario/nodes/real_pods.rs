@@ -8,7 +8,6 @@ use fleet::nodes::{HELLO, TOOLS};
 use fleet::{objects, trust_domain};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(90);
@@ -22,21 +21,13 @@ pub(super) async fn real_pods(stage: &Stage<'_>) -> Result<()> {
     });
 
     let begun = Instant::now();
-    let trust = stage.fleet.home.run.join("trust");
-    let passphrase = stage.fleet.home.run.join("passphrase");
-    std::fs::write(&passphrase, "correct horse battery staple\n")?;
-    let (trust, passphrase) = (trust.display().to_string(), passphrase.display().to_string());
-    let key = ["--passphrase-file", &passphrase];
-    isthmus(stage, &[&["trust", "init", "fleet", "--dir", &trust][..], &key].concat()).await?;
-    let all = ["--context", "east", "--context", "west", "--context", "north"];
-    let install = [&["install"][..], &all, &["--trust-dir", &trust], &key].concat();
-    let said = isthmus(stage, &install).await?;
+    let said = stage.install().await?;
     stage.judge(
         "install brings three bare clusters up by one command",
         &format!("{} after {:.0} s", last(&said), begun.elapsed().as_secs_f64()),
         said.contains("installed in 3 clusters"),
     );
-    let again = isthmus(stage, &install).await?;
+    let again = stage.install().await?;
     let changed = again.lines().filter(|line| line.contains(" objects ")).collect::<Vec<_>>();
     stage.judge(
         "done again, it changes nothing",
@@ -45,10 +36,9 @@ pub(super) async fn real_pods(stage: &Stage<'_>) -> Result<()> {
     );
     // Users' own, as they have it before they hear of us: labelled for injection, nothing more.
     futures::future::try_join_all(workloads).await?;
-    let fleet = fleet_file(stage)?;
-    isthmus(stage, &["link", "--fleet", &fleet.display().to_string()]).await?;
+    stage.link().await?;
     for context in ["west", "north"] {
-        isthmus(stage, &["export", "svc/hello", "-n", "shop", "--context", context]).await?;
+        stage.isthmus(&["export", "svc/hello", "-n", "shop", "--context", context]).await?;
     }
     let answer = call(stage, "http://hello.shop.global/").await?;
     let took = begun.elapsed();
@@ -134,33 +124,8 @@ async fn scaled(stage: &Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What `isthmus` prints, as an operator calls it; its complaint where it fails.
-async fn isthmus(stage: &Stage<'_>, args: &[&str]) -> Result<String> {
-    let out = tokio::process::Command::new(&stage.fleet.home.parts.isthmus)
-        .args(args)
-        .env("KUBECONFIG", stage.fleet.home.operator())
-        .kill_on_drop(true)
-        .output()
-        .await?;
-    let (said, complaint) =
-        (String::from_utf8(out.stdout)?, String::from_utf8_lossy(&out.stderr).into_owned());
-    ensure!(out.status.success(), "isthmus {}: {said}{complaint}", args.join(" "));
-    Ok(said)
-}
-
 fn last(said: &str) -> &str {
     said.lines().last().unwrap_or_default()
-}
-
-/// The clusters, each by the address that the others reach it at.
-fn fleet_file(stage: &Stage<'_>) -> Result<PathBuf> {
-    let path = stage.fleet.home.run.join("fleet.yaml");
-    let mut text = "clusters:\n".to_owned();
-    for name in stage.fleet.clusters.keys() {
-        text.push_str(&format!("- {{name: {name}}}\n"));
-    }
-    std::fs::write(&path, text)?;
-    Ok(path)
 }
 
 /// Calls from east's pod until something answers.
@@ -176,7 +141,7 @@ async fn call_once(stage: &Stage<'_>, url: &str) -> Result<Answer> {
     serde_json::from_value(answer).context("an answer that is not hello's")
 }
 
-fn manifests(cluster: &str, copies: u32) -> String {
+pub(super) fn manifests(cluster: &str, copies: u32) -> String {
     format!(
         r#"
 apiVersion: v1
