@@ -10,7 +10,7 @@ use fleet::nodes::{init, load_balancer};
 use fleet::verdict::{self, Pillar, Verdict};
 use fleet::{exact, forger, hello, hellos, load, parts, smuggling, streams};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[derive(Parser)]
 #[command(about = "Shows the promises of Isthmus on real API servers in network namespaces")]
@@ -292,7 +292,9 @@ fn play_on_processes(options: Run, driver: Driver) -> Result<()> {
             let fleet = bring_up(home, wan).await?;
             let mut verdicts = vec![];
             for (scenario, without) in chosen {
+                let begun = Instant::now();
                 let first = scenario::play(&fleet, scenario, without, options.sabotage).await;
+                println!("  {} took {:.0} s", scenario.name, begun.elapsed().as_secs_f64());
                 if options.again && first.iter().any(|verdict| !verdict.kept) {
                     let second = scenario::play(&fleet, scenario, without, None).await;
                     verdicts.extend(verdict::repeated(first, second));

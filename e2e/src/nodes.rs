@@ -8,6 +8,7 @@ use fleet::nodes::{Nodes, Remains};
 use fleet::{parts, verdict};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::time::Instant;
 
 #[derive(Subcommand)]
 pub(crate) enum Fleet {
@@ -147,7 +148,9 @@ pub(crate) fn play(options: Run) -> Result<()> {
             end?;
             let mut verdicts = vec![];
             for scenario in chosen {
+                let begun = Instant::now();
                 let first = scenario::nodes::play(&fleet, scenario).await;
+                println!("  {} took {:.0} s", scenario.name, begun.elapsed().as_secs_f64());
                 if options.again && first.iter().any(|verdict| !verdict.kept) {
                     let second = scenario::nodes::play(&fleet, scenario).await;
                     verdicts.extend(verdict::repeated(first, second));

@@ -18,6 +18,7 @@ mod policy;
 mod propagation;
 mod rush;
 mod smuggling;
+mod sockets;
 mod swaps;
 
 use anyhow::{Context, Result, bail};

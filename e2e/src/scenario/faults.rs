@@ -1,11 +1,14 @@
 //! Copies, gateways and a whole cluster die, hang or vanish under 1,000 requests a second.
 
+use super::sockets::connections;
 use super::{HOST, Load, Stage, THOUSAND};
 use anyhow::{Context, Result, ensure};
+use fleet::launcher::Pod;
 use fleet::load::micros_now;
 use fleet::netns::Fault;
 use fleet::verdict::{Kind, Pillar, Record, figures, slowest_new_ms};
 use nix::sys::signal::Signal;
+use std::net::SocketAddrV4;
 use std::time::Duration;
 
 /// Load before the fault; by its end everything is warm and judged healthy.
@@ -168,20 +171,36 @@ pub(super) async fn drain_gateway(stage: &Stage<'_>) -> Result<()> {
 }
 
 pub(super) async fn stop_gateway(stage: &Stage<'_>) -> Result<()> {
-    let pod = stage.cluster("west").pod("gateway-1")?;
     elsewhere(stage, "a gateway hangs (SIGSTOP)", &[Pillar::Retries], || {
-        pod.proxy.get().context("gateway-1 runs")?.stop();
+        busier_gateway(stage)?.proxy.get().context("a gateway runs")?.stop();
         Ok(())
     })
     .await
 }
 
 pub(super) async fn drop_gateway(stage: &Stage<'_>) -> Result<()> {
-    let pod = stage.cluster("west").pod("gateway-1")?;
     elsewhere(stage, "a gateway is a black hole", &[Pillar::Retries], || {
-        pod.spot.fault("wan", Fault::Drop)
+        busier_gateway(stage)?.spot.fault("wan", Fault::Drop)
     })
     .await
+}
+
+/// That of west's two which carries more of the client's connections: the one whose loss must be
+/// felt, so that a run without retries is red.
+fn busier_gateway<'a>(stage: &'a Stage<'_>) -> Result<&'a Pod> {
+    let west = stage.cluster("west");
+    let client = stage.client()?.proxy.get().context("the client has a sidecar")?;
+    let mut best = None;
+    for (name, last) in [("gateway-1", 11), ("gateway-2", 12)] {
+        let address = SocketAddrV4::new(west.wan_address(last), 15443);
+        let count = connections(client, address)?;
+        stage.note(&format!("{name} carries {count} connections of the client"));
+        if best.is_none_or(|(_, most)| count > most) {
+            best = Some((name, count));
+        }
+    }
+    let (name, _) = best.context("west has gateways")?;
+    Ok(west.pod(name)?)
 }
 
 pub(super) async fn kill_west(stage: &Stage<'_>) -> Result<()> {

@@ -1,6 +1,7 @@
 //! New connections in plenty while configuration changes and a gateway ends: none is lost, and no
 //! listener is made anew.
 
+use super::sockets::listening;
 use super::{HOST, Load, Rates, Stage, swaps};
 use anyhow::{Context, Result, bail, ensure};
 use fleet::load::micros_now;
@@ -127,32 +128,6 @@ fn listeners(stage: &Stage<'_>) -> Result<BTreeSet<(String, u16, u64)>> {
         }
     }
     Ok(all)
-}
-
-/// Of a process: its table of sockets is its namespace's, and its own are those it holds.
-fn listening(process: &Process) -> Result<Vec<(u16, u64)>> {
-    const LISTEN: &str = "0A";
-    let pid = process.pid();
-    let held: BTreeSet<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))?
-        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
-        .map(|link| link.display().to_string())
-        .collect();
-    let mut found = Vec::new();
-    for table in ["tcp", "tcp6"] {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/net/{table}"))?;
-        for line in text.lines().skip(1) {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let [_, local, _, state, _, _, _, _, _, node, ..] = words[..] else {
-                bail!("/proc/{pid}/net/{table} has a line {line:?}");
-            };
-            let port =
-                local.rsplit_once(':').and_then(|(_, port)| u16::from_str_radix(port, 16).ok());
-            if state == LISTEN && held.contains(&format!("socket:[{node}]")) {
-                found.push((port.context("a port")?, node.parse()?));
-            }
-        }
-    }
-    Ok(found)
 }
 
 /// ClientHellos from the WAN to west's gateways.
