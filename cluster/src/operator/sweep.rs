@@ -47,6 +47,7 @@ impl Operator {
             found => Ok(self.asked(&format!("reading {name}"), found)?.is_none()),
         }
     }
+
     /// Deletes a namespace's Deployments that a label selector chooses (all, where it is empty) and ends
     /// their pods, without the minute that a drain may take; how many pods are left. To be called until
     /// none is: a Deployment that is being deleted may make one more.

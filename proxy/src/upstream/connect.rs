@@ -17,8 +17,10 @@ use tokio::net::TcpSocket;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_rustls::TlsConnector;
 
-/// Time between two attempts, unless one fails before.
+/// Time between two attempts, unless one fails before, or longer where handshakes usually are.
 pub const STAGGER: Duration = Duration::from_millis(250);
+/// Longest time between two: an attempt elsewhere must have time left to succeed.
+const STAGGER_MAX: Duration = Duration::from_millis(500);
 /// Longest life of one attempt.
 pub const ATTEMPT_MAX: Duration = Duration::from_secs(1);
 /// Attempts of one call: begun at 0, 250, 500 and 750 ms at the latest.
@@ -203,8 +205,10 @@ impl Upstream {
                             (at, reach(address, secure.as_ref(), begun + limit, &seen).await)
                         });
                         running.push(Running { at, picked, begun, shaking, doubted: false });
-                        let more = attempts.len() < ATTEMPTS_MAX && begun + STAGGER < last_start;
-                        next = more.then(|| begun + STAGGER);
+                        // Where handshakes take long anyway, a second one only makes them longer.
+                        let usual = running.last().map_or(STAGGER, |it| it.picked.patience());
+                        let then = begun + usual.min(STAGGER_MAX);
+                        next = (attempts.len() < ATTEMPTS_MAX && then < last_start).then_some(then);
                     }
                     Err(e) => {
                         nobody = Some(e);
