@@ -2,7 +2,10 @@
 
 mod node_faults;
 mod plain_pods;
+mod pod_traffic;
 mod real_pods;
+mod rollouts;
+mod shop;
 mod uninstall;
 
 use super::broken;
@@ -31,6 +34,16 @@ pub const ALL: &[Scenario] = &[
         name: "real-pods",
         about: "install, link, export, and a Deployment's pod calls a name across clusters",
         run: |stage| Box::pin(real_pods::real_pods(stage)),
+    },
+    Scenario {
+        name: "pod-traffic",
+        about: "long bodies, HTTP/2, WebSocket and servers that speak first, from pod to pod",
+        run: |stage| Box::pin(pod_traffic::pod_traffic(stage)),
+    },
+    Scenario {
+        name: "rollouts",
+        about: "the service, its gateway and control planes are rolled out anew under load",
+        run: |stage| Box::pin(rollouts::rollouts(stage)),
     },
     Scenario {
         name: "uninstall",
@@ -116,6 +129,12 @@ impl Stage<'_> {
         }
         std::fs::write(&path, text)?;
         self.isthmus(&["link", "--fleet", &path.display().to_string()]).await
+    }
+
+    /// What answers a GET from east's pod with a shell; a status that is no success fails.
+    async fn curl(&self, url: &str) -> Result<String> {
+        let exec = ["-n", "shop", "exec", "deployment/tools", "-c", "tools", "--"];
+        self.kubectl("east", &[&exec[..], &["curl", "-sSf", "-m", "5", url]].concat()).await
     }
 
     /// What kubectl prints; its complaint where it fails.

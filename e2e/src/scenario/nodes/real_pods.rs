@@ -1,10 +1,10 @@
 //! The main job with Deployments on kubelets: bare clusters, then `install`, `link`, `export`, and a pod
 //! that nobody prepared calls a name across clusters.
 
+use super::shop::manifests;
 use super::{Stage, until};
 use anyhow::{Context, Result, ensure};
 use fleet::hello::Answer;
-use fleet::nodes::{HELLO, TOOLS};
 use fleet::{objects, trust_domain};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -134,70 +134,7 @@ async fn call(stage: &Stage<'_>, url: &str) -> Result<Answer> {
 }
 
 async fn call_once(stage: &Stage<'_>, url: &str) -> Result<Answer> {
-    let command = ["curl", "-sS", "-m", "5", url];
-    let exec = ["-n", "shop", "exec", "deployment/tools", "-c", "tools", "--"];
-    let said = stage.kubectl("east", &[&exec[..], &command].concat()).await?;
+    let said = stage.curl(url).await?;
     let answer: Value = serde_json::from_str(&said).with_context(|| format!("{url}: {said}"))?;
     serde_json::from_value(answer).context("an answer that is not hello's")
-}
-
-pub(super) fn manifests(cluster: &str, copies: u32) -> String {
-    format!(
-        r#"
-apiVersion: v1
-kind: Namespace
-metadata:
-  name: shop
-  labels: {{istio-injection: enabled}}
----
-apiVersion: v1
-kind: ServiceAccount
-metadata: {{name: default, namespace: shop}}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {{name: hello, namespace: shop}}
-spec:
-  replicas: {copies}
-  selector: {{matchLabels: {{app: hello}}}}
-  template:
-    metadata: {{labels: {{app: hello}}}}
-    spec:
-      containers:
-      - name: hello
-        image: {HELLO}
-        args: [--cluster, {cluster}, --pod, $(POD)]
-        env:
-        - name: POD
-          valueFrom: {{fieldRef: {{fieldPath: metadata.name}}}}
-        ports:
-        - {{name: http, containerPort: 8080}}
-        readinessProbe:
-          httpGet: {{path: /, port: http}}
-          periodSeconds: 1
----
-apiVersion: v1
-kind: Service
-metadata: {{name: hello, namespace: shop}}
-spec:
-  selector: {{app: hello}}
-  ports:
-  - {{name: http, port: 80, targetPort: http}}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {{name: tools, namespace: shop}}
-spec:
-  replicas: 1
-  selector: {{matchLabels: {{app: tools}}}}
-  template:
-    metadata: {{labels: {{app: tools}}}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      containers:
-      - name: tools
-        image: {TOOLS}
-        command: [sh, -c, exec sleep infinity]
-"#
-    )
 }

@@ -1,6 +1,6 @@
 //! Everything of the mesh out of three clusters by one command, while users' own objects stay.
 
-use super::real_pods::manifests;
+use super::shop::manifests;
 use super::{ALL_CLUSTERS, Stage, gone, until};
 use anyhow::{Result, ensure};
 use fleet::objects;
