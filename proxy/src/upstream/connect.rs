@@ -1,4 +1,4 @@
-//! The race of decision 14: attempts 250 ms apart, none into a network whose gateway is silent just
+//! The race of decision 14: attempts 250 to 500 ms apart, none into a network whose gateway is silent just
 //! now and the third at the latest elsewhere, each limited to 1 s; the first whose handshake with the
 //! workload ends wins.
 
@@ -23,7 +23,7 @@ pub const STAGGER: Duration = Duration::from_millis(250);
 const STAGGER_MAX: Duration = Duration::from_millis(500);
 /// Longest life of one attempt.
 pub const ATTEMPT_MAX: Duration = Duration::from_secs(1);
-/// Attempts of one call: begun at 0, 250, 500 and 750 ms at the latest.
+/// Attempts of one call: begun at 0, 250, 500 and 750 ms where handshakes are usually quick.
 pub const ATTEMPTS_MAX: usize = 4;
 /// The attempt (from 0) that goes to another network where there is one. After a gateway that does not
 /// answer already the next one does: what silences one gateway often silences its whole cluster,
@@ -143,8 +143,9 @@ impl Running {
 }
 
 impl Upstream {
-    /// Races attempts 250 ms apart, the third at the latest into another network, the second already
-    /// where the first waits for a gateway, each limited to 1 s; the first whose handshake *with the workload* ends wins (decision 14). With
+    /// Races attempts [`STAGGER`] apart (longer where handshakes usually take long), the third at the
+    /// latest into another network, the second already where the first waits for a gateway, each
+    /// limited to 1 s; the first whose handshake *with the workload* ends wins (decision 14). With
     /// [`Ask::raw`], the first that is connected.
     pub async fn connect(&self, ask: &Ask) -> Result<Established, ConnectFailed> {
         let slot = self.slot()?;
@@ -190,6 +191,8 @@ impl Upstream {
                         let begun = Instant::now();
                         let shaking = Arc::new(AtomicBool::new(false));
                         let at = attempts.len();
+                        // Where handshakes take long anyway, a second one only makes them longer.
+                        let patience = picked.patience().min(STAGGER_MAX);
                         let (address, cluster) = picked.key();
                         tried.push((address, cluster.clone()));
                         networks.push(picked.endpoint().network.clone());
@@ -205,9 +208,7 @@ impl Upstream {
                             (at, reach(address, secure.as_ref(), begun + limit, &seen).await)
                         });
                         running.push(Running { at, picked, begun, shaking, doubted: false });
-                        // Where handshakes take long anyway, a second one only makes them longer.
-                        let usual = running.last().map_or(STAGGER, |it| it.picked.patience());
-                        let then = begun + usual.min(STAGGER_MAX);
+                        let then = begun + patience;
                         next = (attempts.len() < ATTEMPTS_MAX && then < last_start).then_some(then);
                     }
                     Err(e) => {

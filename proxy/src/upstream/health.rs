@@ -313,6 +313,26 @@ mod tests {
     }
 
     #[test]
+    fn busy_is_who_takes_connections_and_is_not_proven_dead() {
+        let fails = |phase, timed_out| Evidence::Failed { phase, timed_out, took: Duration::ZERO };
+        for gateway in [true, false] {
+            let [seat, _] = seats(gateway);
+            assert!(!seat.is_busy(1), "nothing was seen of it");
+            seat.see(1, LIMITS, fails(Phase::Handshake, true));
+            assert!(seat.is_busy(1));
+            seat.see(1, LIMITS, fails(Phase::Connect, false));
+            assert!(!seat.is_busy(1), "it refuses connections now");
+            seat.see(1, LIMITS, fails(Phase::Handshake, true));
+            seat.see(1, LIMITS, Evidence::Connected { took_us: 1 });
+            assert!(!seat.is_busy(1), "its handshakes end again");
+        }
+        let [hung, _] = seats(true);
+        hung.see(1, LIMITS, fails(Phase::Handshake, true));
+        hung.path.health.see(1, GATEWAY_LIMITS, Seen::Dead);
+        assert!(!hung.is_busy(1), "a probe says that it is dead");
+    }
+
+    #[test]
     fn the_last_resort_is_rationed() {
         let [one, _] = seats(false);
         assert!(one.path.claim_last_resort(10));
