@@ -1,20 +1,32 @@
 //! The root certificates a process trusts.
 
 use crate::pem;
+use crate::verified::Verified;
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 use sha2::{Digest as _, Sha256};
+use std::sync::Arc;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// Most root certificates in one bundle: rotations overlap two, meshes that merge a few more.
 pub const ROOTS_MAX: usize = 64;
 
 /// At least one root certificate. Public material.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Bundle {
     /// Sorted, without duplicates: two bundles of the same roots are equal.
     roots: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
+    /// By these roots; shared by copies.
+    verified: Arc<Verified>,
 }
+
+impl PartialEq for Bundle {
+    fn eq(&self, other: &Self) -> bool {
+        self.roots == other.roots
+    }
+}
+
+impl Eq for Bundle {}
 
 /// Why a text is no bundle.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,7 +59,7 @@ impl Bundle {
                 .map_err(|e| NotABundle(format!("a certificate is not readable: {e}")))?;
             anchors.push(anchor.to_owned());
         }
-        Ok(Self { roots, anchors })
+        Ok(Self { roots, anchors, verified: Arc::default() })
     }
 
     /// The roots, one PEM block each, in a fixed order.
@@ -77,6 +89,10 @@ impl Bundle {
 
     pub(crate) fn anchors(&self) -> &[TrustAnchor<'static>] {
         &self.anchors
+    }
+
+    pub(crate) fn verified(&self) -> &Verified {
+        &self.verified
     }
 
     pub(crate) fn contains(&self, certificate: &CertificateDer<'_>) -> bool {

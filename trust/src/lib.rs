@@ -11,3 +11,4 @@ pub mod tls;
 pub mod verify;
 
 mod pem;
+mod verified;

@@ -6,11 +6,14 @@
 //! intermediate that issues for another domain is refused here.
 
 use crate::bundle::Bundle;
+use crate::verified::Key;
 use mesh::name::{Identity, TrustDomain};
 use rustls_pki_types::{CertificateDer, UnixTime};
+use std::ops::RangeInclusive;
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::time::ASN1Time;
 
 /// Most certificates a peer may send; a path has two below the root, and some send the root too.
 pub const CHAIN_MAX: usize = 8;
@@ -112,6 +115,10 @@ pub fn verify(
     if chain.len() > CHAIN_MAX {
         return Err(Refused::TooManyCertificates(chain.len()));
     }
+    let key = Key::of(chain, usage);
+    if let Some(identity) = bundle.verified().recall(key, now) {
+        return Ok(identity);
+    }
     let eku = match usage {
         Usage::Client => KeyUsage::client_auth(),
         Usage::Server => KeyUsage::server_auth(),
@@ -130,7 +137,8 @@ pub fn verify(
         return Err(Refused::PathTooLong);
     }
     let issuer_der = issuer.der();
-    let domain = trust_domain(&parse(&issuer_der)?)?;
+    let issuer = parse(&issuer_der)?;
+    let domain = trust_domain(&issuer)?;
     let leaf = parse(leaf)?;
     let usages = leaf.key_usage().map_err(|e| Refused::Unreadable(e.to_string()))?;
     if usages.is_some_and(|usages| usages.value.key_cert_sign() || usages.value.crl_sign()) {
@@ -140,7 +148,18 @@ pub fn verify(
     if identity.domain != domain {
         return Err(Refused::ForeignIssuer { identity, issuer: domain });
     }
+    if let (Some(one), Some(other)) = (validity(&leaf), validity(&issuer)) {
+        let during = *one.start().max(other.start())..=*one.end().min(other.end());
+        bundle.verified().remember(key, identity.clone(), during);
+    }
     Ok(identity)
+}
+
+/// Seconds since the epoch; `None` where it began before.
+fn validity(certificate: &X509Certificate<'_>) -> Option<RangeInclusive<u64>> {
+    let validity = certificate.validity();
+    let seconds = |time: ASN1Time| u64::try_from(time.timestamp()).ok();
+    Some(seconds(validity.not_before)?..=seconds(validity.not_after)?)
 }
 
 /// The identity a certificate claims, by the rules for a leaf; says nothing of who issued it.

@@ -240,6 +240,34 @@ fn each_forged_chain_is_refused_for_its_own_reason() {
 }
 
 #[test]
+fn a_chain_known_to_be_good_is_still_judged_by_clock_and_use() {
+    let root = authority("root", vec![], None, None);
+    let west = authority("west", vec![uri("spiffe://west.mesh")], Some(0), Some(&root));
+    let mut params = workload(vec![uri(HELLO)]);
+    params.extended_key_usages = vec![Eku::ServerAuth];
+    let chain = [signed(&params, &west), west.der.clone()];
+    let bundle = bundle(&[&root]);
+    let judge = |now: u64, usage| {
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(now));
+        verify(&chain, &bundle, now, usage)
+    };
+    let now = UnixTime::now().as_secs();
+    for _ in 0..2 {
+        assert_eq!(judge(now, Usage::Server).unwrap().to_string(), HELLO);
+        assert!(matches!(judge(now, Usage::Client), Err(Refused::WrongUsage(_))));
+        assert!(matches!(judge(now + 25 * 3_600, Usage::Server), Err(Refused::Expired { .. })));
+        assert!(matches!(judge(now - 3_600, Usage::Server), Err(Refused::NotYetValid { .. })));
+    }
+    // A leaf that another key signed, once the good one is known.
+    let other = authority("west", vec![uri("spiffe://west.mesh")], Some(0), Some(&root));
+    let forged = [signed(&params, &other), west.der.clone()];
+    assert_eq!(
+        verify(&forged, &bundle, UnixTime::now(), Usage::Server),
+        Err(Refused::FalseSignature)
+    );
+}
+
+#[test]
 fn the_clock_is_the_callers() {
     let root = authority("root", vec![], Some(1), None);
     let west = authority("west", vec![uri("spiffe://west.mesh")], Some(0), Some(&root));
