@@ -88,7 +88,7 @@ impl Drop for Record {
         self.line.bytes_received = requested;
         self.line.bytes_sent = self.responded;
         self.line.duration = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        self.line.write();
+        std::mem::take(&mut self.line).write();
         if let Some(metrics) = &self.metrics {
             let flags = if self.flags.is_empty() { "-" } else { self.flags };
             metrics.done(&Answered {
