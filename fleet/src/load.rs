@@ -111,10 +111,14 @@ pub async fn run(options: Options) -> Result<()> {
         .with_context(|| format!("writing {}", options.out.display()))
 }
 
-/// Writes records as they come, whole lines only.
+/// How late a record may be written: a wake-up for each would take time from what is measured.
+const BATCH: Duration = Duration::from_millis(20);
+
+/// Writes records in small batches, whole lines only.
 pub(crate) fn write(file: std::fs::File, records: &mpsc::Receiver<Record>) -> std::io::Result<()> {
     let mut file = std::io::BufWriter::new(file);
     while let Ok(record) = records.recv() {
+        std::thread::sleep(BATCH);
         let mut next = Some(record);
         // What has come meanwhile goes along.
         while let Some(record) = next {

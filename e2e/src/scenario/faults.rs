@@ -1,7 +1,8 @@
 //! Copies, gateways and a whole cluster die, hang or vanish under 1,000 requests a second.
 
+use super::Stage;
+use super::headroom::carried;
 use super::sockets::connections;
-use super::{HOST, Load, Stage, THOUSAND};
 use anyhow::{Context, Result, ensure};
 use fleet::launcher::Pod;
 use fleet::load::micros_now;
@@ -20,6 +21,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(90);
 /// What a load has seen of a fault.
 struct Hurt {
     records: Vec<Record>,
+    /// Requests a second that were played.
+    rate: f64,
     /// The fault was wholly there from then on.
     fault_us: u64,
     /// GETs that were under way when it struck and were never answered.
@@ -28,15 +31,13 @@ struct Hurt {
 
 /// Runs the load with `hurt` in the middle.
 async fn under_load(stage: &Stage<'_>, hurt: impl FnOnce() -> Result<()>) -> Result<Hurt> {
-    let client = stage.client()?;
     // The first use of a name asks the control plane; these promises are about names in use.
-    let load = Load::start(stage.fleet, client, HOST, THOUSAND)?;
-    tokio::time::sleep(BEFORE).await;
+    let (load, rates) = carried(stage, BEFORE).await?;
     let begun_us = micros_now();
     hurt()?;
     // Only now is the fault wholly there: a rule of nft takes some milliseconds to be in force.
     let fault_us = micros_now();
-    let limit = Duration::from_secs_f64(THOUSAND.seconds + 30.0);
+    let limit = Duration::from_secs_f64(rates.seconds + 30.0);
     let records = load.finish(limit).await?;
     // What was under way when the fault struck is neither before nor after: a POST or a stream that
     // was on the broken path is nobody's to repeat, and is shown, not judged.
@@ -65,7 +66,7 @@ async fn under_load(stage: &Stage<'_>, hurt: impl FnOnce() -> Result<()>) -> Res
         stage.note(&format!("{kind:?} after:  {}", figures(&records, kind, fault_us, u64::MAX)));
     }
     let lost_gets = figures(&under_way, Kind::Get, 0, fault_us).failed;
-    Ok(Hurt { records, fault_us, lost_gets })
+    Ok(Hurt { records, rate: rates.sum(), fault_us, lost_gets })
 }
 
 /// "0 failed among GETs whose response had not begun; POSTs counted apart".
@@ -74,11 +75,11 @@ async fn none_failed(
     what: &str,
     hurt: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
-    let Hurt { records, fault_us, .. } = under_load(stage, hurt).await?;
+    let Hurt { records, rate, fault_us, .. } = under_load(stage, hurt).await?;
     let gets = figures(&records, Kind::Get, 0, u64::MAX);
     stage.judge(
         &format!("{what}: 0 GETs fail whose response had not begun"),
-        &gets.to_string(),
+        &format!("{rate}/s; {gets}"),
         gets.failed == 0,
         // It rests on retries too, but one or two requests are on the broken path when it breaks:
         // without retries it is red in most runs, not in all, so it proves nothing under sabotage.
@@ -96,7 +97,7 @@ async fn elsewhere(
     rests_on: &[Pillar],
     hurt: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
-    let Hurt { records, fault_us, lost_gets } = under_load(stage, hurt).await?;
+    let Hurt { records, rate, fault_us, lost_gets } = under_load(stage, hurt).await?;
     for (kind, word) in [(Kind::Get, "GETs"), (Kind::Tcp, "TCP connections")] {
         // Connections are raced, not retried.
         let rests_on: Vec<Pillar> = rests_on
@@ -107,8 +108,8 @@ async fn elsewhere(
         let slowest = slowest_new_ms(&records, kind, fault_us, u64::MAX);
         let after = figures(&records, kind, fault_us, u64::MAX);
         let figure = match slowest {
-            Some(ms) => format!("slowest {ms} ms; {after}"),
-            None => after.to_string(),
+            Some(ms) => format!("slowest {ms} ms; {rate}/s; {after}"),
+            None => format!("{rate}/s; {after}"),
         };
         // A GET may be sent again, so it survives being under way too.
         let lost = if kind == Kind::Get { lost_gets } else { 0 };
@@ -148,7 +149,7 @@ pub(super) async fn kill_gateway(stage: &Stage<'_>) -> Result<()> {
 pub(super) async fn drain_gateway(stage: &Stage<'_>) -> Result<()> {
     let pod = stage.cluster("west").pod("gateway-1")?;
     let gateway = pod.proxy.get().context("gateway-1 runs")?;
-    let Hurt { records, .. } = under_load(stage, || {
+    let Hurt { records, rate, .. } = under_load(stage, || {
         gateway.signal(Signal::SIGTERM);
         Ok(())
     })
@@ -162,7 +163,7 @@ pub(super) async fn drain_gateway(stage: &Stage<'_>) -> Result<()> {
         let all = figures(&records, kind, 0, u64::MAX);
         stage.judge(
             &format!("a gateway that is told to end loses none of the {word}, new or under way"),
-            &all.to_string(),
+            &format!("{rate}/s; {all}"),
             all.requests > 0 && all.failed + all.cut == 0,
             &[],
         );
