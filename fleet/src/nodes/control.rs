@@ -11,11 +11,14 @@ use crate::spot::Spot;
 use anyhow::{Result, bail};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::{Mutex, OnceLock};
 
 /// The control plane of one cluster.
 pub struct Control {
-    controllers: Process,
-    scheduler: Process,
+    /// Controllers and scheduler, once the API server answers: they give it 20 s and end then, and here
+    /// no kubelet starts them anew.
+    beside: OnceLock<[Process; 2]>,
+    jobs: Mutex<Option<[Job; 2]>>,
     pub api: ApiServer,
     /// Dropped after the processes in it.
     pub spot: Spot,
@@ -89,17 +92,14 @@ impl Control {
             ]))
         };
         let (program, user) = (&parts.kube_controller_manager, "system:kube-controller-manager");
-        let controllers = job("kube-controller-manager", program, user)?
-            .args([
-                "--use-service-account-credentials=true".to_owned(),
-                format!("--service-account-private-key-file={}", file("sa.key")),
-                format!("--root-ca-file={}", file("ca.crt")),
-                format!("--cluster-cidr={PODS}"),
-                format!("--service-cluster-ip-range={SERVICES}"),
-            ])
-            .start()?;
-        let scheduler =
-            job("kube-scheduler", &parts.kube_scheduler, "system:kube-scheduler")?.start()?;
+        let controllers = job("kube-controller-manager", program, user)?.args([
+            "--use-service-account-credentials=true".to_owned(),
+            format!("--service-account-private-key-file={}", file("sa.key")),
+            format!("--root-ca-file={}", file("ca.crt")),
+            format!("--cluster-cidr={PODS}"),
+            format!("--service-cluster-ip-range={SERVICES}"),
+        ]);
+        let scheduler = job("kube-scheduler", &parts.kube_scheduler, "system:kube-scheduler")?;
         for number in 1..=site.nodes {
             let node = site.node_name(number);
             let users = [
@@ -112,17 +112,22 @@ impl Control {
             }
         }
         super::write(&dir.join("admin.kubeconfig"), api.admin_kubeconfig(name))?;
-        Ok(Self { controllers, scheduler, api, spot, kubelets, dir })
+        let jobs = Mutex::new(Some([controllers, scheduler]));
+        Ok(Self { beside: OnceLock::new(), jobs, api, spot, kubelets, dir })
     }
 
     pub(super) async fn ready(&self) -> Result<()> {
-        self.api.ready().await
+        self.api.ready().await?;
+        if let Some([controllers, scheduler]) = self.jobs.lock().expect("no holder panics").take() {
+            let _ = self.beside.set([controllers.start()?, scheduler.start()?]);
+        }
+        Ok(())
     }
 
     /// All of them, API server first.
     pub fn processes(&self) -> impl Iterator<Item = &Process> {
         let api = [&self.api.server].into_iter().chain(&self.api.etcd);
-        api.chain([&self.controllers, &self.scheduler])
+        api.chain(self.beside.get().into_iter().flatten())
     }
 
     /// An administrator's kubeconfig for programs beside the API server.
