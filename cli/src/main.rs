@@ -3,6 +3,7 @@
 mod agent;
 mod check;
 mod demo;
+mod dns;
 mod explain;
 mod export;
 mod inject;
@@ -70,6 +71,9 @@ enum Verb {
     Export(export::Call),
     /// Take an export back.
     Unexport(export::Call),
+    /// Let pods without a sidecar ask the cluster's DNS for the mesh's names.
+    #[command(subcommand)]
+    Dns(dns::Verb),
     /// Give the pods of a file of manifests their sidecars, exactly as the webhook does.
     Inject(inject::Call),
     /// What is broken first, since when, and whether traffic is hurt.
@@ -145,6 +149,7 @@ async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Unlink(call) => call.run().await,
         Verb::Export(call) => call.export().await,
         Verb::Unexport(call) => call.unexport().await,
+        Verb::Dns(verb) => verb.run().await,
         Verb::Inject(call) => call.run().await,
         Verb::Status(call) => call.run().await,
         Verb::Check(call) => call.run().await,

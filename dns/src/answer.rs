@@ -1,7 +1,7 @@
 //! One question in, what to do about it out: no socket, no clock.
 
 use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, SOA};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, SOA};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use mesh::zone::{self, Answer, TTL, Zone};
 
@@ -56,20 +56,39 @@ pub(crate) fn decide(zone: &Zone, packet: &[u8], forwards: bool) -> Decision {
         // The rest of the world's types (hickory's enum, not ours): a known name has none of them.
         _ => zone::RecordType::Other,
     };
-    let owner = question.name.clone();
+    // A search domain behind a name of ours: what follows is about the name itself, and an alias says so.
+    let whole = zone::searched(zone, name).and_then(|whole| Some((whole, fully(whole)?)));
+    let (name, owner) = match &whole {
+        Some((whole, owner)) => (*whole, owner.clone()),
+        None => (name, question.name.clone()),
+    };
+    let alias = whole.as_ref().map(|(_, owner)| {
+        Record::from_rdata(question.name.clone(), TTL, RData::CNAME(CNAME(owner.clone())))
+    });
     let records: Vec<RData> = match zone::answer(zone, name, record) {
         Answer::Forward if forwards => return Decision::Forward(Box::new(query)),
         Answer::Forward => return Decision::Reply(failure(&query, ResponseCode::Refused)),
         Answer::ServFail => return Decision::Reply(failure(&query, ResponseCode::ServFail)),
-        Answer::NoData => return Decision::Reply(negative(&query, name, ResponseCode::NoError)),
-        Answer::NxDomain => return Decision::Reply(negative(&query, name, ResponseCode::NXDomain)),
+        Answer::NoData => {
+            return Decision::Reply(negative(&query, name, alias, ResponseCode::NoError));
+        }
+        // Behind an alias the code is about what it leads to (RFC 6604).
+        Answer::NxDomain => {
+            return Decision::Reply(negative(&query, name, alias, ResponseCode::NXDomain));
+        }
         Answer::V4(addresses) => addresses.into_iter().map(|ip| RData::A(A(ip))).collect(),
         Answer::V6(addresses) => addresses.into_iter().map(|ip| RData::AAAA(AAAA(ip))).collect(),
     };
     let mut reply = reply_to(&query);
     reply.metadata.authoritative = true;
+    reply.add_answers(alias);
     reply.add_answers(records.into_iter().map(|data| Record::from_rdata(owner.clone(), TTL, data)));
     Decision::Reply(reply)
+}
+
+/// A name without search domains to come.
+fn fully(name: &str) -> Option<Name> {
+    Name::from_ascii(format!("{name}.")).ok()
 }
 
 /// The largest answer this client takes over UDP, bytes.
@@ -111,8 +130,9 @@ fn reply_to(query: &Message) -> Message {
 }
 
 /// NODATA and NXDOMAIN carry the zone's SOA, whose TTL bounds how long they are kept (RFC 2308).
-fn negative(query: &Message, name: &str, code: ResponseCode) -> Message {
+fn negative(query: &Message, name: &str, alias: Option<Record>, code: ResponseCode) -> Message {
     let mut reply = reply_to(query);
+    reply.add_answers(alias);
     reply.metadata.authoritative = true;
     reply.metadata.response_code = code;
     let apex = ["clusterset.local", "cluster.local", "global"]
@@ -122,8 +142,8 @@ fn negative(query: &Message, name: &str, code: ResponseCode) -> Message {
         })
         .unwrap_or(name);
     // The apex is a literal or the parsed question itself; a name that hickory prints it parses.
-    if let (Ok(apex), Ok(server), Ok(person)) = (
-        Name::from_ascii(format!("{apex}.")),
+    if let (Some(apex), Ok(server), Ok(person)) = (
+        fully(apex),
         Name::from_ascii("ns.dns.isthmus.internal."),
         Name::from_ascii("hostmaster.isthmus.internal."),
     ) {

@@ -139,6 +139,22 @@ async fn names_of_the_mesh_are_answered_from_memory() {
 }
 
 #[tokio::test]
+async fn a_pods_first_search_domain_is_seen_through() {
+    let world = world(&[("hello.shop.global", &["240.240.7.2"])], true).await;
+    use RecordType::{A, AAAA};
+    let long = "HELLO.shop.global.web.svc.cluster.local.";
+    check(&world, long, A, "NoError hello.shop.global. ttl 30 240.240.7.2 ttl 30").await;
+    check(&world, long, AAAA, "NoError hello.shop.global. ttl 30 SOA").await;
+    let gone = "gone.shop.global.web.svc.cluster.local.";
+    check(&world, gone, A, "NXDomain gone.shop.global. ttl 30 SOA").await;
+    // The second and the third go where all of `cluster.local` goes.
+    check(&world, "hello.shop.global.svc.cluster.local.", A, "Refused").await;
+    let answer = udp(world.server, &question(long, A)).await;
+    let owners: Vec<String> = answer.answers.iter().map(|it| it.name.to_ascii()).collect();
+    assert_eq!(owners, [long, "hello.shop.global."]);
+}
+
+#[tokio::test]
 async fn an_absent_name_is_servfail_while_a_link_has_not_been_heard() {
     let world = world(&[("hello.shop.global", &["240.240.7.2"])], false).await;
     check(&world, "absent.shop.global.", RecordType::A, "ServFail").await;

@@ -48,6 +48,21 @@ pub struct Dns {
     /// CIDRs that may ask; empty: this machine only.
     #[serde(default)]
     pub allow: Vec<ipnet::IpNet>,
+    /// Who asks, and so what a published name leads to.
+    #[serde(default)]
+    pub clients: Clients,
+}
+
+/// Clients of the DNS server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Clients {
+    /// Their connections are captured: they are told virtual addresses.
+    #[default]
+    Captured,
+    /// They have no sidecar, as those whose cluster DNS forwards here: they are told where this
+    /// cluster's own copies are, and of others nothing.
+    WithoutSidecar,
 }
 
 fn admin() -> SocketAddr {
@@ -93,7 +108,10 @@ mod tests {
         let dns = load(
             "kubeconfig: /nowhere\nholder: a\ndns: {upstreams: ['10.0.0.10:53'], allow: [10.0.0.0/8]}\n",
         );
-        assert_eq!(dns.unwrap().dns.unwrap().listen, dns_listen());
+        let dns = dns.unwrap().dns.unwrap();
+        assert_eq!((dns.listen, dns.clients), (dns_listen(), Clients::Captured));
+        let plain = load("kubeconfig: /nowhere\nholder: a\ndns: {clients: withoutSidecar}\n");
+        assert_eq!(plain.unwrap().dns.unwrap().clients, Clients::WithoutSidecar);
     }
 
     #[test]

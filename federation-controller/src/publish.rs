@@ -1,5 +1,6 @@
 //! Loop 2: own inventory and linked clusters become a plan, and the plan what should stand.
 
+use crate::config::Clients;
 use crate::export::Exported;
 use crate::links::{self, Judged};
 use crate::resolve::{self, Table};
@@ -21,6 +22,7 @@ pub(crate) struct Publisher {
     exported: Exported,
     inputs: Option<(Arc<Inventory>, Vec<Exports>)>,
     complete: Option<bool>,
+    clients: Clients,
     /// All that is planned stands in our own API server: until then a planned name is not absent.
     pub standing: bool,
     pub plan: Arc<Plan>,
@@ -32,6 +34,11 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
+    /// Knows nothing yet; its zone answers the questions of `clients`.
+    pub(crate) fn new(clients: Clients) -> Self {
+        Self { clients, ..Self::default() }
+    }
+
     /// Recomputes what changed. Nothing is planned before all that could be lost is known: the own
     /// inventory, and which links there are.
     pub(crate) fn renew(
@@ -67,7 +74,10 @@ impl Publisher {
         let complete = self.standing && links::complete(&self.judged, remotes);
         if !same_own || self.complete != Some(complete) {
             self.complete = Some(complete);
-            let zone = mesh::zone::zone(own, complete);
+            let zone = match self.clients {
+                Clients::Captured => mesh::zone::zone(own, complete),
+                Clients::WithoutSidecar => mesh::zone::zone_without_sidecar(own, complete),
+            };
             if self.zone.as_deref() != Some(&zone) {
                 self.zone = Some(Arc::new(zone));
             }

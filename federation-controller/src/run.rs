@@ -70,6 +70,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     let resolvers = if upstreams.is_empty() { resolve::system() } else { upstreams };
     let listen = config.dns.iter().flat_map(|dns| dns.listen.clone()).collect();
     tokio::spawn(ask::keep(listen, answers, end.clone()));
+    let clients = config.dns.as_ref().map(|dns| dns.clients).unwrap_or_default();
     let dns = config.dns.clone().map(|dns| {
         let options = dns::Options {
             listen: dns.listen,
@@ -133,7 +134,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
         desired,
         wanted,
         zone,
-        publisher: Publisher::default(),
+        publisher: Publisher::new(clients),
         statuses: Statuses::default(),
         link_store: Store::new(config.state.as_deref(), "links.json"),
         zone_store,

@@ -83,6 +83,11 @@ pub enum Step {
         load_balancing: LoadBalancing,
         rule: Option<ObjectRef>,
     },
+    /// The client has no sidecar: the cluster's DNS and kube-proxy decide.
+    WithoutSidecar {
+        workload: String,
+        reaches: Plain,
+    },
     /// Copies of other clusters do not join this name.
     LocalOnly {
         host: Hostname,
@@ -165,6 +170,20 @@ pub enum Hint {
     Outside,
 }
 
+/// What a name means to a client without a sidecar.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Plain {
+    /// A Service of this cluster, by kube-proxy.
+    ClusterIp,
+    /// This cluster's copies of a published name; those of these clusters it does not reach.
+    OwnCopies(Vec<ClusterId>),
+    /// Nothing: only these clusters export it.
+    Nothing(Vec<ClusterId>),
+    /// A ServiceEntry's host, which DNS resolves or not.
+    Outside,
+}
+
 /// Explains what happens when the client of `view` dials `host:port`. A short host is completed as
 /// the search list of a pod does.
 pub fn why(world: &World, view: &View, host: &str, port: u16) -> Explanation {
@@ -230,6 +249,9 @@ fn explain(
         steps.push(Step::NoPort { host, port, offered, udp });
         return None;
     };
+    if without_sidecar::is(world, view) {
+        return Some(without_sidecar::explain(world, view, &target, found, steps));
+    }
     let Some(address) = target.addresses.iter().find(|ip| world.holds(&target, **ip)) else {
         for address in target.addresses {
             let holder = world.target_at(*address).map(|holder| holder.host.clone());
@@ -447,6 +469,7 @@ fn hints(world: &World, view: &View, asked: &str) -> Vec<Hint> {
 }
 
 mod sentence;
+mod without_sidecar;
 
 #[cfg(test)]
 mod tests;

@@ -93,6 +93,33 @@ pub fn zone(own: &Inventory, links_complete: bool) -> Zone {
     zone
 }
 
+/// The zone for clients that nothing carries to a virtual address, as pods without a sidecar are: a
+/// published name leads to this cluster's own copies where it exports them. Where only others do it is
+/// absent, since a client that must fail had better hear so at once than wait for a connection.
+pub fn zone_without_sidecar(own: &Inventory, links_complete: bool) -> Zone {
+    let mut zone = zone(own, links_complete);
+    for entry in own.entries.values().filter(|entry| entry.published) {
+        let Some(name) = &entry.service else { continue };
+        let local = name.local_host();
+        let copies = zone.names.get(&local).filter(|_| own.service_exports.contains(name)).cloned();
+        let ours =
+            [name.global_host(), name.clusterset_host(), name.cluster_host(&own.mesh.cluster)];
+        for host in &entry.hosts {
+            match &copies {
+                Some(addresses) if ours.contains(host) => {
+                    zone.names.insert(host.clone(), addresses.clone());
+                }
+                // A Service of that name is this cluster's own, whoever else exports it.
+                _ if *host == local && own.services.contains_key(name) => {}
+                _ => {
+                    zone.names.remove(host);
+                }
+            }
+        }
+    }
+    zone
+}
+
 /// Answers one question. `name` is lower case without trailing dot.
 pub fn answer(zone: &Zone, name: &str, record: RecordType) -> Answer {
     let Ok(host) = name.parse::<Hostname>() else {
@@ -138,6 +165,18 @@ fn is_ours(zone: &Zone, name: &str) -> bool {
     let last = labels.len() - 1;
     // NAME.NS.global, and NAME.NS.CLUSTER.global.
     (last >= 1 && known(labels.get(last))) || (last >= 2 && known(labels.get(last - 1)))
+}
+
+/// The name a resolver means that has put a pod's first search domain behind it: `hello.shop.global` of
+/// `hello.shop.global.web.svc.cluster.local`.
+///
+/// With `ndots:5`, as kubelets write it, a resolver asks for three such names before the one it was
+/// given. The first is answered for the mesh's own domains, as by Istio's agent (`pkg/dns/client`).
+/// Kubernetes gives nothing a name of this form: at most two labels stand before a namespace.
+pub fn searched<'a>(zone: &Zone, name: &'a str) -> Option<&'a str> {
+    let (whole, _namespace) = name.strip_suffix(".svc.cluster.local")?.rsplit_once('.')?;
+    let ends = whole.ends_with(".global") || whole.ends_with(".clusterset.local");
+    (ends && is_ours(zone, whole)).then_some(whole)
 }
 
 /// Names that exist only as parents of services' names (RFC 8020): no address, but no NXDOMAIN, which

@@ -2,6 +2,7 @@
 //! of our own kinds.
 
 use super::manifest::{self, PART_OF};
+use crate::dns;
 use crate::link::fact;
 use crate::output;
 use anyhow::{Result, bail, ensure};
@@ -61,12 +62,17 @@ impl Uninstall {
         }
         let finds = operators.iter().map(find);
         let found: Vec<Vec<Value>> = futures::future::try_join_all(finds).await?;
+        let mut patched = false;
         for (operator, objects) in operators.iter().zip(&found) {
             for object in objects {
                 fact(&operator.context, &format!("delete {}", title(object)));
             }
+            if dns::is_patched(operator).await? {
+                patched = true;
+                fact(&operator.context, "take our block out of ConfigMap kube-system/coredns");
+            }
         }
-        if found.iter().all(Vec::is_empty) {
+        if !patched && found.iter().all(Vec::is_empty) {
             println!("nothing of Isthmus is there.");
             return Ok(ExitCode::SUCCESS);
         }
@@ -84,6 +90,8 @@ impl Uninstall {
                 let took = begun.elapsed().as_secs_f64();
                 fact(&operator.context, &format!("{what} after {took:.0} s"));
             };
+            // Before its Service goes: CoreDNS would answer SERVFAIL for our names.
+            dns::unpatch(operator).await?;
             // What it finds deleted it would write again.
             self.ended(operator, &format!("app={CONTROLLER}")).await?;
             tell("federation controller ended");

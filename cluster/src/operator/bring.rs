@@ -2,9 +2,9 @@
 //! time changes nothing.
 
 use super::{FIELD_MANAGER, Operator};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use kube::api::{Patch, PatchParams, PostParams};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 /// What an apply did, or would do.
@@ -63,6 +63,30 @@ impl Operator {
                     return Ok(if same { Change::Unchanged } else { Change::Changed });
                 }
             }
+        }
+    }
+
+    /// Merges `change` (RFC 7386) into an object as it was read: whoever wrote it meanwhile is not
+    /// written over.
+    ///
+    /// # Errors
+    /// As [`Self::bring`]; ISM2088 where somebody else has written it since.
+    pub async fn amend(&self, read: &Value, change: &Value, mode: Mode) -> Result<()> {
+        let (api, name) = self.api_of(read)?;
+        let kind = read["kind"].as_str().unwrap_or_default();
+        let mut change = change.clone();
+        change["metadata"] = json!({"resourceVersion": read["metadata"]["resourceVersion"]});
+        let params = PatchParams {
+            dry_run: mode == Mode::DryRun,
+            field_manager: Some(FIELD_MANAGER.into()),
+            ..PatchParams::default()
+        };
+        match api.patch(&name, &params, &Patch::Merge(&change)).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => bail!(
+                "ISM2088 {kind} {name} was changed by somebody else just now; nothing was written. \
+                 Fix: call this again"
+            ),
+            answer => self.asked(&format!("changing {kind} {name}"), answer).map(|_| ()),
         }
     }
 

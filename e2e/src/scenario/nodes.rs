@@ -1,7 +1,10 @@
 //! The promises that need real nodes: kubelets, containers, captured pods, the cluster's own DNS.
 
+mod dns_patch;
 mod node_faults;
+mod overhead;
 mod plain_pods;
+mod pod_faults;
 mod pod_traffic;
 mod real_pods;
 mod rollouts;
@@ -12,7 +15,7 @@ use super::broken;
 use anyhow::{Context, Result, bail, ensure};
 use fleet::nodes::{NodeCluster, Nodes};
 use fleet::objects;
-use fleet::verdict::Verdict;
+use fleet::verdict::{Record, Verdict};
 use futures::future::LocalBoxFuture;
 use std::time::Duration;
 
@@ -41,6 +44,21 @@ pub const ALL: &[Scenario] = &[
         run: |stage| Box::pin(pod_traffic::pod_traffic(stage)),
     },
     Scenario {
+        name: "pod-faults",
+        about: "a gateway pod dies, west's API server hangs for 2 minutes, east has no control plane",
+        run: |stage| Box::pin(pod_faults::pod_faults(stage)),
+    },
+    Scenario {
+        name: "overhead",
+        about: "memory and processor time of a pod's sidecar, idle and at 100 requests a second",
+        run: |stage| Box::pin(overhead::overhead(stage)),
+    },
+    Scenario {
+        name: "dns-patch",
+        about: "pods without a sidecar ask CoreDNS for the mesh's names; and all of it undone",
+        run: |stage| Box::pin(dns_patch::dns_patch(stage)),
+    },
+    Scenario {
         name: "rollouts",
         about: "the service, its gateway and control planes are rolled out anew under load",
         run: |stage| Box::pin(rollouts::rollouts(stage)),
@@ -59,6 +77,11 @@ pub const ALL: &[Scenario] = &[
 
 /// What commands about all of the clusters are told.
 const ALL_CLUSTERS: [&str; 6] = ["--context", "east", "--context", "west", "--context", "north"];
+
+/// The name that scenarios call, exported by west and north.
+const HOST: &str = "hello.shop.global";
+/// Workloads run, and a name is in use.
+const READY: Duration = Duration::from_secs(120);
 
 /// What a scenario sees of the run.
 pub struct Stage<'a> {
@@ -135,6 +158,42 @@ impl Stage<'_> {
     async fn curl(&self, url: &str) -> Result<String> {
         let exec = ["-n", "shop", "exec", "deployment/tools", "-c", "tools", "--"];
         self.kubectl("east", &[&exec[..], &["curl", "-sSf", "-m", "5", url]].concat()).await
+    }
+
+    /// GETs of a host from east's hello, as an application sends them: so many a second, for so long.
+    async fn load(&self, host: &str, gets: u32, seconds: u64) -> Result<Vec<Record>> {
+        // Each record is printed as it ends: the pod has no file that anybody else could read.
+        let host = format!("{host}:80");
+        let from = ["-n", "shop", "exec", "deployment/hello", "-c", "hello", "--"];
+        let load = ["/usr/bin/isthmus-e2e", "load", "--http", &host, "--tcp", &host];
+        let (gets, seconds) = (gets.to_string(), seconds.to_string());
+        let rest = ["--gets", &gets, "--seconds", &seconds, "--out", "/dev/stdout"];
+        let said = self.kubectl("east", &[&from[..], &load, &rest].concat()).await?;
+        said.lines()
+            .map(|line| serde_json::from_str(line).with_context(|| format!("a record: {line}")))
+            .collect()
+    }
+
+    /// Installs, starts so many copies of hello in east, west and north, links, and exports those of west
+    /// and north; returns once east's pod with a shell is answered.
+    async fn in_use(&self, copies: [u32; 3]) -> Result<()> {
+        self.install().await?;
+        for (name, copies) in ["east", "west", "north"].into_iter().zip(copies) {
+            let cluster = self.fleet.cluster(name);
+            objects::apply_yaml(cluster.client(), &shop::manifests(name, copies)).await?;
+            cluster.deployment_ready("shop", "hello", READY).await?;
+        }
+        self.link().await?;
+        for context in ["west", "north"] {
+            self.isthmus(&["export", "svc/hello", "-n", "shop", "--context", context]).await?;
+        }
+        until(READY, HOST, async || self.curl(&format!("http://{HOST}/")).await).await.map(|_| ())
+    }
+
+    /// Takes the namespace of the workloads out of all clusters.
+    async fn shop_gone(&self) -> Result<()> {
+        let clusters = self.fleet.clusters.values().map(|cluster| gone(cluster, "shop"));
+        futures::future::try_join_all(clusters).await.map(|_| ())
     }
 
     /// What kubectl prints; its complaint where it fails.

@@ -1,6 +1,6 @@
 //! The sentences of an explanation.
 
-use super::{Explanation, Hint, Meaning, NoAddress, Step, Verdict};
+use super::{Explanation, Hint, Meaning, NoAddress, Plain, Step, Verdict};
 use crate::compile::horizon::Reach;
 use crate::inventory::MtlsMode;
 use std::fmt::{Display, Formatter, Result};
@@ -65,6 +65,9 @@ impl Display for Step {
                     None => write!(f, " (no DestinationRule)"),
                 }
             }
+            Self::WithoutSidecar { workload, reaches } => {
+                write!(f, "pod {workload} has no sidecar: {reaches}")
+            }
             Self::LocalOnly { host, global } => write!(
                 f,
                 "{host} means this cluster's copies alone, since it is not exported here; {global} \
@@ -115,6 +118,34 @@ impl Display for Step {
                 "in {cluster} its own AuthorizationPolicies decide, which are not known here \
                  (isthmus export there names them)"
             ),
+        }
+    }
+}
+
+impl Display for Plain {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        match self {
+            Self::ClusterIp => f.write_str(
+                "kube-proxy picks a copy of this cluster, and the call goes there in plaintext",
+            ),
+            Self::OwnCopies(others) => {
+                f.write_str(
+                    "where the cluster's DNS forwards the name (isthmus dns patch) it leads to this \
+                     cluster's copies alone, in plaintext",
+                )?;
+                if others.is_empty() {
+                    return Ok(());
+                }
+                write!(f, "; those of {} need a sidecar", list(others))
+            }
+            Self::Nothing(clusters) => write!(
+                f,
+                "the cluster's DNS answers NXDOMAIN, since only {} has copies, and only a sidecar \
+                 reaches them. Fix: let the pod have one (label its namespace \
+                 istio-injection=enabled, then start it anew)",
+                list(clusters)
+            ),
+            Self::Outside => f.write_str("it goes where the cluster's DNS sends it"),
         }
     }
 }

@@ -199,3 +199,19 @@ fn an_explanation_agrees_with_what_the_proxy_gets() {
     assert_eq!(verdict("hello.shop.north.global"), Verdict::Unreachable);
     assert_eq!(verdict("10.96.0.99"), Verdict::NotCarried);
 }
+
+#[test]
+fn a_pod_without_a_sidecar_reaches_what_is_here() {
+    let check = |facts: &str, host: &str, expected: Expect| {
+        let text = format!("{WORLD}\neast pod shop/cart tools 10.244.0.9 eu/a unmeshed\n{facts}");
+        let own = linked(&clusters(&text), "east");
+        let mut view = view(&own, "sidecar shop/web eu/a");
+        view.workload = "tools".into();
+        expected.assert_eq(&format!("{}\n", why(&world(own), &view, host, 80)));
+    };
+    check("", "hello.shop.global", expect![[]]);
+    check("", "hello.shop.west.global", expect![[]]);
+    check("east peerauth shop/all STRICT", "hello", expect![[]]);
+    check("east export shop/hello", "hello.shop.global", expect![[]]);
+    check("east export shop/hello", "hello.shop.east.global", expect![[]]);
+}

@@ -1,6 +1,6 @@
 //! One zone, many questions.
 
-use super::{Answer, RecordType, answer, zone};
+use super::{Answer, RecordType, answer, searched, zone, zone_without_sidecar};
 use crate::fixture::{clusters, linked, view, world};
 use crate::program::{Resource, ResourceName};
 use expect_test::{Expect, expect};
@@ -156,4 +156,60 @@ fn an_own_export_that_is_not_published_yet_is_not_denied() {
     let of = |own| answer(&zone(own, true), "web.shop.global", RecordType::A);
     assert_eq!(of(&all["east"]), Answer::ServFail);
     assert!(matches!(of(&linked(&all, "east")), Answer::V4(_)));
+}
+
+#[test]
+fn without_a_sidecar_names_lead_to_own_copies_or_nowhere() {
+    let all = clusters(&format!("{WORLD}\n east service shop/hello 10.96.0.3 80/http"));
+    let ask = |all: &crate::fixture::Clusters, name: &str| {
+        let zone = zone_without_sidecar(&linked(all, "east"), true);
+        answer(&zone, name, RecordType::A)
+    };
+    let own = Answer::V4(vec!["10.96.0.3".parse().unwrap()]);
+    let names = ["hello.shop.global", "hello.shop.svc.clusterset.local", "hello.shop.west.global"];
+    // West alone exports it, so a copy here does not answer to these names.
+    for name in names {
+        assert_eq!(ask(&all, name), Answer::NxDomain, "{name}");
+    }
+    assert_eq!(ask(&all, "hello.shop.svc.cluster.local"), own);
+    assert_eq!(ask(&all, "away.far.global"), Answer::NxDomain);
+    let all = clusters(&format!(
+        "{WORLD}\n east service shop/hello 10.96.0.3 80/http\n east export shop/hello"
+    ));
+    for (name, expected) in names.into_iter().zip([own.clone(), own.clone(), Answer::NxDomain]) {
+        assert_eq!(ask(&all, name), expected, "{name}");
+    }
+    assert_eq!(ask(&all, "hello.shop.east.global"), own);
+    let early = zone_without_sidecar(&linked(&all, "east"), false);
+    assert_eq!(answer(&early, "away.far.global", RecordType::A), Answer::ServFail);
+}
+
+#[test]
+fn a_search_domain_behind_a_name_of_the_mesh_is_seen_through() {
+    let zone = zone(&linked(&clusters(WORLD), "east"), true);
+    for (name, expected) in [
+        ("hello.shop.global.web.svc.cluster.local", Some("hello.shop.global")),
+        ("hello.shop.west.global.shop.svc.cluster.local", Some("hello.shop.west.global")),
+        ("gone.shop.global.shop.svc.cluster.local", Some("gone.shop.global")),
+        (
+            "hello.shop.svc.clusterset.local.shop.svc.cluster.local",
+            Some("hello.shop.svc.clusterset.local"),
+        ),
+        // A pod `hello` of the headless Service `shop` in a namespace `global`.
+        ("hello.shop.global.svc.cluster.local", None),
+        // Of others, or as they are.
+        ("hello.shop.global.cluster.local", None),
+        ("hello.shop.global", None),
+        ("www.example.global.shop.svc.cluster.local", None),
+        ("hello.shop.svc.cluster.local", None),
+        ("hello.global.shop.svc.cluster.local", None),
+        ("global.shop.svc.cluster.local", None),
+        ("_http._tcp.global.shop.svc.cluster.local", None),
+        ("hello.shop.global.shop.svc.cluster.example", None),
+        ("hello.shop.globalcluster.local", None),
+        ("cluster.local", None),
+        ("svc.cluster.local", None),
+    ] {
+        assert_eq!(searched(&zone, name), expected, "{name}");
+    }
 }
