@@ -140,8 +140,8 @@ impl Display for Plain {
             }
             Self::Nothing(clusters) => write!(
                 f,
-                "the cluster's DNS answers NXDOMAIN, since only {} has copies, and only a sidecar \
-                 reaches them. Fix: let the pod have one (label its namespace \
+                "the cluster's DNS answers NXDOMAIN, since its copies are in {}, where only a \
+                 sidecar leads. Fix: let the pod have one (label its namespace \
                  istio-injection=enabled, then start it anew)",
                 list(clusters)
             ),
