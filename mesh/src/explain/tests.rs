@@ -209,38 +209,58 @@ fn a_pod_without_a_sidecar_reaches_what_is_here() {
         view.workload = "tools".into();
         expected.assert_eq(&format!("{}\n", why(&world(own), &view, host, 80)));
     };
-    check("", "hello.shop.global", expect![[r#"
+    check(
+        "",
+        "hello.shop.global",
+        expect![[r#"
         hello.shop.global:80
           hello.shop.global is a service of all clusters that export it; its addresses: 240.240.246.140, 2001:2:0:83ac:d8c1:f745:d257:8ab
           pod tools has no sidecar: the cluster's DNS answers NXDOMAIN, since its copies are in north, west, where only a sidecar leads. Fix: let the pod have one (label its namespace istio-injection=enabled, then start it anew)
         It cannot be called; the last steps say why.
-    "#]]);
-    check("", "hello.shop.west.global", expect![[r#"
+    "#]],
+    );
+    check(
+        "",
+        "hello.shop.west.global",
+        expect![[r#"
         hello.shop.west.global:80
           hello.shop.west.global is one cluster's copies of a service; its addresses: 240.240.142.229, 2001:2:0:333e:5611:5683:c29f:6d1b
           pod tools has no sidecar: the cluster's DNS answers NXDOMAIN, since its copies are in west, where only a sidecar leads. Fix: let the pod have one (label its namespace istio-injection=enabled, then start it anew)
         It cannot be called; the last steps say why.
-    "#]]);
-    check("east peerauth shop/all STRICT", "hello", expect![[r#"
+    "#]],
+    );
+    check(
+        "east peerauth shop/all STRICT",
+        "hello",
+        expect![[r#"
         hello:80
           the search list completes it to hello.shop.svc.cluster.local
           hello.shop.svc.cluster.local is a Service of this cluster; its addresses: 10.96.0.1
           pod tools has no sidecar: kube-proxy picks a copy of this cluster, and the call goes there in plaintext
           pod e1 takes port 8080 over mTLS only (PeerAuthentication shop/all)
         The mesh does not carry it; it goes where DNS sends it.
-    "#]]);
-    check("east export shop/hello", "hello.shop.global", expect![[r#"
+    "#]],
+    );
+    check(
+        "east export shop/hello",
+        "hello.shop.global",
+        expect![[r#"
         hello.shop.global:80
           hello.shop.global is a service of all clusters that export it; its addresses: 240.240.246.140, 2001:2:0:83ac:d8c1:f745:d257:8ab
           pod tools has no sidecar: where the cluster's DNS forwards the name (isthmus dns patch) it leads to this cluster's copies alone, in plaintext; those of north, west need a sidecar
           pod e1 takes port 8080 over mTLS or in plaintext (no PeerAuthentication)
         The mesh does not carry it; it goes where DNS sends it.
-    "#]]);
-    check("east export shop/hello", "hello.shop.east.global", expect![[r#"
+    "#]],
+    );
+    check(
+        "east export shop/hello",
+        "hello.shop.east.global",
+        expect![[r#"
         hello.shop.east.global:80
           hello.shop.east.global is one cluster's copies of a service; its addresses: 240.240.33.97, 2001:2:0:7ed3:dc0b:9aa2:157f:610f
           pod tools has no sidecar: where the cluster's DNS forwards the name (isthmus dns patch) it leads to this cluster's copies alone, in plaintext
           pod e1 takes port 8080 over mTLS or in plaintext (no PeerAuthentication)
         The mesh does not carry it; it goes where DNS sends it.
-    "#]]);
+    "#]],
+    );
 }
