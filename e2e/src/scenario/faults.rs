@@ -1,4 +1,5 @@
-//! Copies, gateways and a whole cluster die, hang or vanish under 1,000 requests a second.
+//! Copies, gateways and a whole cluster die, hang or vanish under 1,000 requests a second, or as many as
+//! the machine carries.
 
 use super::Stage;
 use super::headroom::carried;
