@@ -14,19 +14,14 @@ use cluster::operator::Operator;
 use item::{Group, Mark};
 use runtime::page::Place;
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Instant;
 
 #[derive(Debug, Args)]
 pub(crate) struct Call {
-    /// Kubeconfig file; else $KUBECONFIG, else ~/.kube/config.
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-    /// Contexts to check, all at once; may be given several times. Else the current one.
-    #[arg(long, value_name = "NAME")]
-    context: Vec<String>,
+    #[command(flatten)]
+    targets: crate::Targets,
     /// Only what installing and linking need: versions, rights, kinds, clocks, roots, gateways.
     #[arg(long)]
     pre: bool,
@@ -124,15 +119,7 @@ impl Call {
 
     /// The clusters to check. A context that is not there is a mistake in the call.
     async fn clusters(&self) -> Result<Vec<Operator>> {
-        let mut clusters = Vec::new();
-        if self.context.is_empty() {
-            clusters.push(Operator::load(self.kubeconfig.as_deref(), None).await?);
-        }
-        for (place, context) in self.context.iter().enumerate() {
-            if !self.context[..place].contains(context) {
-                clusters.push(Operator::load(self.kubeconfig.as_deref(), Some(context)).await?);
-            }
-        }
+        let clusters = self.targets.load().await?;
         for at in self.control_plane.iter().chain(&self.controller) {
             if !clusters.iter().any(|cluster| cluster.context == at.context) {
                 bail!(

@@ -3,16 +3,16 @@
 
 mod corefile;
 
+use crate::install::Manifests;
 use crate::link::fact;
 use crate::output::{self, Format};
 use anyhow::{Context as _, Result, bail, ensure};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use cluster::operator::Operator;
 use cluster::operator::bring::Mode;
 use mesh::export::ROOT_NAMESPACE;
 use serde_json::{Value, json};
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Where every usual installer puts CoreDNS' configuration.
@@ -32,24 +32,14 @@ pub(crate) enum Verb {
 
 #[derive(Debug, Args)]
 pub(crate) struct Call {
-    /// Contexts of the clusters; may be given several times. Else the current one.
-    #[arg(long, value_name = "NAME")]
-    context: Vec<String>,
-    /// Kubeconfig file; else $KUBECONFIG, else ~/.kube/config.
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    targets: crate::Targets,
     /// Print the difference as the API server judges it; change nothing.
     #[arg(long)]
     dry_run: bool,
     /// Print the ConfigMap as it would be; change nothing.
     #[arg(short, long, value_enum)]
-    output: Option<Manifest>,
-}
-
-/// How a manifest is printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Manifest {
-    Yaml,
+    output: Option<Manifests>,
 }
 
 /// Which of the two it is.
@@ -65,13 +55,8 @@ impl Verb {
             Self::Patch(call) => (Act::Patch, call),
             Self::Unpatch(call) => (Act::Unpatch, call),
         };
-        let mut contexts: Vec<Option<&str>> = call.context.iter().map(|it| Some(&**it)).collect();
-        if contexts.is_empty() {
-            contexts.push(None);
-        }
         let mut failed = false;
-        for context in contexts {
-            let operator = Operator::load(call.kubeconfig.as_deref(), context).await?;
+        for operator in call.targets.load().await? {
             if let Err(error) = call.one(act, &operator).await {
                 output::error(&error.context(format!("in {}", operator.context)));
                 failed = true;
@@ -93,7 +78,7 @@ impl Call {
             Act::Patch => corefile::patch(before, &servers(operator).await?)?,
             Act::Unpatch => corefile::unpatch(before)?,
         };
-        if self.output == Some(Manifest::Yaml) {
+        if self.output == Some(Manifests::Yaml) {
             println!("---\n# {}", operator.context);
             return output::value(Format::Yaml, &manifest(&map, &after));
         }

@@ -8,7 +8,6 @@ use mesh::authorize;
 use mesh::name::ServiceName;
 use mesh::world::World;
 use serde_json::json;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Debug, Args)]
@@ -17,11 +16,8 @@ pub(crate) struct Call {
     service: String,
     #[arg(short, long, default_value = "default")]
     namespace: String,
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-    /// Contexts to do it in; may be given several times.
-    #[arg(long, value_name = "NAME")]
-    context: Vec<String>,
+    #[command(flatten)]
+    targets: crate::Targets,
     #[arg(long, default_value = "isthmus-system")]
     root_namespace: String,
     /// Print what would be done; change nothing.
@@ -42,20 +38,9 @@ impl Call {
             .context("ISM2020 no such service. Fix: svc/NAME -n NAMESPACE")
     }
 
-    async fn clusters(&self) -> Result<Vec<Operator>> {
-        if self.context.is_empty() {
-            return Ok(vec![Operator::load(self.kubeconfig.as_deref(), None).await?]);
-        }
-        let mut clusters = Vec::new();
-        for context in &self.context {
-            clusters.push(Operator::load(self.kubeconfig.as_deref(), Some(context)).await?);
-        }
-        Ok(clusters)
-    }
-
     pub(crate) async fn export(self) -> Result<ExitCode> {
         let name = self.name()?;
-        for cluster in self.clusters().await? {
+        for cluster in self.targets.load().await? {
             let service = cluster.service(&name.namespace, &name.name).await?.with_context(|| {
                 format!(
                     "ISM2021 there is no Service {name} in {}. Fix: create it first, or name another context",
@@ -138,7 +123,7 @@ impl Call {
 
     pub(crate) async fn unexport(self) -> Result<ExitCode> {
         let name = self.name()?;
-        for cluster in self.clusters().await? {
+        for cluster in self.targets.load().await? {
             let version = cluster.service_export_version().await?;
             let object = json!({
                 "apiVersion": version, "kind": "ServiceExport",

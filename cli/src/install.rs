@@ -64,7 +64,7 @@ pub(crate) struct Install {
 
 /// How manifests are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Manifests {
+pub(crate) enum Manifests {
     Yaml,
 }
 

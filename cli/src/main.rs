@@ -50,6 +50,35 @@ impl Target {
     }
 }
 
+/// How several clusters are found.
+#[derive(Debug, Clone, Args)]
+struct Targets {
+    /// Contexts of the clusters; may be given several times. Else the current one.
+    #[arg(long, value_name = "NAME")]
+    context: Vec<String>,
+    /// Kubeconfig file; else $KUBECONFIG, else ~/.kube/config.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+}
+
+impl Targets {
+    /// Each context once, in the order they were named.
+    async fn load(&self) -> anyhow::Result<Vec<cluster::operator::Operator>> {
+        let mut contexts: Vec<Option<&str>> = self.context.iter().map(|it| Some(&**it)).collect();
+        if contexts.is_empty() {
+            contexts.push(None);
+        }
+        let mut operators: Vec<cluster::operator::Operator> = vec![];
+        for context in contexts {
+            if operators.iter().all(|known| Some(known.context.as_str()) != context) {
+                let kubeconfig = self.kubeconfig.as_deref();
+                operators.push(cluster::operator::Operator::load(kubeconfig, context).await?);
+            }
+        }
+        Ok(operators)
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// See it work: three clusters on this machine, linked, attacked and hurt under load.

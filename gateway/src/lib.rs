@@ -149,7 +149,7 @@ pub async fn start(config: Config, end: CancellationToken) -> anyhow::Result<Run
         let _ = accept_loop.await;
         let cut = drain.drain(limit).await;
         tracing::info!(cut, "the gateway has drained");
-        proxy::access::flush(proxy::access::FLUSH).await;
+        proxy::access::flush().await;
     });
     Ok(Running { address, metrics, readiness, serving })
 }

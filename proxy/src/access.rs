@@ -13,7 +13,7 @@ pub const FIELD_MAX: usize = 256;
 /// Lines that wait for standard output; more are dropped rather than holding up traffic.
 const LINES_MAX: usize = 4_096;
 /// How long a batch is gathered after its first line: 4,096 lines are full at 80,000 a second.
-pub const BATCH: Duration = Duration::from_millis(50);
+const BATCH: Duration = Duration::from_millis(50);
 
 /// One connection or request.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -145,15 +145,15 @@ enum Entry {
 }
 
 /// How long the last lines of a process may take.
-pub const FLUSH: Duration = Duration::from_secs(1);
+const FLUSH: Duration = Duration::from_secs(1);
 
-/// Waits until every line queued so far is out, for at most `patience`: a process does it last.
-pub async fn flush(patience: Duration) {
-    let wait = move || {
+/// Waits until every line queued so far is out, for at most [`FLUSH`]: a process does it last.
+pub async fn flush() {
+    let wait = || {
         let (out, done) = sync_channel(1);
         if OUT.try_send(Entry::Flush(out)).is_ok() {
             // Late or without the thread: what is not out by now is lost, as when killed.
-            let _ = done.recv_timeout(patience);
+            let _ = done.recv_timeout(FLUSH);
         }
     };
     let _ = tokio::task::spawn_blocking(wait).await;

@@ -152,7 +152,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     stop.cancel();
     let cut = drain.drain(Duration::from_secs(config.drain_seconds)).await;
     tracing::info!(cut, "drained");
-    proxy::access::flush(proxy::access::FLUSH).await;
+    proxy::access::flush().await;
     Ok(())
 }
 

@@ -11,18 +11,13 @@ use cluster::operator::Operator;
 use mesh::export::ROOT_NAMESPACE;
 use serde_json::{Value, json};
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 #[derive(Debug, Args)]
 pub(crate) struct Uninstall {
-    /// Contexts to uninstall from; may be given several times. Else the current one.
-    #[arg(long, value_name = "NAME")]
-    context: Vec<String>,
-    /// Kubeconfig file; else $KUBECONFIG, else ~/.kube/config.
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    targets: crate::Targets,
     /// Print what would be deleted; delete nothing.
     #[arg(long)]
     dry_run: bool,
@@ -49,17 +44,7 @@ const FEDERATED: &str = "app.kubernetes.io/managed-by=isthmus-federation";
 
 impl Uninstall {
     pub(crate) async fn run(self) -> Result<ExitCode> {
-        let mut contexts: Vec<Option<&str>> = self.context.iter().map(|it| Some(&**it)).collect();
-        if contexts.is_empty() {
-            contexts.push(None);
-        }
-        let mut operators: Vec<Operator> = vec![];
-        for context in contexts {
-            let operator = Operator::load(self.kubeconfig.as_deref(), context).await?;
-            if operators.iter().all(|other| other.context != operator.context) {
-                operators.push(operator);
-            }
-        }
+        let operators = self.targets.load().await?;
         let finds = operators.iter().map(find);
         let found: Vec<Vec<Value>> = futures::future::try_join_all(finds).await?;
         let mut patched = false;

@@ -11,14 +11,14 @@ use crate::spot::Spot;
 use anyhow::{Result, bail};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Mutex, OnceLock};
+use tokio::sync::OnceCell;
 
 /// The control plane of one cluster.
 pub struct Control {
     /// Controllers and scheduler, once the API server answers: they give it 20 s and end then, and here
     /// no kubelet starts them anew.
-    beside: OnceLock<[Process; 2]>,
-    jobs: Mutex<Option<[Job; 2]>>,
+    beside: OnceCell<[Process; 2]>,
+    jobs: [Job; 2],
     pub api: ApiServer,
     /// Dropped after the processes in it.
     pub spot: Spot,
@@ -112,16 +112,15 @@ impl Control {
             }
         }
         super::write(&dir.join("admin.kubeconfig"), api.admin_kubeconfig(name))?;
-        let jobs = Mutex::new(Some([controllers, scheduler]));
-        Ok(Self { beside: OnceLock::new(), jobs, api, spot, kubelets, dir })
+        let jobs = [controllers, scheduler];
+        Ok(Self { beside: OnceCell::new(), jobs, api, spot, kubelets, dir })
     }
 
     pub(super) async fn ready(&self) -> Result<()> {
         self.api.ready().await?;
-        if let Some([controllers, scheduler]) = self.jobs.lock().expect("no holder panics").take() {
-            let _ = self.beside.set([controllers.start()?, scheduler.start()?]);
-        }
-        Ok(())
+        let [controllers, scheduler] = &self.jobs;
+        let start = async || Ok([controllers.clone().start()?, scheduler.clone().start()?]);
+        self.beside.get_or_try_init(start).await.map(|_| ())
     }
 
     /// All of them, API server first.

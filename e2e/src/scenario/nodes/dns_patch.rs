@@ -1,10 +1,9 @@
 //! Pods without a sidecar ask the cluster's DNS, and `isthmus dns patch` lets that know the mesh's names.
 
-use super::shop::manifests;
+use super::shop::{manifests, shell};
 use super::{ALL_CLUSTERS, Stage, until};
 use anyhow::{Result, ensure};
 use fleet::hello::Answer;
-use fleet::nodes::TOOLS;
 use fleet::objects;
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,9 @@ pub(super) async fn dns_patch(stage: &Stage<'_>) -> Result<()> {
     stage.install().await?;
     for cluster in stage.fleet.clusters.values() {
         let copies = u32::from(cluster.site.name == "west");
-        let text = manifests(cluster.site.name, copies) + &plain();
+        // The webhook passes over this one.
+        let plain = shell("plain", ", sidecar.istio.io/inject: \"false\"");
+        let text = manifests(cluster.site.name, copies) + &plain;
         objects::apply_yaml(cluster.client(), &text).await?;
     }
     stage.link().await?;
@@ -111,30 +112,7 @@ pub(super) async fn dns_patch(stage: &Stage<'_>) -> Result<()> {
         &format!("{} octets before, {} after", before.len(), after.len()),
         before == after,
     );
-    Ok(())
-}
-
-/// A pod with a shell that the webhook passes over.
-fn plain() -> String {
-    format!(
-        r#"
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {{name: plain, namespace: shop}}
-spec:
-  replicas: 1
-  selector: {{matchLabels: {{app: plain}}}}
-  template:
-    metadata: {{labels: {{app: plain, sidecar.istio.io/inject: "false"}}}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      containers:
-      - name: plain
-        image: {TOOLS}
-        command: [sh, -c, exec sleep infinity]
-"#
-    )
+    stage.shop_gone().await
 }
 
 async fn curl(stage: &Stage<'_>, cluster: &str, url: &str) -> Result<String> {

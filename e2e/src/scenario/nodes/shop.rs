@@ -58,19 +58,28 @@ spec:
   selector: {{app: hello}}
   ports:
 {exact}
+{}"#,
+        shell("tools", "")
+    )
+}
+
+/// A pod to call from; `labels` beside its own: `, KEY: VALUE`.
+pub(super) fn shell(name: &str, labels: &str) -> String {
+    format!(
+        r#"
 ---
 apiVersion: apps/v1
 kind: Deployment
-metadata: {{name: tools, namespace: shop}}
+metadata: {{name: {name}, namespace: shop}}
 spec:
   replicas: 1
-  selector: {{matchLabels: {{app: tools}}}}
+  selector: {{matchLabels: {{app: {name}}}}}
   template:
-    metadata: {{labels: {{app: tools}}}}
+    metadata: {{labels: {{app: {name}{labels}}}}}
     spec:
       terminationGracePeriodSeconds: 0
       containers:
-      - name: tools
+      - name: {name}
         image: {TOOLS}
         command: [sh, -c, exec sleep infinity]
 "#
