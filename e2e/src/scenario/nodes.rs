@@ -26,54 +26,37 @@ pub struct Scenario {
     run: for<'a> fn(&'a Stage<'a>) -> LocalBoxFuture<'a, Result<()>>,
 }
 
-/// All of them, in the order in which `all` runs them.
-pub const ALL: &[Scenario] = &[
-    Scenario {
-        name: "plain-pods",
-        about: "a Deployment, its Service, DNS, exec, logs, a load balancer, a token: no mesh yet",
-        run: |stage| Box::pin(plain_pods::plain_pods(stage)),
-    },
-    Scenario {
-        name: "real-pods",
-        about: "install, link, export, and a Deployment's pod calls a name across clusters",
-        run: |stage| Box::pin(real_pods::real_pods(stage)),
-    },
-    Scenario {
-        name: "pod-traffic",
-        about: "long bodies, HTTP/2, WebSocket and servers that speak first, from pod to pod",
-        run: |stage| Box::pin(pod_traffic::pod_traffic(stage)),
-    },
-    Scenario {
-        name: "pod-faults",
-        about: "a gateway pod dies, west's API server hangs for 2 minutes, east has no control plane",
-        run: |stage| Box::pin(pod_faults::pod_faults(stage)),
-    },
-    Scenario {
-        name: "overhead",
-        about: "memory and processor time of a pod's sidecar, idle and at 100 requests a second",
-        run: |stage| Box::pin(overhead::overhead(stage)),
-    },
-    Scenario {
-        name: "dns-patch",
-        about: "pods without a sidecar ask CoreDNS for the mesh's names; and all of it undone",
-        run: |stage| Box::pin(dns_patch::dns_patch(stage)),
-    },
-    Scenario {
-        name: "rollouts",
-        about: "the service, its gateway and control planes are rolled out anew under load",
-        run: |stage| Box::pin(rollouts::rollouts(stage)),
-    },
-    Scenario {
-        name: "uninstall",
-        about: "everything out of three clusters again, while users' own objects stay",
-        run: |stage| Box::pin(uninstall::uninstall(stage)),
-    },
-    Scenario {
-        name: "node-faults",
-        about: "a node in a black hole, and one whose power fails: noticed, and whole again",
-        run: |stage| Box::pin(node_faults::node_faults(stage)),
-    },
-];
+macro_rules! scenarios {
+    ($($name:literal $run:path: $about:literal;)*) => {
+        /// All of them, in the order in which `all` runs them.
+        pub const ALL: &[Scenario] = &[$(Scenario {
+            name: $name,
+            about: $about,
+            run: |stage| Box::pin($run(stage)),
+        }),*];
+    };
+}
+
+scenarios! {
+    "plain-pods" plain_pods::plain_pods:
+        "a Deployment, its Service, DNS, exec, logs, a load balancer, a token: no mesh yet";
+    "real-pods" real_pods::real_pods:
+        "install, link, export, and a Deployment's pod calls a name across clusters";
+    "pod-traffic" pod_traffic::pod_traffic:
+        "long bodies, HTTP/2, WebSocket and servers that speak first, from pod to pod";
+    "pod-faults" pod_faults::pod_faults:
+        "a gateway pod dies, west's API server hangs for 2 minutes, east has no control plane";
+    "overhead" overhead::overhead:
+        "memory and processor time of a pod's sidecar, idle and at 100 requests a second";
+    "dns-patch" dns_patch::dns_patch:
+        "pods without a sidecar ask CoreDNS for the mesh's names; and all of it undone";
+    "rollouts" rollouts::rollouts:
+        "the service, its gateway and control planes are rolled out anew under load";
+    "uninstall" uninstall::uninstall:
+        "everything out of three clusters again, while users' own objects stay";
+    "node-faults" node_faults::node_faults:
+        "a node in a black hole, and one whose power fails: noticed, and whole again";
+}
 
 /// What commands about all of the clusters are told.
 const ALL_CLUSTERS: [&str; 6] = ["--context", "east", "--context", "west", "--context", "north"];
