@@ -11,7 +11,7 @@ mod remains;
 mod site;
 
 pub use control::Control;
-pub use images::{HELLO, TOOLS};
+pub use images::{HELLO, INTEROP, TOOLS};
 pub use machine::Machine;
 pub(crate) use remains::{MARK, clean};
 pub use remains::{Remains, memory, remains, shell};

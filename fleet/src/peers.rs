@@ -11,6 +11,24 @@ const GRPC: &str = "v1.85.0";
 /// The conformance suite of HTTP/2 servers, 146 cases.
 const H2SPEC: &str = "v2.2.1+incompatible";
 
+/// The cases that need nothing but a server; the others need Google's credentials, or are about
+/// client-side balancing.
+pub const INTEROP_CASES: [&str; 14] = [
+    "empty_unary",
+    "large_unary",
+    "client_streaming",
+    "server_streaming",
+    "ping_pong",
+    "empty_stream",
+    "timeout_on_sleeping_server",
+    "cancel_after_begin",
+    "cancel_after_first_response",
+    "status_code_and_message",
+    "special_status_message",
+    "custom_metadata",
+    "unimplemented_method",
+    "unimplemented_service",
+];
 /// gRPC's interop programs (`google.golang.org/grpc/interop`).
 #[derive(Debug, Clone)]
 pub struct Interop {

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail, ensure};
 use fleet::launcher::{APP_USER, Service};
 use fleet::load::micros_now;
 use fleet::objects::{apply, delete};
-use fleet::peers;
+use fleet::peers::{self, INTEROP_CASES};
 use fleet::process::Process;
 use fleet::streams::Record;
 use serde_json::{Value, json};
@@ -17,24 +17,6 @@ use tokio::time::{Instant, timeout};
 const INTEROP: &str = "interop.shop.global";
 /// Below those that the kernel gives to connections, one of which may hold it when the server starts.
 const PORT: u16 = 8_051;
-/// The cases that need nothing but a server; the others need Google's credentials, or are about
-/// client-side balancing.
-const CASES: [&str; 14] = [
-    "empty_unary",
-    "large_unary",
-    "client_streaming",
-    "server_streaming",
-    "ping_pong",
-    "empty_stream",
-    "timeout_on_sleeping_server",
-    "cancel_after_begin",
-    "cancel_after_first_response",
-    "status_code_and_message",
-    "special_status_message",
-    "custom_metadata",
-    "unimplemented_method",
-    "unimplemented_service",
-];
 /// Longest run of one case.
 const CASE_MAX: Duration = Duration::from_secs(30);
 /// `UNAVAILABLE`.
@@ -113,12 +95,12 @@ pub(super) async fn streams(stage: &Stage<'_>) -> Result<()> {
 
 async fn conform(stage: &Stage<'_>) -> Result<()> {
     let mut broken = Vec::new();
-    for name in CASES {
+    for name in INTEROP_CASES {
         if let Err(problem) = case(stage, name).await {
             broken.push(format!("{name}: {problem:#}"));
         }
     }
-    let (passed, all) = (CASES.len() - broken.len(), CASES.len());
+    let (passed, all) = (INTEROP_CASES.len() - broken.len(), INTEROP_CASES.len());
     stage.judge(
         "gRPC's interop cases pass through two sidecars and a gateway",
         &format!("{passed} of {all} passed {}", broken.join("; ")),

@@ -1,8 +1,9 @@
-//! Images of every node: the sandbox's, the cluster DNS's, a workload's, and one with a shell.
+//! Images of every node: the sandbox's, the cluster DNS's, two workloads', and one with a shell.
 
 use crate::image::programs::{self, strip};
 use crate::image::{File, Image, libraries, write_oci};
 use crate::parts::NodeParts;
+use crate::peers::interop;
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,6 +16,9 @@ pub const HELLO: &str = "docker.io/library/hello:fleet";
 /// A shell, busybox's programs and curl.
 pub const TOOLS: &str = "docker.io/library/tools:fleet";
 
+/// gRPC's interop server, and its client as `/usr/bin/interop-client`.
+pub const INTEROP: &str = "docker.io/library/interop:fleet";
+
 /// Writes them all to `dir`; their paths. `own` is the program that plays the workload.
 pub(super) fn write(parts: &NodeParts, own: &Path, dir: &Path) -> Result<Vec<PathBuf>> {
     std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
@@ -26,17 +30,19 @@ pub(super) fn write(parts: &NodeParts, own: &Path, dir: &Path) -> Result<Vec<Pat
     pause.entrypoint.extend(["sleep".into(), "infinity".into()]);
     let mut tools = Image::of_program(TOOLS, &parts.busybox, "/bin/busybox")?;
     tools.files.extend(applets(&parts.busybox)?);
-    let curl =
-        std::fs::read(&parts.curl).with_context(|| format!("reading {}", parts.curl.display()))?;
-    tools.files.push(File::new("/usr/bin/curl", 0o755, curl));
+    tools.files.push(program(&parts.curl, "/usr/bin/curl")?);
     tools.files.extend(libraries(&parts.curl)?);
     tools.entrypoint = vec!["/bin/sh".into()];
     tools.env.push(("PATH".into(), "/usr/bin:/bin".into()));
     let coredns = Image::of_program(COREDNS, &parts.coredns, "/coredns")?;
+    let peers = interop()?;
+    let mut interop = Image::of_program(INTEROP, &peers.server, "/usr/bin/interop-server")?;
+    interop.files.push(program(&peers.client, "/usr/bin/interop-client")?);
+    interop.files.extend(libraries(&peers.client)?);
     let built = std::env::current_exe().context("the path of this program")?;
     let built = built.parent().context("a program lies in a folder")?;
     let mesh = programs::of_mesh(built, env!("CARGO_PKG_VERSION"), dir)?;
-    let images = [pause, coredns, tools, hello].into_iter().chain(mesh);
+    let images = [pause, coredns, tools, hello, interop].into_iter().chain(mesh);
     images
         .map(|image| {
             let path = programs::tar(dir, &image);
@@ -44,6 +50,11 @@ pub(super) fn write(parts: &NodeParts, own: &Path, dir: &Path) -> Result<Vec<Pat
             Ok(path)
         })
         .collect()
+}
+
+fn program(from: &Path, at: &str) -> Result<File> {
+    let bytes = std::fs::read(from).with_context(|| format!("reading {}", from.display()))?;
+    Ok(File::new(at, 0o755, bytes))
 }
 
 /// A link for each program that busybox plays.
