@@ -8,6 +8,9 @@ pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::CustomResourceExt as _;
 
+/// What our own objects say under `apiVersion`.
+pub const GROUP_VERSION: &str = "isthmus.dev/v1alpha1";
+
 /// Both CRDs, as `kubectl apply` takes them.
 pub fn crds() -> Vec<CustomResourceDefinition> {
     vec![exported_service::ExportedService::crd(), cluster_link::ClusterLink::crd()]

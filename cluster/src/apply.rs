@@ -11,6 +11,7 @@ pub use object::{Desired, KINDS};
 pub use writer::ObjectProblem;
 
 use crate::api::label;
+use crate::events::{self, Events, Regarding};
 use crate::follow::{Change, Follow, follow};
 use crate::heard::Heard;
 use crate::lease::{Fence, REQUEST_TIMEOUT};
@@ -41,15 +42,17 @@ pub struct Progress {
     pub problems: Vec<ObjectProblem>,
 }
 
-/// Writes what `desired` says until `end`, whenever `fence` permits.
+/// Writes what `desired` says until `end`, whenever `fence` permits; what became of an export goes to
+/// `events` too.
 pub fn start(
     client: Client,
     desired: watch::Receiver<Option<Arc<Desired>>>,
     fence: Fence,
+    events: Events,
     end: CancellationToken,
 ) -> watch::Receiver<Progress> {
     let (send, receive) = watch::channel(Progress::default());
-    tokio::spawn(run(client, desired, fence, send, end));
+    tokio::spawn(run(client, desired, fence, events, send, end));
     receive
 }
 
@@ -62,6 +65,7 @@ async fn run(
     client: Client,
     mut desired: watch::Receiver<Option<Arc<Desired>>>,
     mut fence: Fence,
+    events: Events,
     progress: watch::Sender<Progress>,
     end: CancellationToken,
 ) {
@@ -95,9 +99,11 @@ async fn run(
         };
         for act in acts {
             let (client, fence) = (client.clone(), fence.clone());
+            // Now: the watch may tell of the write before its answer comes.
+            let before = writer.export_of(&act.object).cloned();
             requests.push(async move {
                 let object = act.object.clone();
-                (object, carry_out(client, fence, act).await)
+                (object, before, carry_out(client, fence, act).await)
             });
         }
         progress.send_if_modified(|before| {
@@ -135,12 +141,30 @@ async fn run(
                 writer.wants(next);
             }
             () = fence.changed() => {}
-            Some((object, outcome)) = requests.next() => {
+            Some((object, before, outcome)) = requests.next() => {
+                tell(&events, &object, before.as_ref(), &outcome);
                 written += u64::from(matches!(outcome, Outcome::Stands(_) | Outcome::Gone));
                 writer.done(Instant::now(), &object, outcome);
             }
             () = tokio::time::sleep_until(wake.into()) => {}
         }
+    }
+}
+
+/// Says what an export's new spec says that the one before did not.
+fn tell(events: &Events, object: &ObjectRef, before: Option<&Value>, outcome: &Outcome) {
+    let Outcome::Stands(new) = outcome else { return };
+    if object.kind != object::EXPORT {
+        return;
+    }
+    if let Some(said) = events::of_export(before, &new.spec) {
+        let regarding = Regarding {
+            kind: object::EXPORT,
+            namespace: object.namespace.clone(),
+            name: object.name.clone(),
+            uid: new.uid.clone(),
+        };
+        events.say(regarding, said);
     }
 }
 

@@ -4,13 +4,15 @@
 //! Reading order: [`client`] (how we connect and what we never wait for), [`heard`] (how old our
 //! knowledge is), [`follow`] (one kind, for ever), [`parse`] (object to value, with findings),
 //! [`watch`] (all kinds of the own cluster as one `Inventory`), then secrets, tokens, and the
-//! federation's doors: [`remote`], [`renewal`], [`kubeconfig`], [`apply`], [`link_objects`], [`lease`], [`api`];
+//! federation's doors: [`remote`], [`renewal`], [`kubeconfig`], [`apply`], [`link_objects`], [`events`], [`lease`],
+//! [`api`];
 //! [`inject`] (a pod's sidecar, a pure function); last the operator's: [`operator`] and [`credential`].
 
 pub mod api;
 pub mod apply;
 pub mod client;
 pub mod credential;
+pub mod events;
 pub mod follow;
 pub mod heard;
 pub mod inject;

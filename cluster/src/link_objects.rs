@@ -1,7 +1,8 @@
 //! ClusterLink objects of the own cluster: followed, made for new secrets, and their status written.
 
 use crate::api::cluster_link::{ClusterLink, ClusterLinkSpec, ClusterLinkStatus, SecretRef};
-use crate::api::label;
+use crate::api::{self, label};
+use crate::events::{self, Events, Regarding};
 use crate::follow::{Change, Follow, follow};
 use crate::heard::{Heard, chain};
 use crate::lease::{Fence, REQUEST_TIMEOUT};
@@ -29,12 +30,14 @@ pub struct Wanted {
     pub status: BTreeMap<String, ClusterLinkStatus>,
 }
 
-/// Follows ClusterLinks, and writes what is wanted of them whenever `fence` permits.
+/// Follows ClusterLinks, and writes what is wanted of them whenever `fence` permits; what became of
+/// one goes to `events` too.
 pub fn start(
     client: Client,
     root_namespace: &str,
     wanted: watch::Receiver<Arc<Wanted>>,
     fence: Fence,
+    events: Events,
     end: CancellationToken,
 ) -> watch::Receiver<Objects> {
     let (send, receive) = watch::channel(None);
@@ -44,8 +47,8 @@ pub fn start(
     let what = Follow { apis: vec![api], config: watcher::Config::default(), heard };
     tokio::spawn(follow(what, |link| link, |change| change, changes, end.clone()));
     tokio::spawn(collect(changed, send));
-    let writer =
-        Writer { api: Api::namespaced(client, root_namespace), fence, last: BTreeMap::new() };
+    let api = Api::namespaced(client, root_namespace);
+    let writer = Writer { api, fence, events, last: BTreeMap::new() };
     tokio::spawn(write(writer, receive.clone(), wanted, end));
     receive
 }
@@ -105,7 +108,15 @@ async fn write(
 struct Writer {
     api: Api<ClusterLink>,
     fence: Fence,
-    last: BTreeMap<String, Instant>,
+    events: Events,
+    last: BTreeMap<String, Last>,
+}
+
+/// When a link's status was last asked to be written.
+struct Last {
+    at: Instant,
+    /// What then stood, as far as we know: the watch may tell of it late.
+    stands: Option<ClusterLinkStatus>,
 }
 
 impl Writer {
@@ -137,7 +148,7 @@ impl Writer {
             let post =
                 PostParams { field_manager: Some(label::MANAGER.into()), ..PostParams::default() };
             // AlreadyExists is as good: somebody consented in the meantime.
-            if !self.request(self.api.create(&post, &link), 409).await {
+            if self.request(self.api.create(&post, &link), 409).await == Done::Failed {
                 later(Instant::now() + RETRY);
             }
         }
@@ -148,7 +159,7 @@ impl Writer {
                 resource_version: link.metadata.resource_version.clone(),
             };
             let delete = DeleteParams::default().preconditions(exactly);
-            if !self.request(self.api.delete(name, &delete), 404).await {
+            if self.request(self.api.delete(name, &delete), 404).await == Done::Failed {
                 later(Instant::now() + RETRY);
             }
         }
@@ -158,48 +169,80 @@ impl Writer {
                 continue;
             }
             let now = Instant::now();
-            if let Some(next) =
-                self.last.get(name).map(|last| *last + INTERVAL).filter(|next| *next > now)
-            {
+            let last = self.last.get(name);
+            if let Some(next) = last.map(|last| last.at + INTERVAL).filter(|next| *next > now) {
                 later(next);
                 continue;
             }
-            self.last.insert(name.clone(), now);
+            let known = last.and_then(|last| last.stands.clone()).or_else(|| link.status.clone());
             let body = json!({
-                "apiVersion": "isthmus.dev/v1alpha1",
+                "apiVersion": api::GROUP_VERSION,
                 "kind": "ClusterLink",
                 // Of this very object, not of one made anew under its name.
                 "metadata": {"name": name, "uid": link.metadata.uid},
                 "status": status,
             });
             let patch = PatchParams::apply(label::MANAGER).force();
-            if !self.request(self.api.patch_status(name, &patch, &Patch::Apply(&body)), 404).await {
-                later(Instant::now() + RETRY);
+            let body = Patch::Apply(&body);
+            let done = self.request(self.api.patch_status(name, &patch, &body), 404).await;
+            match done {
+                Done::Written => self.tell(link, known.as_ref(), status),
+                Done::Needless => {}
+                Done::Failed => later(Instant::now() + RETRY),
             }
+            let stands = (done == Done::Written).then(|| status.clone());
+            self.last.insert(name.clone(), Last { at: now, stands });
         }
         self.last.retain(|name, _| objects.contains_key(name));
         wake
     }
 
-    /// True if it was done, or `fine` says it need not be.
+    /// Says what a link's new status says that the one before did not.
+    fn tell(
+        &self,
+        link: &ClusterLink,
+        before: Option<&ClusterLinkStatus>,
+        status: &ClusterLinkStatus,
+    ) {
+        let meta = link.metadata.clone();
+        let regarding = Regarding {
+            kind: "ClusterLink",
+            namespace: meta.namespace.unwrap_or_default(),
+            name: meta.name.unwrap_or_default(),
+            uid: meta.uid.unwrap_or_default(),
+        };
+        for said in events::of_link(before, status) {
+            self.events.say(regarding.clone(), said);
+        }
+    }
+
+    /// An answer of `fine` is one that says it need not be done.
     async fn request<T>(
         &self,
         request: impl Future<Output = Result<T, kube::Error>>,
         fine: u16,
-    ) -> bool {
+    ) -> Done {
         if self.fence.permit(Instant::now()).is_none() {
-            return true; // Not ours to write; the fence wakes us when it is.
+            return Done::Needless; // Not ours to write; the fence wakes us when it is.
         }
         match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
-            Ok(Ok(_)) => true,
-            Ok(Err(kube::Error::Api(status))) if status.code == fine => true,
+            Ok(Ok(_)) => Done::Written,
+            Ok(Err(kube::Error::Api(status))) if status.code == fine => Done::Needless,
             Ok(Err(error)) => {
                 tracing::warn!(error = chain(&error), "a ClusterLink could not be written");
-                false
+                Done::Failed
             }
-            Err(_) => false,
+            Err(_) => Done::Failed,
         }
     }
+}
+
+/// How a request went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Done {
+    Written,
+    Needless,
+    Failed,
 }
 
 /// Equal, but for a `lastHeard` that is not much later.

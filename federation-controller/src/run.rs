@@ -11,6 +11,7 @@ use crate::status::{Facts, Saved, Shown, Statuses, shown};
 use crate::store::Store;
 use anyhow::Context as _;
 use cluster::apply::{self, Desired, Progress};
+use cluster::events::Events;
 use cluster::kubeconfig::Rules;
 use cluster::lease::{self, Fence};
 use cluster::link_objects::{self, Objects, Wanted};
@@ -112,6 +113,7 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
         at: config.renew_at,
     };
     tokio::spawn(renew::keep(renewing, writing.clone()));
+    let events = Events::start(client.clone(), fence.clone(), writing.clone());
     let controller = Controller {
         own: own_watch::own(
             client.clone(),
@@ -127,9 +129,10 @@ pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
             &config.root_namespace,
             wants,
             fence.clone(),
+            events.clone(),
             writing.clone(),
         ),
-        progress: apply::start(client, desires, fence.clone(), writing),
+        progress: apply::start(client, desires, fence.clone(), events, writing),
         fence: fence.clone(),
         desired,
         wanted,

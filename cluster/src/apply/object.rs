@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub const KINDS: [&str; 3] = [ENTRY, GATEWAY, EXPORT];
 const ENTRY: &str = "ServiceEntry";
 const GATEWAY: &str = "Gateway";
-const EXPORT: &str = "ExportedService";
+pub(super) const EXPORT: &str = "ExportedService";
 
 /// All that should stand, as bodies without version and term.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -293,6 +293,12 @@ impl Writer {
         }
     }
 
+    /// The spec of an ExportedService that stands.
+    pub(super) fn export_of(&self, object: &ObjectRef) -> Option<&Value> {
+        let standing = self.standing.get(object).filter(|_| object.kind == super::object::EXPORT);
+        standing.map(|standing| &standing.spec)
+    }
+
     pub(super) fn synced(&self) -> bool {
         self.unlisted.is_empty()
     }

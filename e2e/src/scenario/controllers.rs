@@ -6,7 +6,8 @@ use fleet::Cluster;
 use fleet::link::{condition, on_page};
 use fleet::netns::Fault;
 use fleet::verdict::{Kind, figures};
-use std::collections::BTreeSet;
+use kube::api::ListParams;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -148,9 +149,52 @@ async fn absent(stage: &Stage<'_>, promise: &str, words: &str) -> Result<()> {
     }
 }
 
+/// Reason of each Event on a ClusterLink of `here`, and how often it was said.
+async fn link_events(here: &Cluster, link: &str) -> Result<BTreeMap<String, u64>> {
+    let events = fleet::objects::api(here.client(), "v1", "Event", fleet::SYSTEM);
+    let fields = format!("involvedObject.kind=ClusterLink,involvedObject.name={link}");
+    let all = events.list(&ListParams::default().fields(&fields)).await?;
+    let mut said = BTreeMap::new();
+    for event in all {
+        let reason = event.data["reason"].as_str().unwrap_or_default().to_owned();
+        *said.entry(reason).or_default() += event.data["count"].as_u64().unwrap_or(1);
+    }
+    Ok(said)
+}
+
+/// Judges that since `before` the link said that it was silent and heard `times` each, and no more.
+async fn said(stage: &Stage<'_>, before: &BTreeMap<String, u64>, times: u64) -> Result<()> {
+    let east = stage.cluster("east");
+    let wanted = BTreeMap::from([("Heard", times), ("Silent", times)]);
+    let start = Instant::now();
+    loop {
+        let now = link_events(east, "west").await?;
+        let news: BTreeMap<&str, u64> = now
+            .iter()
+            .map(|(reason, count)| (&**reason, count - before.get(reason).unwrap_or(&0)))
+            .filter(|(_, news)| *news > 0)
+            .collect();
+        // What is said too often comes late: a while is waited for it.
+        let (patience, end) = (Duration::from_secs(5), Duration::from_secs(20));
+        if (news == wanted && start.elapsed() > patience) || start.elapsed() > end {
+            stage.judge(
+                "kubectl describe shows it: an Event for each transition of the link, and no other",
+                &format!("since then {news:?}, before {before:?}"),
+                news == wanted,
+                &[],
+            );
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
 pub(super) async fn api_hangs(stage: &Stage<'_>) -> Result<()> {
     let (east, west) = (stage.cluster("east"), stage.cluster("west"));
     let limit = Duration::from_secs(60);
+    let before = link_events(east, "west").await?;
+    let linked = before.contains_key("Linked");
+    stage.judge("the link said that it is one", &format!("{before:?}"), linked, &[]);
     let (nxdomain, servfail) = ("Name or service not known", "Temporary failure");
     absent(stage, "with all heard, a name that nobody exports is denied (NXDOMAIN)", nxdomain)
         .await?;
@@ -186,5 +230,5 @@ pub(super) async fn api_hangs(stage: &Stage<'_>) -> Result<()> {
     );
     west.spot.heal()?;
     fleet::link::until_condition(east, "west", "Reachable", "True", limit).await?;
-    Ok(())
+    said(stage, &before, 3).await
 }
