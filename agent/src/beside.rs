@@ -40,7 +40,11 @@ pub struct Beside {
 }
 
 /// Serves until `end`, or until the proxy it started is gone, which is an error.
-pub async fn run(config: Config, beside: Beside, end: CancellationToken) -> anyhow::Result<()> {
+pub fn run(config: Config, beside: Beside, end: CancellationToken) -> runtime::Work<'static> {
+    Box::pin(work(config, beside, end))
+}
+
+async fn work(config: Config, beside: Beside, end: CancellationToken) -> anyhow::Result<()> {
     config.check()?;
     let readiness = Readiness::new();
     readiness.wait_for("identity", "no certificate has been issued yet");

@@ -139,7 +139,16 @@ impl AgentConfig {
 
 /// Returns once there is an SVID; `readiness` says meanwhile what is awaited (`identity`,
 /// `configuration`) and why. Errors are those that waiting cannot mend.
-pub async fn start(
+pub fn start<'a>(
+    config: AgentConfig,
+    readiness: &'a Readiness,
+    metrics: &'a Metrics,
+    end: CancellationToken,
+) -> runtime::Work<'a, Agent> {
+    Box::pin(begin(config, readiness, metrics, end))
+}
+
+async fn begin(
     config: AgentConfig,
     readiness: &Readiness,
     metrics: &Metrics,

@@ -61,7 +61,11 @@ fn name() -> String {
 const OWN: &str = "!own";
 
 /// Runs until `end`. It is ready once the kubeconfig is there.
-pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
+pub fn run(config: Config, end: CancellationToken) -> runtime::Work<'static> {
+    Box::pin(work(config, end))
+}
+
+async fn work(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     // Ending by ourselves is not the caller's end.
     let end = end.child_token();
     let Config { listen, kubeconfig, store, allow_loopback_endpoints, sans, service_range, name } =

@@ -80,7 +80,11 @@ const CACERTS_RETRY: (Duration, Duration) = (Duration::from_millis(200), Duratio
 const WAITING: usize = 64;
 
 /// Runs until `end`: then unready, no new connections, streams end, and the watches last.
-pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
+pub fn run(config: Config, end: CancellationToken) -> runtime::Work<'static> {
+    Box::pin(work(config, end))
+}
+
+async fn work(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     let Config { kubeconfig, listen, admin, metrics: metrics_at, .. } = config;
     let (root_namespace, authority_namespace) = (config.root_namespace, config.authority_namespace);
     let names = webhook::names(&root_namespace, config.webhook.as_ref());

@@ -36,7 +36,9 @@ pub struct Options {
 }
 
 /// Binds all of `listen` and serves until `end`.
-pub async fn serve(options: Options, end: CancellationToken) -> anyhow::Result<()> {
-    Server::bind(options)?.run(end).await;
-    Ok(())
+pub fn serve(options: Options, end: CancellationToken) -> runtime::Work<'static> {
+    Box::pin(async move {
+        Server::bind(options)?.run(end).await;
+        Ok(())
+    })
 }

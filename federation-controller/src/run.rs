@@ -39,7 +39,11 @@ const TICK: Duration = Duration::from_secs(1);
 const HAND_OVER: Duration = Duration::from_secs(5);
 
 /// Runs until `end`.
-pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
+pub fn run(config: Config, end: CancellationToken) -> runtime::Work<'static> {
+    Box::pin(work(config, end))
+}
+
+async fn work(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     if let Some(folder) = &config.state {
         std::fs::create_dir_all(folder).with_context(|| {
             format!("ISM2401 cannot create the state folder {}. Fix: name a folder this user may write, or leave state out", folder.display())

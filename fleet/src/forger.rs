@@ -4,6 +4,7 @@
 use crate::authority::Authority;
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -32,7 +33,11 @@ pub struct Options {
 }
 
 /// Serves until the process ends; answers as `hello` would, from pod `forger`.
-pub async fn run(options: Options) -> Result<()> {
+pub fn run(options: Options) -> BoxFuture<'static, Result<()>> {
+    Box::pin(work(options))
+}
+
+async fn work(options: Options) -> Result<()> {
     let chain: Vec<_> = CertificateDer::pem_file_iter(&options.chain)?.collect::<Result<_, _>>()?;
     let key = PrivateKeyDer::from_pem_file(&options.key)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

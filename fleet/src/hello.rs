@@ -3,6 +3,7 @@
 use crate::exact;
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use futures::{Stream, StreamExt};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
@@ -52,7 +53,11 @@ pub struct Answer {
 
 /// Serves until the process ends. `/stream?ms=N` sends its body in ten pieces, N ms apart;
 /// `/slow?ms=N` waits before the head; `/status?code=N` answers with that status.
-pub async fn run(options: Options) -> Result<()> {
+pub fn run(options: Options) -> BoxFuture<'static, Result<()>> {
+    Box::pin(work(options))
+}
+
+async fn work(options: Options) -> Result<()> {
     let mut http = Vec::new();
     for address in [options.http].into_iter().chain(options.also.iter().copied()) {
         let listener = TcpListener::bind(address).await;

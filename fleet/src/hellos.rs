@@ -5,6 +5,7 @@ use crate::client_hello::{Name, client_hello};
 use crate::load::{end_at_once, micros, micros_now, write};
 use crate::verdict::{Kind, Outcome, Record};
 use anyhow::{Context, Result, bail, ensure};
+use futures::future::BoxFuture;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
@@ -39,7 +40,11 @@ pub struct Options {
 }
 
 /// Runs the load to its end.
-pub async fn run(options: Options) -> Result<()> {
+pub fn run(options: Options) -> BoxFuture<'static, Result<()>> {
+    Box::pin(work(options))
+}
+
+async fn work(options: Options) -> Result<()> {
     ensure!(!options.to.is_empty(), "no gateway is named");
     let file = std::fs::File::create(&options.out)
         .with_context(|| format!("writing {}", options.out.display()))?;

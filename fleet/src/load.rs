@@ -3,6 +3,7 @@
 use crate::verdict::{Kind, Outcome, Record};
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use http::{Method, Request};
@@ -71,7 +72,11 @@ struct Client {
 }
 
 /// Runs the load; SIGTERM ends it early, with all that was recorded.
-pub async fn run(options: Options) -> Result<()> {
+pub fn run(options: Options) -> BoxFuture<'static, Result<()>> {
+    Box::pin(work(options))
+}
+
+async fn work(options: Options) -> Result<()> {
     let (records, written) = mpsc::channel();
     let writer = {
         let file = std::fs::File::create(&options.out)

@@ -6,6 +6,7 @@
 use crate::load::micros_now;
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
@@ -63,7 +64,11 @@ pub struct Record {
 type Words = StreamBody<futures::stream::BoxStream<'static, Result<Frame<Bytes>, Infallible>>>;
 
 /// Runs the load to its end.
-pub async fn run(options: Options) -> Result<()> {
+pub fn run(options: Options) -> BoxFuture<'static, Result<()>> {
+    Box::pin(work(options))
+}
+
+async fn work(options: Options) -> Result<()> {
     let stream = TcpStream::connect(&options.target).await?;
     stream.set_nodelay(true)?;
     let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;

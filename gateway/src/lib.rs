@@ -30,8 +30,8 @@ const WITHDRAWAL_MAX: Duration = Duration::from_secs(5);
 const WITHDRAWN_AFTER: Duration = Duration::from_secs(1);
 
 /// Runs until `end`, then drains.
-pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
-    start(config, end).await?.ended().await
+pub fn run(config: Config, end: CancellationToken) -> runtime::Work<'static> {
+    Box::pin(async move { start(config, end).await?.ended().await })
 }
 
 /// A gateway that serves.
@@ -52,7 +52,11 @@ impl Running {
 }
 
 /// Returns once it listens: it has its identity then, and its configuration follows.
-pub async fn start(config: Config, end: CancellationToken) -> anyhow::Result<Running> {
+pub fn start(config: Config, end: CancellationToken) -> runtime::Work<'static, Running> {
+    Box::pin(begin(config, end))
+}
+
+async fn begin(config: Config, end: CancellationToken) -> anyhow::Result<Running> {
     config.check()?;
     let (metrics, readiness) = (Metrics::new(), Readiness::new());
     readiness.wait_for("identity", "starting");

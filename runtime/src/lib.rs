@@ -8,3 +8,10 @@ pub mod page;
 pub mod readiness;
 pub mod shutdown;
 pub mod telemetry;
+
+use std::pin::Pin;
+
+/// A program at work, behind a pointer, so that its code is made once, in its own room and with that
+/// room's optimisations: a bare `async fn` is compiled again, as its caller is, in every program and
+/// test that awaits it.
+pub type Work<'a, T = ()> = Pin<Box<dyn Future<Output = anyhow::Result<T>> + Send + 'a>>;

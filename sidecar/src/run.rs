@@ -29,7 +29,11 @@ const QUIET: Duration = Duration::from_millis(1_000);
 const WITHDRAWAL_MAX: Duration = Duration::from_secs(5);
 
 /// Serves until `end`, then drains.
-pub async fn run(config: Config, end: CancellationToken) -> anyhow::Result<()> {
+pub fn run(config: Config, end: CancellationToken) -> runtime::Work<'static> {
+    Box::pin(work(config, end))
+}
+
+async fn work(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     config.check()?;
     let slots = config.table()?.map(Arc::new);
     let agent_config = config.agent()?;
