@@ -270,7 +270,9 @@ fn licences(closing: &mut Closing) {
     let deny = || cargo().args(["deny", "--version"]).output();
     let has = |out: std::io::Result<std::process::Output>| out.is_ok_and(|o| o.status.success());
     if !has(deny()) && in_ci() {
-        let install = ["install", "--locked", "--quiet", "cargo-deny", "--version", "^0.20"];
+        // Unoptimised: it is run once, and built in half the time.
+        let install =
+            ["install", "--debug", "--locked", "--quiet", "cargo-deny", "--version", "^0.20"];
         if let Err(error) = run_cargo(&install) {
             closing.leave_out(SUITE, &format!("{error:#}"));
             return;
