@@ -6,10 +6,13 @@ use crate::look::look;
 use crate::output::{self, Format};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use cluster::inject::{Sidecar, Why};
+use cluster::operator::look::pods::PodState;
 use mesh::explain;
 use mesh::inventory::{Inventory, WorkloadName};
 use mesh::name::Identity;
 use mesh::world::{Dialect, Role, View, World};
+use serde::Serialize;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -28,6 +31,44 @@ pub(crate) struct Call {
     target: Target,
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
+}
+
+/// What programs read.
+#[derive(Debug, Serialize)]
+struct Answer<'a> {
+    /// Why the client has no sidecar, where it has none and could.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sidecar: Option<String>,
+    #[serde(flatten)]
+    explanation: &'a explain::Explanation,
+}
+
+/// Why a pod of a cluster that injects has no sidecar, and how it gets one; `None` where it has.
+fn without_sidecar(context: &str, state: &PodState) -> Option<String> {
+    let PodState { namespace, name, .. } = state;
+    let anew = match &state.owner {
+        Some(owner) => {
+            format!("`kubectl --context {context} -n {namespace} rollout restart {owner}`")
+        }
+        None => format!("delete pod {name} and make it anew"),
+    };
+    let why = match &state.sidecar {
+        Sidecar::There => return None,
+        Sidecar::Both(foreign) => format!(
+            "it has ours and another mesh's sidecar ({foreign}), and both capture its traffic. Fix: label \
+             the namespace for one mesh only, then {anew} (ISM2633)"
+        ),
+        Sidecar::Missed => format!(
+            "its labels ask for a sidecar, and it was made before them or the webhook. Fix: {anew} \
+             (ISM2626)"
+        ),
+        Sidecar::Without(Why::NotAsked) => format!(
+            "no label asks for a sidecar. Fix: `kubectl --context {context} label namespace {namespace} \
+             istio-injection=enabled`, then {anew}"
+        ),
+        Sidecar::Without(why) => why.to_string(),
+    };
+    Some(format!("pod/{name} in namespace {namespace} is not in the mesh: {why}"))
 }
 
 impl Call {
@@ -52,10 +93,16 @@ impl Call {
         let view = self.view(&own, pod)?;
         let world = World::new(Arc::clone(&own));
         let explanation = explain::why(&world, &view, &host, port);
+        // Who may not read what this rests on is told the rest.
+        let state = operator.pod_state(&self.namespace, pod).await.ok().flatten();
+        let sidecar = state.and_then(|state| without_sidecar(&operator.context, &state));
         if self.output == Format::Table {
+            if let Some(sentence) = &sidecar {
+                println!("{sentence}");
+            }
             print!("{explanation}");
         } else {
-            output::value(self.output, &explanation)?;
+            output::value(self.output, &Answer { sidecar, explanation: &explanation })?;
         }
         Ok(if explanation.verdict != explain::Verdict::Unreachable {
             ExitCode::SUCCESS
@@ -94,5 +141,32 @@ impl Call {
             },
             workload: pod.to_owned(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_comes_with_what_mends_it() {
+        let state = |sidecar, owner: Option<&str>| PodState {
+            namespace: "shop".into(),
+            name: "a".into(),
+            owner: owner.map(str::to_owned),
+            age: 0,
+            sidecar,
+            blocked: None,
+        };
+        let said = |state: PodState| without_sidecar("east", &state).unwrap();
+        let restart = "-n shop rollout restart deployment/hello";
+        let missed = said(state(Sidecar::Missed, Some("deployment/hello")));
+        assert!(missed.contains("ISM2626") && missed.contains(restart), "{missed}");
+        let plain = said(state(Sidecar::Without(Why::NotAsked), None));
+        let label = "label namespace shop istio-injection=enabled";
+        assert!(plain.contains(label) && plain.contains("delete pod a"), "{plain}");
+        let host = said(state(Sidecar::Without(Why::HostNetwork), None));
+        assert!(host.contains("ISM2710") && host.contains("hostNetwork"), "{host}");
+        assert_eq!(without_sidecar("east", &state(Sidecar::There, None)), None);
     }
 }

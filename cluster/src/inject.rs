@@ -9,11 +9,13 @@ mod document;
 mod policy;
 mod probes;
 mod settings;
+mod state;
 mod traffic;
 
 pub use document::{Documents, Done, Outcome, TEXT_MAX, documents};
 pub use policy::NamespaceLabels;
 pub use settings::{CONFIG_MAP, Settings, namespace_labels, read_settings};
+pub use state::{SYSTEM_NAMESPACES, Sidecar, asks, sidecar};
 
 use crate::api::label;
 use json_patch::Patch;

@@ -10,6 +10,7 @@ pub(super) enum Group {
     Signing,
     Programs,
     Gateways,
+    Pods,
     Links,
     Services,
     Objects,
@@ -23,6 +24,7 @@ impl Group {
             Self::Signing => "signing keys",
             Self::Programs => "programs",
             Self::Gateways => "gateways",
+            Self::Pods => "pods",
             Self::Links => "links",
             Self::Services => "exported services",
             Self::Objects => "objects",
@@ -69,6 +71,10 @@ pub(super) enum About {
     Signing(String),
     Controller(String),
     ControlPlane(String),
+    /// The webhook of a context that injects sidecars.
+    Webhook(String),
+    /// Pods of a context that are not in the mesh, or do not start.
+    Pods(String),
     /// The gateway Service of a context.
     DoorService(String),
     /// The gateways that answer for a cluster's id.

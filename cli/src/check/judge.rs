@@ -2,6 +2,7 @@
 //! from.
 
 mod links;
+mod pods;
 mod programs;
 mod services;
 
@@ -32,6 +33,7 @@ pub(super) fn judge(seen: &Seen) -> Vec<Item> {
                 server(cluster, look, &mut items);
                 identity(seen, cluster, look, &mut items);
                 signing(seen, cluster, look, &mut items);
+                pods::pods(seen, cluster, look, &mut items);
                 programs::lease(seen, cluster, look, &mut items);
                 gateways(cluster, look, &mut items);
             }

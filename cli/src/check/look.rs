@@ -34,6 +34,7 @@ pub(super) async fn look(call: &Call, operators: Vec<Operator>) -> Seen {
         all: share(ALL),
         rights: call.pre,
         inventory: true,
+        pods: !call.pre,
     };
     let clusters = operators.iter().map(|operator| cluster(call, operator, &wants));
     let clusters = join_all(clusters).await;

@@ -50,6 +50,7 @@ impl Site {
             all: LOOK_MAX.1,
             rights: true,
             inventory: false,
+            pods: false,
         };
         let look = operator.look(&wants).await.map_err(|silent| {
             anyhow::anyhow!(

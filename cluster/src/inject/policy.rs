@@ -90,13 +90,23 @@ pub(super) fn labels(pod: &Pod) -> BTreeMap<String, String> {
     labels
 }
 
-fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
+pub(super) fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
     pod.metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
 
 /// Every container, with where it stands.
 fn all(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     spec.containers.iter().chain(spec.init_containers.iter().flatten())
+}
+
+/// What another injector left in a pod.
+pub(super) fn foreign(pod: &Pod, spec: &PodSpec) -> Option<String> {
+    let named = |name: &&str| all(spec).any(|container| container.name == *name);
+    let container = FOREIGN_CONTAINERS.into_iter().find(named);
+    let noted = |name: &&str| annotation(pod, name).is_some();
+    container
+        .map(|name| format!("container {name}"))
+        .or_else(|| Some(format!("annotation {}", FOREIGN_ANNOTATIONS.into_iter().find(noted)?)))
 }
 
 /// `Ok` where a sidecar would work.
@@ -106,15 +116,8 @@ pub(super) fn possible(pod: &Pod, spec: &PodSpec) -> Result<(), Why> {
     if ours && named(SIDECAR_CONTAINER) {
         return Err(Why::AlreadyOurs);
     }
-    for name in FOREIGN_CONTAINERS {
-        if named(name) {
-            return Err(Why::AnotherInjector(format!("container {name}")));
-        }
-    }
-    for name in FOREIGN_ANNOTATIONS {
-        if annotation(pod, name).is_some() {
-            return Err(Why::AnotherInjector(format!("annotation {name}")));
-        }
+    if let Some(foreign) = foreign(pod, spec) {
+        return Err(Why::AnotherInjector(foreign));
     }
     if annotation(pod, MIRROR).is_some() {
         return Err(Why::Mirror);

@@ -1,6 +1,10 @@
 //! One look at a whole cluster: all questions at once, each bounded in time, and what could not be read
 //! says so in its place.
 
+pub mod nodes;
+pub mod pods;
+pub mod webhook;
+
 use super::Operator;
 use crate::api::cluster_link::ClusterLink;
 use crate::api::exported_service::ExportedService;
@@ -19,11 +23,14 @@ use kube::client::Body;
 use mesh::finding::Finding;
 use mesh::inventory::{Inventory, MeshConfig};
 use mesh::name::ServiceName;
+use nodes::NodeClock;
+use pods::Pods;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
+use webhook::Webhook;
 
 /// What to look at, and for how long.
 #[derive(Debug, Clone)]
@@ -41,6 +48,8 @@ pub struct Wants {
     pub rights: bool,
     /// Read every object of the mesh, too; a cluster that lacks kinds costs all of the time.
     pub inventory: bool,
+    /// Look at pods, at nodes' clocks and at the webhook, too.
+    pub pods: bool,
 }
 
 /// What was read, or a sentence why not.
@@ -76,6 +85,12 @@ pub struct Look {
     pub inventory: Read<Arc<Inventory>>,
     /// What this user may not do of [`RIGHTS`]; `None` where that was not asked.
     pub denied: Read<Option<Vec<&'static Right>>>,
+    /// Pods, their sidecars, and what keeps them from starting; none where they were not asked for.
+    pub pods: Read<Pods>,
+    /// Clocks of nodes that are alive; none where they were not asked for.
+    pub nodes: Read<Vec<NodeClock>>,
+    /// `None` where our webhook is not installed, or was not asked for.
+    pub webhook: Read<Option<Webhook>>,
 }
 
 /// Who leads, and since when nothing was heard of it.
@@ -173,6 +188,8 @@ impl Operator {
         let took = begun.elapsed();
         let deadline = begun + wants.all;
         let root = wants.root_namespace.as_str();
+        // By the API server's clock.
+        let at = now() + ahead.unwrap_or_default();
         let (
             uid,
             namespace,
@@ -185,6 +202,9 @@ impl Operator {
             published,
             inventory,
             denied,
+            pods,
+            nodes,
+            webhook,
         ) = tokio::join!(
             within(deadline, self.uid()),
             within(deadline, self.has_namespace(root)),
@@ -197,6 +217,9 @@ impl Operator {
             within(deadline, self.published()),
             within(deadline, self.inventory(root, wants.inventory)),
             within(deadline, self.denied(wants.rights)),
+            within(deadline, asked_for(wants.pods, self.pods(at))),
+            within(deadline, asked_for(wants.pods, self.node_clocks(at))),
+            within(deadline, asked_for(wants.pods, self.webhook())),
         );
         Ok(Look {
             version,
@@ -213,6 +236,9 @@ impl Operator {
             published,
             inventory,
             denied,
+            pods,
+            nodes,
+            webhook,
         })
     }
 
@@ -357,6 +383,22 @@ impl Operator {
 fn now() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// An answer, or nothing where nobody wants one.
+async fn asked_for<T: Default>(
+    wanted: bool,
+    asked: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    if wanted { asked.await } else { Ok(T::default()) }
+}
+
+/// A kind that an API server does not serve has no objects.
+fn absent<T>(answer: kube::Result<T>) -> kube::Result<Option<T>> {
+    match answer {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        answer => answer.map(Some),
+    }
 }
 
 /// An answer by `deadline`, or a sentence.

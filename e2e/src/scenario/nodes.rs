@@ -5,6 +5,7 @@ mod node_faults;
 mod overhead;
 mod plain_pods;
 mod pod_faults;
+mod pod_mistakes;
 mod pod_traffic;
 mod real_pods;
 mod rollouts;
@@ -46,6 +47,8 @@ scenarios! {
         "long bodies, HTTP/2, WebSocket and servers that speak first, from pod to pod";
     "pod-faults" pod_faults::pod_faults:
         "a gateway pod dies, west's API server hangs for 2 minutes, east has no control plane";
+    "pod-mistakes" pod_mistakes::pod_mistakes:
+        "what people do wrong with pods, labels, webhook and addresses: check and why name it";
     "overhead" overhead::overhead:
         "memory and processor time of a pod's sidecar, idle and at 100 requests a second";
     "dns-patch" dns_patch::dns_patch:

@@ -71,7 +71,8 @@ fn offered_by(
                 "ISM3207" => Mark::Warning,
                 _ => Mark::Broken,
             };
-            items.push(wrong(mark, &format!("{code} export {name}: {rest}.")));
+            let item = wrong(mark, &format!("{code} export {name}: {rest}."));
+            items.push(item.following([About::Pods(context.clone())]));
         }
     }
     let silent = |name: &&ServiceName| {

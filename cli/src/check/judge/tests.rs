@@ -25,6 +25,9 @@ fn look() -> Look {
         published: Ok(BTreeSet::new()),
         inventory: Err(unread()),
         denied: Ok(None),
+        pods: Ok(Default::default()),
+        nodes: Ok(vec![]),
+        webhook: Ok(None),
     }
 }
 
@@ -37,6 +40,11 @@ fn seen(look: Result<Look, Silent>) -> Seen {
         controller: None,
     };
     Seen { clusters: vec![west], now: 1_800_000_000, ..Seen::default() }
+}
+
+/// All that is said of one cluster, west.
+pub(super) fn judged(look: Look) -> Vec<Item> {
+    judge(&Seen { root_namespace: "isthmus-system".into(), ..seen(Ok(look)) })
 }
 
 fn first(seen: &Seen) -> String {
@@ -91,7 +99,7 @@ fn root_certificate() -> &'static str {
 }
 
 /// Everything of a cluster that is well, as far as it can be without an inventory.
-fn installed() -> Look {
+pub(super) fn installed() -> Look {
     let mesh = serde_json::json!({
         "cluster": "west", "network": "west", "trust_domain": "west.mesh",
         "vip_range": "240.240.0.0/16", "vip_range_v6": "2001:2::/48",

@@ -1,0 +1,328 @@
+//! Pods that are not in the mesh though somebody means them to be, containers that do not start, the
+//! webhook that injects, and nodes' clocks: one line for each sort of mistake in a namespace.
+
+use super::super::item::{About, Group, Item, Mark};
+use super::super::seen::{Cluster, Seen};
+use super::{CLOCK_MAX, unread};
+use cluster::inject::{INIT_CONTAINER, Sidecar, Why};
+use cluster::operator::look::Look;
+use cluster::operator::look::nodes::NodeClock;
+use cluster::operator::look::pods::{Blocked, OBJECTS_MAX, PodState, Pods};
+use cluster::operator::look::webhook::{Tried, Webhook};
+use cluster::parse::pod::SIDECAR_CONTAINER;
+use mesh::inventory::Inventory;
+use std::collections::{BTreeMap, BTreeSet};
+use trust::bundle::Bundle;
+
+/// Seconds before a pod is judged: an image may need them.
+const YOUNG: i64 = 30;
+/// Seconds that a Lease may be old whose node is Ready: it is renewed every 10, and taken for dead
+/// behind 40 (50 since Kubernetes 1.32).
+const LEASE_OLD: i64 = 90;
+/// Seconds that a Lease may be renewed in the future.
+const LEASE_AHEAD: i64 = 30;
+/// Names in one line; the others are counted.
+const NAMES_SHOWN: usize = 3;
+
+pub(super) fn pods(seen: &Seen, cluster: &Cluster, look: &Look, items: &mut Vec<Item>) {
+    let context = &cluster.context;
+    match &look.nodes {
+        Ok(nodes) => items.extend(clocks(context, nodes)),
+        Err(why) => items.push(unread(Group::Servers, context, "its nodes' clocks", why)),
+    }
+    let hook = match &look.webhook {
+        Ok(hook) => hook.as_ref(),
+        Err(why) => {
+            items.push(unread(Group::Programs, context, "its injecting webhook", why));
+            None
+        }
+    };
+    if let Some(hook) = hook {
+        webhook(cluster, look, hook, items);
+    }
+    let pods = match &look.pods {
+        Ok(pods) => pods,
+        Err(why) => return items.push(unread(Group::Pods, context, "its pods", why)),
+    };
+    let own = look.inventory.as_ref().ok();
+    let exporting = own.iter().flat_map(|own| &own.service_exports);
+    let exporting: BTreeSet<&str> = exporting.map(|name| name.namespace.as_str()).collect();
+    let root = seen.root_namespace.as_str();
+    let before = items.len();
+    blocked(context, pods, root, &exporting, items);
+    // Where nothing injects, pods have the proxies that somebody gave them.
+    if hook.is_some() {
+        missed(context, pods, items);
+        prevented(context, pods, items);
+        items.extend(own.into_iter().flat_map(|own| unlabelled(context, pods, own)));
+        if items.len() == before && !pods.asking.is_empty() {
+            items.push(well(context, pods));
+        }
+    }
+}
+
+fn wrong(context: &str, mark: Mark, sentence: &str) -> Item {
+    let about = About::Pods(context.to_owned());
+    Item::wrong(Group::Pods, mark, about, context, sentence)
+}
+
+fn well(context: &str, pods: &Pods) -> Item {
+    let asking = |pod: &&PodState| pods.asking.contains(&pod.namespace);
+    let have = pods.all.iter().filter(asking).filter(|pod| pod.sidecar == Sidecar::There).count();
+    let rest = if pods.cut { format!(" (of the first {OBJECTS_MAX})") } else { String::new() };
+    let spaces = pods.asking.len();
+    let said =
+        format!("pods with sidecars: {have}, in namespaces labelled for them: {spaces}{rest}");
+    Item::good(Group::Pods, About::Other, context, said)
+}
+
+/// The first few of them, and how many more.
+fn some<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    let names: BTreeSet<&str> = names.into_iter().collect();
+    let first = names.iter().take(NAMES_SHOWN).copied().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMES_SHOWN) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
+}
+
+fn named(pods: &[&PodState]) -> String {
+    let noun = if pods.len() == 1 { "pod" } else { "pods" };
+    format!("{noun} {}", some(pods.iter().map(|pod| pod.name.as_str())))
+}
+
+/// How a pod is made anew.
+fn anew(context: &str, namespace: &str, pods: &[&PodState]) -> String {
+    let owners: BTreeSet<&str> = pods.iter().filter_map(|pod| pod.owner.as_deref()).collect();
+    let owners = owners.into_iter().take(NAMES_SHOWN).collect::<Vec<_>>().join(" ");
+    let bare = pods.iter().filter(|pod| pod.owner.is_none()).map(|pod| pod.name.as_str());
+    let bare = some(bare);
+    let restart = format!("`kubectl --context {context} -n {namespace} rollout restart {owners}`");
+    match (owners.is_empty(), bare.is_empty()) {
+        (false, true) => restart,
+        (false, false) => format!("{restart}; delete {bare} and make it anew"),
+        (true, _) => format!("delete {bare} in {namespace} and make it anew"),
+    }
+}
+
+fn missed(context: &str, pods: &Pods, items: &mut Vec<Item>) {
+    let mut of: BTreeMap<&str, Vec<&PodState>> = BTreeMap::new();
+    for pod in pods.all.iter().filter(|pod| pod.age >= YOUNG && pod.sidecar == Sidecar::Missed) {
+        of.entry(&pod.namespace).or_default().push(pod);
+    }
+    for (namespace, pods) in of {
+        let sentence = format!(
+            "ISM2626 no sidecar: {} in namespace {namespace}, made before its label or the webhook, and so \
+             not in the mesh. Fix: {}.",
+            named(&pods),
+            anew(context, namespace, &pods)
+        );
+        items.push(wrong(context, Mark::Warning, &sentence));
+    }
+}
+
+/// Pods whose own spec keeps the sidecar out, or that have two.
+fn prevented(context: &str, pods: &Pods, items: &mut Vec<Item>) {
+    let mut of: BTreeMap<(&str, String), Vec<&PodState>> = BTreeMap::new();
+    for pod in pods.all.iter().filter(|pod| pod.age >= YOUNG) {
+        let sentence = match &pod.sidecar {
+            Sidecar::Without(why) if !why.is_expected() => why.to_string(),
+            Sidecar::Both(foreign) => format!(
+                "ISM2633 two sidecars: beside ours there is another mesh's ({foreign}), and both capture \
+                 its traffic. Fix: label the namespace for one mesh only, then make the pod anew"
+            ),
+            Sidecar::There | Sidecar::Missed | Sidecar::Without(_) => continue,
+        };
+        of.entry((&pod.namespace, sentence)).or_default().push(pod);
+    }
+    for ((namespace, sentence), pods) in of {
+        let (code, rest) = sentence.split_once(' ').unwrap_or(("", &sentence));
+        let sentence = format!("{code} {} in namespace {namespace}: {rest}.", named(&pods));
+        items.push(wrong(context, Mark::Warning, &sentence));
+    }
+}
+
+/// Copies of exported services in namespaces that no label puts into the mesh: nobody elsewhere reaches
+/// them.
+fn unlabelled(context: &str, pods: &Pods, own: &Inventory) -> Vec<Item> {
+    let without: BTreeSet<(&str, &str)> = pods
+        .all
+        .iter()
+        .filter(|pod| pod.age >= YOUNG && pod.sidecar == Sidecar::Without(Why::NotAsked))
+        .map(|pod| (pod.namespace.as_str(), pod.name.as_str()))
+        .collect();
+    // By namespace: services with such copies, and whether one of them has no other.
+    let mut of: BTreeMap<&str, (BTreeSet<&str>, bool)> = BTreeMap::new();
+    for name in &own.service_exports {
+        let copies = own.endpoints.get(name).map_or(&[][..], Vec::as_slice);
+        let space = name.namespace.as_str();
+        if copies.iter().any(|copy| !copy.meshed && without.contains(&(space, copy.pod.as_str()))) {
+            let (services, all) = of.entry(space).or_default();
+            services.insert(&name.name);
+            *all |= copies.iter().all(|copy| !copy.meshed);
+        }
+    }
+    let line = |(namespace, (services, all)): (&str, (BTreeSet<&str>, bool))| {
+        let sentence = format!(
+            "ISM2627 namespace {namespace} exports {} and has no label that asks for sidecars: other \
+             clusters call over mTLS only, and do not reach its copies. Fix: `kubectl --context {context} \
+             label namespace {namespace} istio-injection=enabled`, then `kubectl --context {context} -n \
+             {namespace} rollout restart deployment`.",
+            some(services.iter().copied())
+        );
+        wrong(context, if all { Mark::Broken } else { Mark::Warning }, &sentence)
+    };
+    of.into_iter().map(line).collect()
+}
+
+/// Sorts of waiting that differ in how they are mended.
+fn stuck(blocked: &Blocked) -> (&'static str, &'static str) {
+    match blocked.reason.as_str() {
+        "CrashLoopBackOff" => {
+            ("ends each time it is started", "see why in `kubectl logs --previous`")
+        }
+        "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => (
+            "cannot be started",
+            "correct its command and what it mounts; `kubectl describe` tells more",
+        ),
+        _ => {
+            ("cannot get its image", "correct the image's name, push it, or give imagePullSecrets")
+        }
+    }
+}
+
+fn blocked(
+    context: &str,
+    pods: &Pods,
+    root: &str,
+    exporting: &BTreeSet<&str>,
+    items: &mut Vec<Item>,
+) {
+    type Key<'a> = (&'a str, &'a str, &'a str, &'static str);
+    let mut of: BTreeMap<Key<'_>, Vec<(&PodState, &Blocked)>> = BTreeMap::new();
+    for pod in pods.all.iter().filter(|pod| pod.age >= YOUNG) {
+        let space = pod.namespace.as_str();
+        let ours = space == root || exporting.contains(space) || pods.asking.contains(space);
+        let Some(blocked) = pod.blocked.as_ref().filter(|_| ours) else { continue };
+        let key = (space, blocked.container.as_str(), blocked.image.as_str(), stuck(blocked).0);
+        of.entry(key).or_default().push((pod, blocked));
+    }
+    for ((namespace, container, image, what), found) in of {
+        let (pods, why): (Vec<&PodState>, Vec<&Blocked>) = found.into_iter().unzip();
+        let why = why[0];
+        let said =
+            if why.message.is_empty() { String::new() } else { format!(", {}", why.message) };
+        let sentence = format!(
+            "ISM2628 {} in namespace {namespace}: container {container} {what} ({image}: {}{said}). Fix: \
+             {}.",
+            named(&pods),
+            why.reason,
+            stuck(why).1
+        );
+        let mesh = namespace == root || [SIDECAR_CONTAINER, INIT_CONTAINER].contains(&container);
+        items.push(wrong(context, if mesh { Mark::Broken } else { Mark::Warning }, &sentence));
+    }
+}
+
+/// The certificates of a text, one a line as it were.
+fn certificates(bundle: &Bundle) -> BTreeSet<String> {
+    bundle.pem().split("-----BEGIN").map(|text| text.trim().to_owned()).skip(1).collect()
+}
+
+fn webhook(cluster: &Cluster, look: &Look, hook: &Webhook, items: &mut Vec<Item>) {
+    let context = &cluster.context;
+    let about = About::Webhook(context.clone());
+    let say = |mark, sentence: &str| {
+        Item::wrong(Group::Programs, mark, about.clone(), context, sentence)
+            .following([About::Signing(context.clone()), About::Installed(context.clone())])
+    };
+    let roots = look.mesh.as_ref().ok().and_then(|(mesh, _)| mesh.as_ref());
+    let roots = roots.and_then(|mesh| Bundle::from_pem(&mesh.root_certificates).ok());
+    let foreign = roots.map(|roots| certificates(&roots)).is_some_and(|roots| {
+        let believes = |text: &String| {
+            Bundle::from_pem(text).is_ok_and(|it| !certificates(&it).is_disjoint(&roots))
+        };
+        !hook.bundles.iter().all(believes)
+    });
+    let effect = "pods that ask for a sidecar are not made";
+    if foreign {
+        let said = match &hook.tried {
+            Tried::Failed(why) => format!("; a dry run says: {why}"),
+            Tried::Not | Tried::Injected | Tried::PassedOver(_) | Tried::Late => String::new(),
+        };
+        items.push(say(
+            Mark::Broken,
+            &format!(
+                "ISM2629 the caBundle of MutatingWebhookConfiguration sidecar-injector.isthmus.dev is not \
+                 the mesh's root, which the control plane's certificate leads to: {effect}{said}. Fix: \
+                 `isthmus install --context {context}` writes it again."
+            ),
+        ));
+    } else {
+        match &hook.tried {
+            Tried::Not | Tried::Injected => {}
+            Tried::PassedOver(namespace) => items.push(say(
+                Mark::Broken,
+                &format!(
+                    "ISM2630 a new pod in namespace {namespace} would get no sidecar, though the label \
+                     asks for it: the webhook sidecar-injector.isthmus.dev was passed over. Fix: `isthmus \
+                     install --context {context}` writes its selectors and failurePolicy again; see that \
+                     the control plane runs."
+                ),
+            )),
+            Tried::Failed(why) => items.push(say(
+                Mark::Broken,
+                &format!(
+                    "ISM2630 the API server cannot call the webhook sidecar-injector.isthmus.dev: {why}; \
+                     {effect}. Fix: see that the control plane runs and is ready, and that its certificate \
+                     is good (`kubectl --context {context} -n isthmus-system get pods`)."
+                ),
+            )),
+            Tried::Late => items.push(say(
+                Mark::Warning,
+                "ISM2630 the webhook sidecar-injector.isthmus.dev did not answer a dry run in time; pods \
+                 that ask for a sidecar wait for it. Fix: see that the control plane runs, and that the API \
+                 server reaches it at port 15017.",
+            )),
+        }
+    }
+    for (rival, namespaces) in &hook.rivals {
+        let names = some(namespaces.iter().map(String::as_str));
+        let first = namespaces.first().map_or("", String::as_str);
+        items.push(say(
+            Mark::Warning,
+            &format!(
+                "ISM2632 two injectors: MutatingWebhookConfiguration {rival} gives Istio's sidecar to pods \
+                 of namespace {names} before ours is asked, which then leaves them alone. Fix: `kubectl \
+                 --context {context} label namespace {first} istio-injection- isthmus.dev/inject=enabled`."
+            ),
+        ));
+    }
+}
+
+fn clocks(context: &str, nodes: &[NodeClock]) -> Option<Item> {
+    let mut off: Vec<&NodeClock> =
+        nodes.iter().filter(|it| it.age > LEASE_OLD || it.age < -LEASE_AHEAD).collect();
+    off.sort_by_key(|it| std::cmp::Reverse(it.age.abs()));
+    let worst = off.first()?.age.abs();
+    let one = |it: &&NodeClock| {
+        let word = if it.age > 0 { "behind" } else { "ahead" };
+        format!("{} is {} s {word}", it.node, it.age.abs())
+    };
+    let shown = off.iter().take(NAMES_SHOWN).map(one).collect::<Vec<_>>().join(", ");
+    let more = match off.len().saturating_sub(NAMES_SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let sentence = format!(
+        "ISM2631 clocks of nodes are off, by the Leases that their kubelets renew: {shown}{more}; \
+         certificates look expired or not yet valid to pods there. Fix: let NTP or chrony set their clocks; \
+         where a clock is right, see why its kubelet renews Lease kube-node-lease/{} no more.",
+        off[0].node
+    );
+    let mark = if worst > CLOCK_MAX { Mark::Broken } else { Mark::Warning };
+    Some(Item::wrong(Group::Servers, mark, About::Other, context, &sentence))
+}
+
+#[cfg(test)]
+mod tests;
