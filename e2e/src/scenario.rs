@@ -128,7 +128,7 @@ scenarios! {
 }
 
 /// Played only by their names, not by `all`. `rush`: two cores, on which both ends and both clusters
-/// share, do not carry 2,000 handshakes a second, and what is lost then is the machine's doing.
+/// share, are full with 2,000 new connections a second, and what is lost then is the machine's doing.
 /// `smuggling`: it takes minutes; its table is sent to our own servers by proxy-http/tests/http.
 pub const APART: [&str; 2] = ["rush", "smuggling"];
 
