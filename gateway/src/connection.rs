@@ -10,7 +10,7 @@ use proxy::access::{Line, timestamp};
 use proxy::drain::Drain;
 use proxy::prefixed::Prefixed;
 use proxy::telemetry::{Conversation, Party, Reporter, Tcp, Telemetry};
-use proxy::tunnel::{End, splice};
+use proxy::tunnel::{End, reset, splice};
 use proxy::{Ask, Engine, Established, Stream};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -183,7 +183,7 @@ impl Gateway {
                 let mut joined =
                     Joined { client, server, established, sni, sent: hello.len() as u64 };
                 if joined.server.write_all(&hello).await.is_err() {
-                    close(&joined.client);
+                    reset(&joined.client);
                     return Err("pod_closed".into());
                 }
                 Ok(Some(joined))
@@ -202,7 +202,8 @@ impl Gateway {
                 }
             }
             Err(refused) => {
-                close(&client);
+                // Whatever was read and whatever the reason: a stranger learns nothing from how.
+                reset(&client);
                 Err(refused)
             }
         }
@@ -286,9 +287,4 @@ impl Gateway {
 enum Found {
     Pod { sni: Sni, established: Box<Established>, hello: Vec<u8> },
     Probe { hello: Vec<u8> },
-}
-
-/// Closes by reset, whatever was read and whatever the reason: a stranger learns nothing from how.
-fn close(client: &TcpStream) {
-    let _ = socket2::SockRef::from(client).set_linger(Some(Duration::ZERO));
 }

@@ -57,15 +57,29 @@ where
     .await
 }
 
-/// The same between two sockets: bulk is spliced, so that its bytes stay in the kernel.
+/// The same between two sockets: bulk is spliced, so that its bytes stay in the kernel. Where one side
+/// failed, the other is reset: it has not said all. Nor is a port of ours kept for it, of which a
+/// stranger who resets one connection after the other would use up all (RFC 9293, TIME-WAIT).
 pub async fn splice(client: &mut TcpStream, server: &mut TcpStream, idle: Duration) -> Transferred {
     let (mut there, mut back) = (pipe::Splice::default(), pipe::Splice::default());
-    run(idle, |cx| {
+    let transferred = run(idle, |cx| {
         let there = there.poll(cx, client, server);
         let back = back.poll(cx, server, client);
         (there, back)
     })
-    .await
+    .await;
+    match transferred.end {
+        End::ClientFailed => reset(server),
+        End::ServerFailed => reset(client),
+        End::Finished | End::Idle => {}
+    }
+    transferred
+}
+
+/// The close that follows sends RST instead of FIN.
+pub fn reset(stream: &TcpStream) {
+    // A socket that is gone already needs no reset.
+    let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
 /// Where one direction stands after a poll.

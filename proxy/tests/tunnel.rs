@@ -1,6 +1,7 @@
 //! Bytes both ways: whole, in order, with half-close, and by copy and splice alike.
 
-use proxy::tunnel::{End, Transferred, copy, splice};
+use proxy::tunnel::{End, Transferred, copy, reset, splice};
+use std::io::ErrorKind;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 use tokio::net::{TcpListener, TcpStream};
@@ -104,7 +105,7 @@ async fn bytes_of_a_broken_bulk_never_come_out_elsewhere() {
             client
         });
         tokio::task::yield_now().await;
-        socket2::SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
+        reset(&server);
         drop(server);
         assert_ne!(task.await.unwrap().end, End::Finished);
         drop(writing.await.unwrap());
@@ -127,16 +128,19 @@ async fn bytes_of_a_broken_bulk_never_come_out_elsewhere() {
 #[tokio::test]
 async fn who_failed_is_told() {
     for spliced in [false, true] {
-        let (client, server, task) = tunnel(spliced).await;
-        socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+        let (client, mut server, task) = tunnel(spliced).await;
+        reset(&client);
         drop(client);
         assert_eq!(task.await.unwrap().end, End::ClientFailed, "spliced: {spliced}");
-        drop(server);
-        let (client, server, task) = tunnel(spliced).await;
-        socket2::SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
+        let told = server.read(&mut [0; 1]).await.map_err(|problem| problem.kind());
+        let (cut, ended) = (Err(ErrorKind::ConnectionReset), Ok(0));
+        assert_eq!(told, if spliced { cut } else { ended });
+        let (mut client, server, task) = tunnel(spliced).await;
+        reset(&server);
         drop(server);
         assert_eq!(task.await.unwrap().end, End::ServerFailed, "spliced: {spliced}");
-        drop(client);
+        let told = client.read(&mut [0; 1]).await.map_err(|problem| problem.kind());
+        assert_eq!(told, if spliced { cut } else { ended });
     }
 }
 

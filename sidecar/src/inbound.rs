@@ -3,7 +3,7 @@
 use crate::original::{Capture, Meant, Own};
 use crate::outbound::{IDLE, Log, flags, until_cut};
 use crate::redirect::inbound_source;
-use crate::refusal::{Refusals, reset};
+use crate::refusal::Refusals;
 use crate::sniff::{Sniffed, sniff};
 use bytes::{Bytes, BytesMut};
 use mesh::authorize::Caller;
@@ -15,7 +15,7 @@ use proxy::admission::{Admission, Rules};
 use proxy::drain::Live;
 use proxy::prefixed::Prefixed;
 use proxy::telemetry::{Conversation, Party, Reporter, Telemetry};
-use proxy::tunnel::{self, End};
+use proxy::tunnel::{self, End, reset};
 use proxy_http::{Application, Downstream, Http};
 use std::collections::BTreeSet;
 use std::io;

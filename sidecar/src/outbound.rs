@@ -1,7 +1,7 @@
 //! What the application sends: by its original destination into the mesh, past it, or nowhere.
 
 use crate::original::{Capture, Own};
-use crate::refusal::{Refusals, reset};
+use crate::refusal::Refusals;
 use crate::sniff::{Sniffed, sniff};
 use anyhow::Context as _;
 use bytes::{Bytes, BytesMut};
@@ -12,7 +12,7 @@ use proxy::access::{self, Line};
 use proxy::drain::Live;
 use proxy::prefixed::Prefixed;
 use proxy::telemetry::{Conversation, Party, Reporter, Telemetry};
-use proxy::tunnel::{self, End, Transferred};
+use proxy::tunnel::{self, End, Transferred, reset};
 use proxy::{Ask, Engine, NotHere, Outcome, Stream};
 use proxy_http::{Downstream, Http};
 use std::net::SocketAddr;

@@ -3,11 +3,10 @@
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use proxy::tunnel::reset;
 use runtime::metrics::Metrics;
-use socket2::SockRef;
 use std::fmt::Display;
 use std::net::SocketAddr;
-use std::time::Duration;
 use tokio::net::TcpStream;
 
 /// `isthmus_sidecar_refused_total{direction,reason}`.
@@ -51,10 +50,4 @@ impl Refusals {
         tracing::info!(direction, reason, destination, %detail, "a connection was refused");
         reset(&stream);
     }
-}
-
-/// The close that follows sends RST instead of FIN.
-pub(crate) fn reset(stream: &TcpStream) {
-    // A socket that is gone already needs no reset.
-    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
