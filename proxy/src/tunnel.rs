@@ -55,28 +55,28 @@ where
         (there, back)
     })
     .await
+    .0
 }
 
-/// The same between two sockets: bulk is spliced, so that its bytes stay in the kernel. Where one side
-/// failed, the other is reset: it has not said all. Nor is a port of ours kept for it, of which a
-/// stranger who resets one connection after the other would use up all (RFC 9293, TIME-WAIT).
+/// The same between two sockets: bulk is spliced, so that its bytes stay in the kernel. A client that
+/// failed before it had said all resets the server, so that no port of ours is kept for it: a stranger
+/// who resets one connection after the other would use up all (RFC 9293, TIME-WAIT). Nobody else is
+/// reset, since that throws away what is on its way to him.
 pub async fn splice(client: &mut TcpStream, server: &mut TcpStream, idle: Duration) -> Transferred {
     let (mut there, mut back) = (pipe::Splice::default(), pipe::Splice::default());
-    let transferred = run(idle, |cx| {
+    let (transferred, there) = run(idle, |cx| {
         let there = there.poll(cx, client, server);
         let back = back.poll(cx, server, client);
         (there, back)
     })
     .await;
-    match transferred.end {
-        End::ClientFailed => reset(server),
-        End::ServerFailed => reset(client),
-        End::Finished | End::Idle => {}
+    if transferred.end == End::ClientFailed && !matches!(there, Step::Done(_)) {
+        reset(server);
     }
     transferred
 }
 
-/// The close that follows sends RST instead of FIN.
+/// The close that follows sends RST instead of FIN, and drops what was not sent yet.
 pub fn reset(stream: &TcpStream) {
     // A socket that is gone already needs no reset.
     let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
@@ -103,11 +103,11 @@ impl Step {
     }
 }
 
-/// Drives two directions, with one timer for both.
+/// Drives two directions, with one timer for both; and where the first of them stood at the end.
 async fn run(
     idle: Duration,
     mut step: impl FnMut(&mut Context<'_>) -> (Step, Step),
-) -> Transferred {
+) -> (Transferred, Step) {
     let mut timer = std::pin::pin!(tokio::time::sleep(idle));
     let (mut moved, mut moved_at) = (0, Instant::now());
     std::future::poll_fn(|cx| {
@@ -125,7 +125,7 @@ async fn run(
                 End::Idle
             }
         };
-        Poll::Ready(Transferred { sent, received, end })
+        Poll::Ready((Transferred { sent, received, end }, there))
     })
     .await
 }

@@ -2,6 +2,7 @@
 
 use proxy::tunnel::{End, Transferred, copy, reset, splice};
 use std::io::ErrorKind;
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 use tokio::net::{TcpListener, TcpStream};
@@ -139,8 +140,49 @@ async fn who_failed_is_told() {
         reset(&server);
         drop(server);
         assert_eq!(task.await.unwrap().end, End::ServerFailed, "spliced: {spliced}");
-        let told = client.read(&mut [0; 1]).await.map_err(|problem| problem.kind());
-        assert_eq!(told, if spliced { cut } else { ended });
+        assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0, "spliced: {spliced}");
+        // It had said all before it failed: what is on its way is not thrown away.
+        let (mut client, mut server, task) = tunnel(spliced).await;
+        client.write_all(b"all").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut all = String::new();
+        server.read_to_string(&mut all).await.unwrap();
+        reset(&client);
+        drop(client);
+        // Noticed with the answer.
+        server.write_all(b"late").await.unwrap();
+        assert_eq!(task.await.unwrap().end, End::ClientFailed, "spliced: {spliced}");
+        assert_eq!((all.as_str(), server.read(&mut [0; 1]).await.unwrap()), ("all", 0));
+    }
+}
+
+#[tokio::test]
+async fn what_a_server_said_before_it_failed_arrives() {
+    for spliced in [false, true] {
+        let (mut client, mut a) = pair().await;
+        let (mut server, mut b) = pair().await;
+        // More than the client's window and less than our queue: it lies with us until it is read.
+        socket2::SockRef::from(&a).set_send_buffer_size(212_992).unwrap();
+        let unread = b.as_fd().try_clone_to_owned().map(std::net::TcpStream::from).unwrap();
+        let task = tokio::spawn(async move {
+            if spliced {
+                splice(&mut a, &mut b, HOUR).await
+            } else {
+                copy(&mut a, &mut b, HOUR).await
+            }
+        });
+        let all = bytes(200_000, 7);
+        server.write_all(&all).await.unwrap();
+        while unread.peek(&mut [0]).is_ok() {
+            tokio::task::yield_now().await;
+        }
+        reset(&server);
+        drop(server);
+        assert_eq!(task.await.unwrap().end, End::ServerFailed, "spliced: {spliced}");
+        drop(unread);
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).await.unwrap();
+        assert!(got == all, "{} of {} octets; spliced: {spliced}", got.len(), all.len());
     }
 }
 
