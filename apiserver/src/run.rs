@@ -76,7 +76,7 @@ async fn work(config: Config, end: CancellationToken) -> anyhow::Result<()> {
         );
     }
     // A port in use shows here, before a file is touched.
-    let listener = runtime::admin::bind_tcp(listen).await?;
+    let listener = runtime::admin::bind_tcp(listen)?;
     let listen = listener.local_addr()?;
     // Above every revision an earlier life without a store gave out: its watches begin anew.
     let first = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(1);

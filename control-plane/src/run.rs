@@ -101,11 +101,11 @@ async fn work(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     let (served, sessions) = (Arc::new(Served::new(&root_namespace)), Sessions::default());
 
     // A port in use shows here, before anything has been started.
-    let listener = admin::bind_tcp(listen).await?;
+    let listener = admin::bind_tcp(listen)?;
     let webhook = match &config.webhook {
         Some(webhook) => {
             webhook::wait_for_settings(&readiness);
-            Some(admin::bind_tcp(webhook.listen).await?)
+            Some(admin::bind_tcp(webhook.listen)?)
         }
         None => None,
     };

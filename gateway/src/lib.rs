@@ -89,7 +89,7 @@ async fn begin(config: Config, end: CancellationToken) -> anyhow::Result<Running
     let pages = proxy::pages::with_engine(pages, &engine, agent::to_json)
         .with_json("/connections", move || live.count());
     serve(admin, pages, over.clone()).await?;
-    let listener = bind_tcp(config.listen).await?;
+    let listener = bind_tcp(config.listen)?;
     let address = listener.local_addr().context("a bound socket has an address")?;
     tracing::info!(%address, cluster = %config.cluster, "the gateway listens");
 

@@ -18,7 +18,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -172,7 +172,7 @@ pub async fn serve(
                 "ISM1004 admin pages are for this machine only, {address} is not loopback. \
                  Fix: use 127.0.0.1 or a Unix socket"
             );
-            let listener = bind_tcp(address).await?;
+            let listener = bind_tcp(address)?;
             let bound = listener.local_addr().context("a bound socket has an address")?;
             tokio::spawn(accept_loop(listener, pages, end));
             Ok(Some(bound))
@@ -194,9 +194,20 @@ pub async fn serve(
     }
 }
 
+/// Connections that wait to be accepted, as many as Linux allows unless told otherwise
+/// (`net.core.somaxconn`): one for which there is no room knocks again only after a second.
+const BACKLOG: u32 = 4_096;
+
 /// Binds a TCP listener, with an error that says which address and what to do.
-pub async fn bind_tcp(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
+pub fn bind_tcp(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let bind = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // A restarted program takes its port back from connections that are still ending.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    bind().with_context(|| {
         format!(
             "ISM1005 cannot listen on {address}. Fix: stop what holds it \
              (`ss -ltnp sport = :{}` shows it), or configure another port",

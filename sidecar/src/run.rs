@@ -46,8 +46,8 @@ async fn work(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     let _close = closed.clone().drop_guard();
 
     // Bound first, so that a port in use is said at once and not after an identity was fetched.
-    let outbound = bind(&config.outbound_listeners(slots.as_deref())).await?;
-    let inbound = bind(&config.inbound_listeners()).await?;
+    let outbound = bind(&config.outbound_listeners(slots.as_deref()))?;
+    let inbound = bind(&config.inbound_listeners())?;
     let names = Names::bind(&config, slots.clone(), &metrics)?;
     let public = |address| Listen::Tcp { address, public: true };
     let health = Pages::new().with_readiness(&readiness);
@@ -160,10 +160,10 @@ async fn work(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
+fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
     let mut listeners = Vec::new();
     for address in addresses {
-        let listener = admin::bind_tcp(*address).await?;
+        let listener = admin::bind_tcp(*address)?;
         // Now: who connects before there is an identity waits, and is accepted as it was then.
         proxy::upstream::tune(&listener);
         listeners.push(listener);
