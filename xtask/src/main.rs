@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod keeper;
+mod witness;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser};
@@ -89,11 +90,17 @@ fn run_cargo(args: &[&str]) -> Result<()> {
     run(cargo().args(args))
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// Shows a command as one would type it.
+fn shown(command: &Command) -> String {
     let args: Vec<_> = command.get_args().map(|a| a.to_string_lossy().into_owned()).collect();
     let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_owned();
     let line = format!("{} {}", program.display(), args.join(" "));
     eprintln!("\n$ {line}");
+    line
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let line = shown(command);
     let status = command.status().with_context(|| format!("starting {line}"))?;
     ensure!(status.success(), "`{line}` ended with {status}");
     Ok(())
@@ -208,18 +215,18 @@ fn test(no_e2e: bool) -> Result<()> {
     let built = build.is_ok();
     closing.note("build", build);
     closing.note("generated files are fresh", codegen(true));
-    let mut tests = cargo();
-    tests.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
+    let mut parts = vec![];
     for (verb, variable, suite) in [
         ("envoy", "ENVOY", "golden xDS in a real Envoy"),
         ("assets", "KUBEBUILDER_ASSETS", "controllers on real API servers"),
     ] {
         match part(verb) {
-            Ok(path) => _ = tests.env(variable, path),
+            Ok(path) => parts.push((variable, path)),
             Err(error) => closing.leave_out(suite, &format!("{error:#}")),
         }
     }
-    closing.note("unit and integration tests", run(&mut tests));
+    let (suite, end) = tests(&parts);
+    closing.note(&suite, end);
     if built {
         closing.note("the demo keeps its promises, without root", demo());
     }
@@ -262,6 +269,29 @@ fn test(no_e2e: bool) -> Result<()> {
         left_out.len()
     );
     if failed.is_empty() { Ok(()) } else { bail!("{} suites failed", failed.len()) }
+}
+
+/// Tests that may be played a second time; more of them is no accident.
+const AGAIN_MAX: usize = 3;
+
+/// All tests at once. Where only a few fail, those are played again without the others beside them:
+/// some measure time, and a machine may be busy. The suite's name says which.
+fn tests(parts: &[(&str, String)]) -> (String, Result<()>) {
+    const SUITE: &str = "unit and integration tests";
+    let all = || {
+        let mut tests = cargo();
+        tests.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
+        tests.envs(parts.iter().map(|(variable, path)| (variable, path)));
+        tests
+    };
+    let Err(failed) = witness::run(&mut all()) else { return (SUITE.into(), Ok(())) };
+    let Some(names) = failed.tests().filter(|names| names.len() <= AGAIN_MAX) else {
+        return (SUITE.into(), Err(failed.into()));
+    };
+    eprintln!("PLAYED AGAIN, ALONE: {}", names.join(", "));
+    let again = witness::run_with(all().args(["--", "--exact"]).args(&names), &names);
+    let suite = format!("{SUITE}; PLAYED AGAIN: {failed}");
+    (suite, again.map_err(anyhow::Error::from))
 }
 
 /// cargo-deny's parts that need no database of advisories from elsewhere.
@@ -370,7 +400,7 @@ fn demo() -> Result<()> {
 
 fn e2e(rest: &[String]) -> Result<()> {
     build()?;
-    run(Command::new(built("isthmus-e2e")?).arg("run").args(rest))
+    Ok(witness::run(Command::new(built("isthmus-e2e")?).arg("run").args(rest))?)
 }
 
 /// What is up is not waited for by a build.
