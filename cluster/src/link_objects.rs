@@ -115,8 +115,23 @@ struct Writer {
 /// When a link's status was last asked to be written.
 struct Last {
     at: Instant,
-    /// What then stood, as far as we know: the watch may tell of it late.
-    stands: Option<ClusterLinkStatus>,
+    /// What it was written upon, as [`version`] has it, and what stands since.
+    wrote: Option<(Version, ClusterLinkStatus)>,
+}
+
+/// Uid and resourceVersion: which object it is, and in which state.
+type Version = (Option<String>, Option<String>);
+
+fn version(link: &ClusterLink) -> Version {
+    (link.metadata.uid.clone(), link.metadata.resource_version.clone())
+}
+
+impl Last {
+    /// What stands of `link`: what was written, until the watch tells of anything newer.
+    fn stands(&self, link: &ClusterLink) -> Option<ClusterLinkStatus> {
+        let (upon, status) = self.wrote.as_ref()?;
+        (*upon == version(link)).then(|| status.clone())
+    }
 }
 
 impl Writer {
@@ -174,7 +189,7 @@ impl Writer {
                 later(next);
                 continue;
             }
-            let known = last.and_then(|last| last.stands.clone()).or_else(|| link.status.clone());
+            let known = last.and_then(|last| last.stands(link)).or_else(|| link.status.clone());
             let body = json!({
                 "apiVersion": api::GROUP_VERSION,
                 "kind": "ClusterLink",
@@ -190,8 +205,8 @@ impl Writer {
                 Done::Needless => {}
                 Done::Failed => later(Instant::now() + RETRY),
             }
-            let stands = (done == Done::Written).then(|| status.clone());
-            self.last.insert(name.clone(), Last { at: now, stands });
+            let wrote = (done == Done::Written).then(|| (version(link), status.clone()));
+            self.last.insert(name.clone(), Last { at: now, wrote });
         }
         self.last.retain(|name, _| objects.contains_key(name));
         wake
@@ -263,6 +278,22 @@ mod tests {
     use super::*;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use k8s_openapi::jiff::Timestamp;
+
+    #[test]
+    fn what_we_wrote_stands_until_the_watch_tells_of_anything_newer() {
+        let link = |uid: &str, version: &str| {
+            let mut link = ClusterLink::new("west", ClusterLinkSpec::default());
+            link.metadata.uid = Some(uid.into());
+            link.metadata.resource_version = Some(version.into());
+            link
+        };
+        let status = ClusterLinkStatus { services: 1, ..ClusterLinkStatus::default() };
+        let wrote = Some((version(&link("a", "7")), status.clone()));
+        let last = Last { at: Instant::now(), wrote };
+        assert_eq!(last.stands(&link("a", "7")), Some(status));
+        assert_eq!(last.stands(&link("a", "8")), None, "another replica may have written it");
+        assert_eq!(last.stands(&link("b", "7")), None, "made anew under its name");
+    }
 
     #[test]
     fn a_heartbeat_alone_is_written_seldom() {
