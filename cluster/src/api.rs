@@ -92,7 +92,7 @@ mod tests {
             .flatten()
             .map(|column| column.name.as_str())
             .collect();
-        assert_eq!(columns, ["Ready", "API", "Trust", "Services", "Endpoints", "Age"]);
+        assert_eq!(columns, ["Ready", "API", "Trust", "Gateways", "Services", "Endpoints", "Age"]);
         assert!(link.subresources.as_ref().is_some_and(|s| s.status.is_some()));
     }
 }

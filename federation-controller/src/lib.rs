@@ -5,6 +5,7 @@
 
 mod ask;
 mod config;
+mod doors;
 mod export;
 mod links;
 mod numbers;

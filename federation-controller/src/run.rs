@@ -2,6 +2,7 @@
 
 use crate::ask::{self, Asked};
 use crate::config::Config;
+use crate::doors::{self, Doors};
 use crate::links;
 use crate::numbers::Numbers;
 use crate::publish::Publisher;
@@ -33,6 +34,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Name of the leader's Lease, in the root namespace.
 const LEASE: &str = "isthmus-federation";
+/// Of a cluster that announces no gateway.
+static NO_DOORS: BTreeMap<std::net::SocketAddr, doors::Door> = BTreeMap::new();
 /// Ages and numbers are renewed so often.
 const TICK: Duration = Duration::from_secs(1);
 /// After the end is asked for, the lease is handed over within this.
@@ -118,13 +121,17 @@ async fn work(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     };
     tokio::spawn(renew::keep(renewing, writing.clone()));
     let events = Events::start(client.clone(), fence.clone(), writing.clone());
+    let own = own_watch::own(
+        client.clone(),
+        own_watch::Options { root_namespace: config.root_namespace.clone() },
+        end.clone(),
+    );
+    let (knocked, doors) = watch::channel(None);
+    tokio::spawn(doors::keep(own.inventory.clone(), knocked, end.clone()));
     let controller = Controller {
-        own: own_watch::own(
-            client.clone(),
-            own_watch::Options { root_namespace: config.root_namespace.clone() },
-            end.clone(),
-        ),
+        own,
         remotes,
+        doors,
         failed,
         names,
         wanted_names,
@@ -273,6 +280,8 @@ impl PlanPage {
 struct Controller {
     own: own_watch::Watched,
     remotes: watch::Receiver<Arc<Remotes>>,
+    /// `None` until all were knocked at once.
+    doors: watch::Receiver<Option<Doors>>,
     failed: watch::Receiver<renew::Failures>,
     names: watch::Receiver<resolve::Table>,
     wanted_names: watch::Sender<BTreeSet<mesh::name::Hostname>>,
@@ -308,6 +317,7 @@ impl Controller {
                 () = end.cancelled() => return,
                 news = self.own.inventory.changed() => news,
                 news = self.remotes.changed() => news,
+                news = self.doors.changed() => news,
                 news = self.objects.changed() => news,
                 news = self.progress.changed() => news,
                 news = self.names.changed() => news,
@@ -398,6 +408,7 @@ impl Controller {
     ) {
         let Some(objects) = objects else { return };
         let failed = self.failed.borrow().clone();
+        let doors = self.doors.borrow_and_update().clone();
         self.numbers.renewals(&failed);
         let names: BTreeSet<&String> = objects.keys().chain(remotes.links.keys()).collect();
         let mut wanted = Wanted::default();
@@ -412,6 +423,10 @@ impl Controller {
                 standing: self.publisher.standing,
                 credential: remotes.credentials.get(*name).map(|one| one.life()),
                 renewal: failed.get(*name),
+                doors: doors.as_deref().map(|all| {
+                    let of = all.iter().find(|(cluster, _)| cluster.as_str() == name.as_str());
+                    of.map_or(&NO_DOORS, |(_, doors)| doors)
+                }),
             };
             // Before the secrets are listed, a missing one is not known to be missing.
             if facts.remote.is_none() && !remotes.synced {

@@ -1,6 +1,7 @@
 //! What is said of each link: conditions with ages, in its ClusterLink, on the admin page, as
 //! metrics, and on disk for a start while no API server answers.
 
+use crate::doors::Door;
 use crate::links::{self, Consent, Judged, Trust};
 use crate::renew::Failure;
 use cluster::api::Time;
@@ -10,6 +11,7 @@ use cluster::renewal::Life;
 use mesh::federate::LinkSummary;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What is known of one link just now.
@@ -25,6 +27,8 @@ pub(crate) struct Facts<'a> {
     pub credential: Option<Life>,
     /// Why it could not be renewed at the last attempt.
     pub renewal: Option<&'a Failure>,
+    /// Its gateways as seen from here; `None` before they were knocked at.
+    pub doors: Option<&'a BTreeMap<SocketAddr, Door>>,
 }
 
 /// A condition before its age is known: kind, status, reason, message.
@@ -146,13 +150,22 @@ fn conditions(facts: &Facts<'_>, old: &ClusterLinkStatus) -> Vec<Said> {
     let synced = synced(facts, old);
     let trusted = trusted(facts, old);
     let ready = ready(facts, [&accepted, &synced, &trusted, &reachable]);
+    let gateways = gateways(facts, old);
     let credential = credential(facts);
-    [accepted, reachable, synced, trusted].into_iter().chain(credential).chain([ready]).collect()
+    let all = [accepted, reachable, synced, trusted].into_iter();
+    all.chain(gateways).chain(credential).chain([ready]).collect()
 }
 
 fn rank(kind: &str) -> usize {
-    let order =
-        ["Accepted", "Reachable", "Synced", "TrustEstablished", "CredentialRenewed", "Ready"];
+    let order = [
+        "Accepted",
+        "Reachable",
+        "Synced",
+        "TrustEstablished",
+        "GatewaysReachable",
+        "CredentialRenewed",
+        "Ready",
+    ];
     order.iter().position(|one| *one == kind).unwrap_or(order.len())
 }
 
@@ -287,6 +300,51 @@ fn trusted(facts: &Facts<'_>, old: &ClusterLinkStatus) -> Said {
             ),
         },
     }
+}
+
+/// Whether its gateways answer from inside this cluster, as its callers dial them; nothing of a cluster
+/// that has none. It is no part of Ready: a call has other gateways, or other clusters.
+fn gateways(facts: &Facts<'_>, old: &ClusterLinkStatus) -> Option<Said> {
+    const KIND: &str = "GatewaysReachable";
+    /// Gateways named in one message, and octets of what each said.
+    const NAMED: usize = 4;
+    const SAID: usize = 200;
+    let Some(doors) = facts.doors else {
+        // Not knocked at since our start: what was known is not forgotten for that.
+        let before = old.condition(KIND)?;
+        let status = if before.status == "True" { "True" } else { "False" };
+        return Some((KIND, status, before.reason.clone(), before.message.clone()));
+    };
+    let shut = doors.iter().filter_map(|(address, door)| {
+        let (why, what) = match door {
+            Door::Open => return None,
+            Door::Silent(why) => (why, ""),
+            Door::Foreign(why) => (why, "something else answers: "),
+        };
+        let why: String = why.chars().filter(|c| !c.is_control()).take(SAID).collect();
+        Some(format!("{address} ({what}{why})"))
+    });
+    let shut: Vec<String> = shut.collect();
+    if doors.is_empty() {
+        return None;
+    }
+    if shut.is_empty() {
+        let message = format!("All of its gateways ({}) answer from this cluster.", doors.len());
+        return Some((KIND, "True", "Answer".into(), message));
+    }
+    let reason = if shut.len() == doors.len() { "NoneAnswers" } else { "SomeSilent" };
+    let more = match shut.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let message = format!(
+        "ISM2407 {} of its {} gateways do not answer from inside this cluster: {}{more}. Fix: open the \
+         way from this cluster's nodes to them (firewall, security group, route), or start them.",
+        shut.len(),
+        doors.len(),
+        shut[..shut.len().min(NAMED)].join(", "),
+    );
+    Some((KIND, "False", reason.into(), message))
 }
 
 /// Whether the link's token is kept fresh; nothing of a credential that is not ours to renew. It is no

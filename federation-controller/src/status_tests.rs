@@ -1,6 +1,7 @@
 //! What is said of a link, and since when.
 
 use super::*;
+use crate::doors::Door;
 use crate::links::judge;
 use crate::links::tests::{object, own, remote, remotes, root, told};
 use cluster::remote::{Reachability, Remotes};
@@ -15,12 +16,13 @@ struct World {
     statuses: Statuses,
     credential: Option<Life>,
     renewal: Option<Failure>,
+    doors: Option<BTreeMap<SocketAddr, Door>>,
 }
 
 impl World {
     fn new() -> Self {
         let statuses = Statuses::default();
-        Self { root: root("mesh"), statuses, credential: None, renewal: None }
+        Self { root: root("mesh"), statuses, credential: None, renewal: None, doors: None }
     }
     fn say(&mut self, accepted: bool, remotes: &Remotes, now: u64) -> ClusterLinkStatus {
         let objects = BTreeMap::from([object("west", accepted)]);
@@ -34,6 +36,7 @@ impl World {
             standing: true,
             credential: self.credential,
             renewal: self.renewal.as_ref(),
+            doors: self.doors.as_ref(),
         };
         self.statuses.renew(&facts, at(now)).clone()
     }
@@ -101,6 +104,34 @@ fn a_credential_that_is_not_renewed_is_said_and_hurts_nothing_yet() {
     let status = w.say(true, &remotes, 200);
     let said = status.condition("CredentialRenewed").unwrap();
     assert_eq!((said.status.as_str(), said.last_transition_time.0.as_second()), ("True", 200));
+}
+
+#[test]
+fn gateways_that_are_shut_are_named_and_a_restart_forgets_none() {
+    let mut w = World::new();
+    let remotes = w.synced();
+    let said = |status: &ClusterLinkStatus| status.condition("GatewaysReachable").cloned();
+    assert_eq!(said(&w.say(true, &remotes, 100)), None, "not knocked at yet");
+    let address = |last: u8| SocketAddr::from(([192, 0, 2, last], 15443));
+    w.doors = Some([(address(1), Door::Open), (address(2), Door::Open)].into());
+    assert_eq!(said(&w.say(true, &remotes, 101)).unwrap().status, "True");
+    let shut = w.doors.as_mut().unwrap();
+    shut.insert(address(2), Door::Silent("no connection within 2000 ms".into()));
+    let some = said(&w.say(true, &remotes, 102)).unwrap();
+    assert_eq!((some.status.as_str(), some.reason.as_str()), ("False", "SomeSilent"));
+    for word in ["ISM2407 1 of its 2", "192.0.2.2:15443 (no connection", "Fix: "] {
+        assert!(some.message.contains(word), "{word}: {}", some.message);
+    }
+    w.doors.as_mut().unwrap().insert(address(1), Door::Foreign("a\nb".into()));
+    let status = w.say(true, &remotes, 103);
+    let none = said(&status).unwrap();
+    assert_eq!((none.reason.as_str(), &none.last_transition_time), ("NoneAnswers", &time(at(102))));
+    assert!(none.message.contains("192.0.2.1:15443 (something else answers: ab)"), "{none:?}");
+    assert_eq!(status.condition("Ready").unwrap().status, "True", "calls may go elsewhere");
+    w.doors = None;
+    assert_eq!(said(&w.say(true, &remotes, 104)).unwrap().reason, "NoneAnswers", "not knocked at");
+    w.doors = Some(BTreeMap::new());
+    assert_eq!(said(&w.say(true, &remotes, 105)), None, "it has no gateway any more");
 }
 
 #[test]

@@ -25,6 +25,8 @@ pub enum Fault {
     DropIn,
     /// What it sends vanishes; what is sent to it arrives.
     DropOut,
+    /// What it sends to this one address and TCP port vanishes.
+    DropTo(SocketAddr),
 }
 
 impl Netns {
@@ -125,12 +127,21 @@ impl Netns {
     /// Puts `fault` on what comes and goes by `device`; replaces an earlier fault.
     pub fn fault(&self, device: &str, fault: Fault) -> Result<()> {
         let refuse = ["meta l4proto tcp reject with tcp reset", "reject"];
+        let to = match fault {
+            Fault::DropTo(to) => {
+                let family = if to.is_ipv4() { "ip" } else { "ip6" };
+                format!("{family} daddr {} tcp dport {} drop", to.ip(), to.port())
+            }
+            Fault::Refuse | Fault::Drop | Fault::DropIn | Fault::DropOut => String::new(),
+        };
+        let to = [to.as_str()];
         let (inward, outward): (&[&str], &[&str]) = match fault {
             // Only what arrives is refused: the reset itself must get out.
             Fault::Refuse => (&refuse, &[]),
             Fault::Drop => (&["drop"], &["drop"]),
             Fault::DropIn => (&["drop"], &[]),
             Fault::DropOut => (&[], &["drop"]),
+            Fault::DropTo(_) => (&[], &to),
         };
         let mut rules =
             String::from("add table inet fault\ndelete table inet fault\ntable inet fault {\n");

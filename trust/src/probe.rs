@@ -28,8 +28,24 @@ pub enum Probed {
     Foreign(String),
 }
 
-/// Probes the gateway of `cluster` at `address`; `domain` is the cluster's trust domain.
+/// Probes the gateway of `cluster` at `address`; `domain` is the cluster's trust domain. One lost packet
+/// is no dead gateway: what is not alive is asked once more, each time for half of `limit`.
 pub async fn gateway(
+    address: SocketAddr,
+    cluster: &ClusterId,
+    domain: &TrustDomain,
+    bundle: &Bundle,
+    limit: Duration,
+) -> Probed {
+    match once(address, cluster, domain, bundle, limit / 2).await {
+        Probed::Alive(took) => Probed::Alive(took),
+        Probed::Missed(_) | Probed::Foreign(_) => {
+            once(address, cluster, domain, bundle, limit / 2).await
+        }
+    }
+}
+
+async fn once(
     address: SocketAddr,
     cluster: &ClusterId,
     domain: &TrustDomain,

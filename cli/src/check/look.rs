@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 use trust::bundle::Bundle;
-use trust::probe::{Probed, gateway};
+use trust::probe::gateway;
 
 /// Name of the federation controllers' Lease.
 const LEASE: &str = "isthmus-federation";
@@ -151,11 +151,6 @@ fn doors(clusters: &[Cluster]) -> Vec<Ask> {
 }
 
 async fn probe(ask: Ask, limit: Duration) -> Door {
-    let once = || gateway(ask.address, &ask.cluster, &ask.domain, &ask.bundle, limit / 2);
-    let mut probed = once().await;
-    if !matches!(probed, Probed::Alive(_)) {
-        // One lost packet is no dead gateway.
-        probed = once().await;
-    }
+    let probed = gateway(ask.address, &ask.cluster, &ask.domain, &ask.bundle, limit).await;
     Door { cluster: ask.cluster.to_string(), address: ask.address.to_string(), probed }
 }

@@ -38,6 +38,11 @@ use std::collections::BTreeSet;
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"TrustEstablished\")].status"
     ),
+    printcolumn(
+        name = "Gateways",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"GatewaysReachable\")].status"
+    ),
     printcolumn(name = "Services", type_ = "integer", json_path = ".status.services"),
     printcolumn(name = "Endpoints", type_ = "integer", json_path = ".status.endpoints"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
@@ -121,11 +126,23 @@ pub struct ClusterLinkStatus {
     pub conditions: Vec<Condition>,
 }
 
+/// What is said of a link, in the order in which one rests on the other: the first that does not hold
+/// explains the rest.
+pub const CONDITIONS: [&str; 7] = [
+    "Accepted",
+    "Reachable",
+    "TrustEstablished",
+    "Synced",
+    "Ready",
+    "GatewaysReachable",
+    "CredentialRenewed",
+];
+
 /// One statement on the link; `lastTransitionTime` moves only when `status` does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// Accepted, Reachable, Synced, TrustEstablished, CredentialRenewed or Ready.
+    /// Accepted, Reachable, TrustEstablished, Synced, Ready, GatewaysReachable or CredentialRenewed.
     #[serde(rename = "type")]
     #[schemars(length(max = 64))]
     pub kind: String,

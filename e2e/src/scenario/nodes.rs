@@ -2,6 +2,7 @@
 
 mod dns_patch;
 mod node_faults;
+mod one_way;
 mod overhead;
 mod plain_pods;
 mod pod_faults;
@@ -49,6 +50,8 @@ scenarios! {
         "a gateway pod dies, west's API server hangs for 2 minutes, east has no control plane";
     "pod-mistakes" pod_mistakes::pod_mistakes:
         "what people do wrong with pods, labels, webhook and addresses: check and why name it";
+    "one-way" one_way::one_way:
+        "a gateway's port is closed for one cluster alone: status says so, calls go elsewhere";
     "overhead" overhead::overhead:
         "memory and processor time of a pod's sidecar, idle and at 100 requests a second";
     "dns-patch" dns_patch::dns_patch:

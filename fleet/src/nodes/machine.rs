@@ -11,7 +11,7 @@ use crate::process::{Job, Process, last_lines};
 use crate::spot::Spot;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -123,7 +123,12 @@ impl Machine {
         self.spot.fault("eth0", Fault::Drop)
     }
 
-    /// Takes the black hole away.
+    /// What it and its pods send to this address and TCP port vanishes.
+    pub fn shut_to(&self, to: SocketAddr) -> Result<()> {
+        self.spot.fault("eth0", Fault::DropTo(to))
+    }
+
+    /// Takes away what keeps packets from it.
     pub fn heal(&self) -> Result<()> {
         self.spot.heal()
     }

@@ -4,11 +4,7 @@ use super::super::item::{About, Group, Item, Mark};
 use super::super::seen::{Cluster, Seen};
 use super::unread;
 use crate::output;
-use cluster::api::cluster_link::{ClusterLink, ClusterLinkStatus, Condition};
-
-/// Conditions in the order in which one rests on the other.
-const ORDER: [&str; 6] =
-    ["Accepted", "Reachable", "TrustEstablished", "Synced", "Ready", "CredentialRenewed"];
+use cluster::api::cluster_link::{CONDITIONS, ClusterLink, ClusterLinkStatus, Condition};
 
 pub(super) fn links(seen: &Seen, items: &mut Vec<Item>) {
     for cluster in &seen.clusters {
@@ -33,7 +29,7 @@ fn one(seen: &Seen, cluster: &Cluster, link: &ClusterLink) -> Item {
     let pair = format!("{context}->{name}");
     let status = link.status.clone().unwrap_or_default();
     let peer = seen.peer(&name, &status.uid);
-    let fails = ORDER.iter().find_map(|kind| {
+    let fails = CONDITIONS.iter().find_map(|kind| {
         let condition = status.condition(kind)?;
         (condition.status != "True").then_some(condition)
     });
@@ -66,6 +62,7 @@ fn one(seen: &Seen, cluster: &Cluster, link: &ClusterLink) -> Item {
             );
             let mark = match condition.kind.as_str() {
                 "CredentialRenewed" => Mark::Warning,
+                _ if condition.reason == "SomeSilent" => Mark::Warning,
                 _ => Mark::Broken,
             };
             wrong(mark, &sentence)
@@ -120,6 +117,8 @@ fn hurts(condition: &Condition, status: &ClusterLinkStatus) -> &'static str {
     match condition.kind.as_str() {
         "Accepted" | "TrustEstablished" => "Nothing is imported over it.",
         "CredentialRenewed" => "Calls go on.",
+        _ if condition.reason == "SomeSilent" => "Calls go by its other gateways.",
+        "GatewaysReachable" => "Calls go to other clusters, or fail.",
         _ if condition.reason == "SecretDeleted" => "Nothing can be called over it.",
         _ if status.endpoints > 0 => "Calls go on with what was last heard.",
         _ => "Nothing can be called over it.",
@@ -137,6 +136,13 @@ fn causes(
     let peer = peer_context(peer, name).to_owned();
     let reason = fails.map_or("", |condition| condition.reason.as_str());
     match reason {
+        // Shut for this machine, too; its door is named by the cluster's own id.
+        "NoneAnswers" | "SomeSilent" => causes.extend([
+            About::Door(name.to_owned()),
+            About::DoorService(peer),
+            About::Roots,
+            About::Ids,
+        ]),
         "RootsDiffer" => causes.push(About::Roots),
         "DuplicateClusterId" | "DuplicateCluster" | "ClusterIdDiffers" | "SelfLink" => {
             causes.push(About::Ids);
