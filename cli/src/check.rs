@@ -18,6 +18,9 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Instant;
 
+/// Seconds that all of it takes at most.
+const WAIT: u32 = 5;
+
 #[derive(Debug, Args)]
 pub(crate) struct Call {
     #[command(flatten)]
@@ -38,10 +41,41 @@ pub(crate) struct Call {
     #[arg(long, default_value = cluster::secret::NAMESPACE)]
     ca_namespace: String,
     /// Seconds for all of it.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
+    #[arg(long, default_value_t = WAIT, value_parser = clap::value_parser!(u32).range(1..=600))]
     wait: u32,
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
+}
+
+/// A cause that was found, and whether it breaks something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wrong {
+    pub(crate) broken: bool,
+    /// Cluster, what is wrong, its fix and its code.
+    pub(crate) sentence: String,
+}
+
+/// What is wrong in clusters beside their links, as `isthmus status` says it: causes only. A cluster
+/// that is silent, and a link that does not hold, say so themselves.
+pub(crate) async fn causes(clusters: Vec<Operator>, root_namespace: &str) -> Vec<Wrong> {
+    let call = Call {
+        targets: crate::Targets { context: vec![], kubeconfig: None },
+        pre: false,
+        control_plane: vec![],
+        controller: vec![],
+        root_namespace: root_namespace.to_owned(),
+        ca_namespace: cluster::secret::NAMESPACE.into(),
+        wait: WAIT,
+        output: Format::Table,
+    };
+    let lines = report::fold(judge::judge(&look::look(&call, clusters).await));
+    let causes = lines.into_iter().map(|line| line.item).filter(|item| {
+        let silent = matches!(item.about, item::About::Server(_));
+        item.mark != Mark::Good && item.group != Group::Links && !silent
+    });
+    let wrong =
+        |item: item::Item| Wrong { broken: item.mark == Mark::Broken, sentence: item.to_string() };
+    causes.map(wrong).collect()
 }
 
 /// Where the pages of a context's program are.

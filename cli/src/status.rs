@@ -1,23 +1,23 @@
-//! `isthmus status`: what is broken first, since when, and whether traffic is hurt.
+//! `isthmus status`: what is broken first, since when, and whether traffic is hurt: links, then all that
+//! `isthmus check` finds beside them.
 
+use crate::check;
 use crate::link::{Condition, conditions};
 use crate::output::{self, Format};
 use anyhow::{Context as _, Result};
 use clap::Args;
+use cluster::api::cluster_link::CONDITIONS;
 use cluster::operator::Operator;
+use futures::future::join_all;
 use runtime::page::{self, Place};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Debug, Args)]
 pub(crate) struct Call {
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-    /// Contexts to ask; may be given several times.
-    #[arg(long, value_name = "NAME")]
-    context: Vec<String>,
+    #[command(flatten)]
+    targets: crate::Targets,
     /// Ask a federation controller itself (HOST:PORT or unix:PATH): answers while the API is down.
     #[arg(long, conflicts_with = "context")]
     admin: Option<Place>,
@@ -76,15 +76,13 @@ impl Line {
     }
 
     fn is_whole(&self) -> bool {
-        self.ready == "True"
+        let shut = self.conditions.get("GatewaysReachable");
+        self.ready == "True" && shut.is_none_or(|shut| shut.reason != "NoneAnswers")
     }
 
-    /// The condition that explains a link which is not ready: the first that does not hold in the
-    /// order in which one rests on the other.
+    /// The condition that explains a link which is not whole: the first that does not hold.
     fn culprit(&self) -> Option<(&'static str, &Condition)> {
-        let order =
-            ["Accepted", "Reachable", "TrustEstablished", "Synced", "Ready", "CredentialRenewed"];
-        order.into_iter().find_map(|name| {
+        CONDITIONS.into_iter().find_map(|name| {
             let condition = self.conditions.get(name)?;
             (condition.status != "True").then_some((name, condition))
         })
@@ -101,6 +99,7 @@ impl Line {
             state("Reachable"),
             since_or_dash(&self.last_heard),
             state("TrustEstablished"),
+            state("GatewaysReachable"),
             self.services.to_string(),
             self.endpoints.to_string(),
         ]
@@ -111,6 +110,12 @@ impl Line {
         let (name, condition) = self.culprit()?;
         let hurt = if name == "Accepted" || name == "TrustEstablished" {
             "nothing is imported over it".to_owned()
+        } else if condition.reason == "NoneAnswers" {
+            "calls go to other clusters, or fail".to_owned()
+        } else if condition.reason == "SomeSilent" {
+            "calls go by its other gateways".to_owned()
+        } else if name == "CredentialRenewed" {
+            "calls go on".to_owned()
         } else if self.endpoints > 0 {
             format!(
                 "its {} endpoints stay published, so traffic goes on with data from {} ago",
@@ -148,6 +153,7 @@ impl Call {
     pub(crate) async fn run(self) -> Result<ExitCode> {
         let mut lines = Vec::new();
         let mut silent = Vec::new();
+        let mut causes = Vec::new();
         if let Some(admin) = &self.admin {
             let text = page::read(admin, "/links").await?;
             let page: Value = serde_json::from_str(&text).context("the page /links is not JSON")?;
@@ -155,15 +161,14 @@ impl Call {
                 lines.push(Line::of_page(link));
             }
         } else {
-            let contexts: Vec<Option<&str>> = if self.context.is_empty() {
-                vec![None]
-            } else {
-                self.context.iter().map(|context| Some(context.as_str())).collect()
-            };
-            for context in contexts {
-                // A context that is not there is a mistake in the call, not a cluster that is silent.
-                let operator = Operator::load(self.kubeconfig.as_deref(), context).await?;
-                match self.ask(&operator).await {
+            // A context that is not there is a mistake in the call, not a cluster that is silent.
+            let operators = self.targets.load().await?;
+            let links = join_all(operators.iter().map(|operator| self.ask(operator)));
+            let checked = check::causes(operators.clone(), &self.root_namespace);
+            let (links, checked) = tokio::join!(links, checked);
+            causes = checked;
+            for (operator, links) in operators.iter().zip(links) {
+                match links {
                     Ok(more) => lines.extend(more),
                     Err(e) => silent.push((operator.context.clone(), e)),
                 }
@@ -181,11 +186,24 @@ impl Call {
             }
             let rows: Vec<Vec<String>> = lines.iter().map(Line::row).collect();
             output::table(
-                &["LINK", "READY", "SINCE", "API", "HEARD", "TRUST", "SERVICES", "ENDPOINTS"],
+                &[
+                    "LINK",
+                    "READY",
+                    "SINCE",
+                    "API",
+                    "HEARD",
+                    "TRUST",
+                    "GATEWAYS",
+                    "SERVICES",
+                    "ENDPOINTS",
+                ],
                 &rows,
             );
             for why in lines.iter().filter_map(Line::why) {
                 println!("why  {why}");
+            }
+            for check::Wrong { broken, sentence } in &causes {
+                println!("{}  {sentence}", if *broken { "broken " } else { "warning" });
             }
         } else {
             let list: Vec<Value> = lines
@@ -202,8 +220,14 @@ impl Call {
                 .iter()
                 .map(|(context, error)| json!({"context": context, "error": format!("{error:#}")}))
                 .collect();
-            output::value(self.output, &json!({"links": list, "silent": silent}))?;
+            let causes: Vec<Value> = causes
+                .iter()
+                .map(|wrong| json!({"broken": wrong.broken, "says": wrong.sentence}))
+                .collect();
+            let all = json!({"links": list, "silent": silent, "causes": causes});
+            output::value(self.output, &all)?;
         }
+        let broken = broken + causes.iter().filter(|wrong| wrong.broken).count();
         Ok(if broken == 0 && silent.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
