@@ -1,5 +1,5 @@
-//! Others' own readers of files that nothing on this machine can run: kind's for its configurations. Built
-//! from their Go modules the first time, and kept in the cache.
+//! Others' own readers of files that nothing on this machine can run: kind's for its configurations,
+//! BuildKit's for Dockerfiles. Built from their Go modules the first time, and kept in the cache.
 
 use crate::peers::Own;
 use anyhow::{Context, Result, ensure};
@@ -10,6 +10,9 @@ use std::process::Command;
 
 /// The release whose reader judges `e2e/kind`.
 const KIND: &str = "v0.33.0";
+
+/// The release whose reader judges `deploy/image/Dockerfile`.
+const BUILDKIT: &str = "v0.34.2";
 
 /// What kind makes of a configuration, its defaults filled in.
 #[derive(Debug, Deserialize)]
@@ -38,6 +41,42 @@ pub fn kind_config(path: &Path) -> Result<KindConfig> {
         // Only what lies within kind's module may import it.
         module: "sigs.k8s.io/kind/pkg/isthmus",
         requires: ("sigs.k8s.io/kind", KIND),
+    };
+    read(&reader, path)
+}
+
+/// A stage of a Dockerfile, as BuildKit understands it.
+#[derive(Debug, Deserialize)]
+pub struct Stage {
+    pub name: String,
+    /// What it is `FROM`.
+    pub base: String,
+    pub env: BTreeMap<String, String>,
+    /// `WORKDIR`.
+    pub folder: String,
+    pub user: String,
+    pub entrypoint: Option<Vec<String>>,
+    pub copies: Vec<Copied>,
+    pub runs: Option<Vec<String>>,
+}
+
+/// A `COPY` of it.
+#[derive(Debug, Deserialize)]
+pub struct Copied {
+    /// A stage; empty is the build's context.
+    pub from: String,
+    pub sources: Vec<String>,
+    pub to: String,
+}
+
+/// Reads a Dockerfile as BuildKit does; its complaint, or its warnings, where it has any.
+pub fn dockerfile(path: &Path) -> Result<Vec<Stage>> {
+    let reader = Own {
+        name: "dockerfile",
+        about: "BuildKit's reader of Dockerfiles",
+        source: include_str!("../go/dockerfile.go"),
+        module: "isthmus/dockerfile",
+        requires: ("github.com/moby/buildkit", BUILDKIT),
     };
     read(&reader, path)
 }
