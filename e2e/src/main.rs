@@ -1,5 +1,6 @@
 //! `isthmus-e2e`: the harness, and the programs it runs inside its pods.
 
+mod kind;
 mod nodes;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -42,7 +43,7 @@ enum Command {
         #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
         tag: String,
     },
-    /// Removes what a crashed fleet left behind.
+    /// Removes what a crashed fleet in namespaces left behind.
     Clean {
         #[arg(long, default_value = "isth")]
         prefix: String,
@@ -85,8 +86,11 @@ enum Command {
     /// Waits for the end of its stdin, then cleans up.
     #[command(hide = true)]
     Janitor {
-        #[arg(long)]
-        prefix: String,
+        #[arg(long, required_unless_present = "kind")]
+        prefix: Option<String>,
+        /// The prefix of a fleet on kind.
+        #[arg(long, conflicts_with = "prefix")]
+        kind: Option<String>,
     },
 }
 
@@ -116,10 +120,12 @@ struct Run {
     /// The same as `--driver embedded`.
     #[arg(long, conflicts_with = "driver")]
     embedded: bool,
-    /// Leaves a fleet with nodes running after the last scenario; `fleet down` removes it.
+    /// Leaves a fleet with nodes running after the last scenario; `fleet down` removes it, and one on kind
+    /// the command that is printed.
     #[arg(long)]
     keep: bool,
-    /// First word of the fleet's namespaces; else `isth`, and `isthn` with nodes.
+    /// First word of the fleet's namespaces; else `isth`, and `isthn` with nodes. On kind, of the names of
+    /// its clusters; else `isthk`.
     #[arg(long)]
     prefix: Option<String>,
     /// The program `isthmus`; else the one beside this program.
@@ -176,7 +182,10 @@ fn run() -> Result<()> {
         }
         Command::Resolve { name } => runtime()?.block_on(load::resolve(&name)),
         Command::Forger(options) => runtime()?.block_on(forger::run(options)),
-        Command::Janitor { prefix } => fleet::janitor(|| fleet::clean(&prefix)),
+        Command::Janitor { prefix, kind: None } => {
+            fleet::janitor(|| fleet::clean(&prefix.context("clap asks for one")?))
+        }
+        Command::Janitor { kind: Some(prefix), .. } => fleet::janitor(|| kind::clean(&prefix)),
     }
 }
 
@@ -242,19 +251,21 @@ fn play(options: Run) -> Result<()> {
             println!("{:<16} {}{apart}", scenario.name, scenario.about);
         }
         for scenario in scenario::nodes::ALL {
-            println!("{:<16} {} (--driver nodes)", scenario.name, scenario.about);
+            let also = if scenario.driver == Driver::Kind { " or kind" } else { "" };
+            println!("{:<16} {} (--driver nodes{also})", scenario.name, scenario.about);
         }
         return Ok(());
     }
     ensure!(!options.scenarios.is_empty(), "name a scenario, or `all`; --list names them");
     match driver {
+        Driver::Kind => kind::play(options),
         Driver::Nodes => nodes::play(options),
         Driver::Embedded | Driver::Apiserver => play_on_processes(options, driver),
     }
 }
 
 fn play_on_processes(options: Run, driver: Driver) -> Result<()> {
-    ensure!(!options.keep, "--keep is for fleets with nodes (--driver nodes)");
+    ensure!(!options.keep, "--keep is for fleets with nodes (--driver nodes, or kind)");
     let mut chosen = vec![];
     for name in &options.scenarios {
         let before = chosen.len();
@@ -277,7 +288,7 @@ fn play_on_processes(options: Run, driver: Driver) -> Result<()> {
             }
         }
         let on_nodes = scenario::nodes::ALL.iter().any(|scenario| scenario.name == name);
-        ensure!(!on_nodes, "{name} needs real nodes: --driver nodes");
+        ensure!(!on_nodes, "{name} needs real nodes: --driver nodes, or kind");
         ensure!(chosen.len() > before, "there is no scenario `{name}`; --list names them");
     }
     let parts = parts::Parts::ready(options.isthmus, driver == Driver::Embedded)?;

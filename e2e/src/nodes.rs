@@ -3,9 +3,11 @@
 use crate::{Run, conclude, interrupted, runtime};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Subcommand;
-use e2e::scenario;
+use e2e::scenario::nodes::{On, Scenario};
+use e2e::scenario::{self, Driver};
 use fleet::nodes::{Nodes, Remains};
-use fleet::{parts, verdict};
+use fleet::parts;
+use fleet::verdict::{self, Verdict};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -121,20 +123,36 @@ fn fleet_up(prefix: String, nodes: u8, isthmus: Option<PathBuf>) -> Result<()> {
     end.context("the fleet is left as it is, to look at")
 }
 
-/// Plays scenarios on a fleet of its own and judges them.
-pub(crate) fn play(options: Run) -> Result<()> {
+/// Refuses what only scenarios on processes know.
+pub(crate) fn plain(options: &Run) -> Result<()> {
     ensure!(
         !options.without_control_plane && options.sabotage.is_none(),
         "scenarios on nodes know neither --without-control-plane nor --sabotage"
     );
-    let mut chosen = vec![];
-    for name in &options.scenarios {
-        let before = chosen.len();
-        chosen.extend(scenario::nodes::ALL.iter().filter(|s| name == "all" || name == s.name));
-        let elsewhere = scenario::ALL.iter().any(|scenario| scenario.name == name);
-        ensure!(!elsewhere, "{name} runs its workloads as processes: leave --driver nodes out");
-        ensure!(chosen.len() > before, "there is no scenario `{name}`; --list names them");
+    Ok(())
+}
+
+/// Plays scenarios one after the other; what they judged. One with a red verdict is played `again`.
+pub(crate) async fn play_all(on: On<'_>, chosen: &[&Scenario], again: bool) -> Vec<Verdict> {
+    let mut verdicts = vec![];
+    for scenario in chosen {
+        let begun = Instant::now();
+        let first = scenario::nodes::play(on, scenario).await;
+        println!("  {} took {:.0} s", scenario.name, begun.elapsed().as_secs_f64());
+        if again && first.iter().any(|verdict| !verdict.kept) {
+            let second = scenario::nodes::play(on, scenario).await;
+            verdicts.extend(verdict::repeated(first, second));
+        } else {
+            verdicts.extend(first);
+        }
     }
+    verdicts
+}
+
+/// Plays scenarios on a fleet of its own and judges them.
+pub(crate) fn play(options: Run) -> Result<()> {
+    plain(&options)?;
+    let chosen = scenario::nodes::choose(&options.scenarios, Driver::Nodes)?;
     ensure!(is_root(), "nodes need root: they are network namespaces, mounts and cgroups");
     let prefix = options.prefix.unwrap_or_else(|| NODES.into());
     fleet::unclaimed(&prefix)?;
@@ -146,18 +164,7 @@ pub(crate) fn play(options: Run) -> Result<()> {
         let (fleet, end) = start_nodes(home, wan, node_parts, 1).await?;
         let work = async {
             end?;
-            let mut verdicts = vec![];
-            for scenario in chosen {
-                let begun = Instant::now();
-                let first = scenario::nodes::play(&fleet, scenario).await;
-                println!("  {} took {:.0} s", scenario.name, begun.elapsed().as_secs_f64());
-                if options.again && first.iter().any(|verdict| !verdict.kept) {
-                    let second = scenario::nodes::play(&fleet, scenario).await;
-                    verdicts.extend(verdict::repeated(first, second));
-                } else {
-                    verdicts.extend(first);
-                }
-            }
+            let verdicts = play_all(On::Machines(&fleet), &chosen, options.again).await;
             println!("\nlogs of every program: {}", fleet.home.logs.display());
             anyhow::Ok(verdicts)
         };

@@ -41,7 +41,9 @@ pub enum Driver {
     Embedded,
     /// kube-apiserver and etcd, workloads as processes.
     Apiserver,
-    /// Kubelets and containers.
+    /// Kubelets and containers in Docker, by kind.
+    Kind,
+    /// Kubelets and containers on machines of our own making, which may be hurt.
     Nodes,
 }
 

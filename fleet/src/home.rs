@@ -158,13 +158,18 @@ pub fn clean_folder(run: &Path) -> Result<()> {
 }
 
 /// A process that outlives a SIGKILLed fleet by as long as cleaning up takes.
-struct Janitor {
+pub(crate) struct Janitor {
     child: std::process::Child,
 }
 
 impl Janitor {
     /// The janitor sleeps on its stdin, whose other end only we hold.
-    fn hire(mut own: Command, what: &str, value: &std::ffi::OsStr, keeps: Stdio) -> Result<Self> {
+    pub(crate) fn hire(
+        mut own: Command,
+        what: &str,
+        value: &std::ffi::OsStr,
+        keeps: Stdio,
+    ) -> Result<Self> {
         let child = own
             .args(["janitor", what])
             .arg(value)
@@ -178,7 +183,7 @@ impl Janitor {
     }
 
     /// Ends it before its work.
-    fn dismiss(&mut self) -> Result<()> {
+    pub(crate) fn dismiss(&mut self) -> Result<()> {
         let mut stdin = self.child.stdin.take().context("the janitor has gone already")?;
         stdin.write_all(DISMISSED.as_bytes()).context("telling the janitor to go")?;
         drop(stdin);

@@ -11,19 +11,20 @@ mod remains;
 mod site;
 
 pub use control::Control;
+pub(crate) use images::workloads;
 pub use images::{HELLO, INTEROP, TOOLS};
 pub use machine::Machine;
 pub(crate) use remains::{MARK, clean};
 pub use remains::{Remains, memory, remains, shell};
-pub use site::{SITES, Site};
+pub use site::{PODS, SERVICES, SITES, Site};
 
 use crate::home::Home;
 use crate::netns::Netns;
 use crate::parts::NodeParts;
+use crate::pods::{PodCluster, Pods, reason};
 use crate::process::Process;
 use crate::{apiserver, objects};
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -36,9 +37,11 @@ pub struct Nodes {
     // Dropped in this order: nodes and programs first, then namespaces, then files.
     pub clusters: BTreeMap<&'static str, NodeCluster>,
     pub wan: Netns,
-    pub parts: NodeParts,
+    parts: NodeParts,
     /// Tars that every node is given.
     images: Vec<PathBuf>,
+    /// As scenarios on pods see it.
+    pub pods: Pods,
     pub home: Home,
 }
 
@@ -65,7 +68,15 @@ impl Nodes {
             .collect::<Result<BTreeMap<_, _>>>()?;
         let all: Vec<_> = clusters.values().map(|c| (c.site.name, &c.control.api)).collect();
         std::fs::write(home.operator(), apiserver::operator_kubeconfig(&all))?;
-        Ok(Self { clusters, wan, parts, images, home })
+        let seen = clusters.values().map(|c| (c.site.name, c.seen())).collect();
+        let pods = Pods {
+            clusters: seen,
+            isthmus: home.parts.isthmus.clone(),
+            operator: home.operator(),
+            run: home.run.clone(),
+            kubectl: parts.kubectl.clone(),
+        };
+        Ok(Self { clusters, wan, parts, images, pods, home })
     }
 
     /// Waits until every node is ready and every cluster's DNS answers; `tell` hears of each step.
@@ -93,16 +104,6 @@ impl Nodes {
         std::mem::forget(self);
         Ok(())
     }
-
-    /// A command of kubectl on a cluster.
-    pub fn kubectl(&self, cluster: &str) -> tokio::process::Command {
-        let mut command = tokio::process::Command::new(&self.parts.kubectl);
-        command.arg("--kubeconfig").arg(self.home.operator()).args(["--context", cluster]);
-        // A cache elsewhere would be left behind.
-        command.arg("--cache-dir").arg(self.home.run.join("kubectl"));
-        command.kill_on_drop(true);
-        command
-    }
 }
 
 impl NodeCluster {
@@ -115,7 +116,13 @@ impl NodeCluster {
         Ok(Self { site, machines, load_balancer, control })
     }
 
-    pub fn client(&self) -> &kube::Client {
+    /// As scenarios on pods see it.
+    fn seen(&self) -> PodCluster {
+        let client = self.control.api.client.clone();
+        PodCluster { name: self.site.name, client, balanced: self.site.balanced() }
+    }
+
+    fn client(&self) -> &kube::Client {
         &self.control.api.client
     }
 
@@ -145,7 +152,8 @@ impl NodeCluster {
             anyhow::Ok(())
         };
         tokio::try_join!(load, control).with_context(|| format!("cluster {name}"))?;
-        self.deployment_ready("kube-system", "coredns", UP_MAX)
+        self.seen()
+            .deployment_ready("kube-system", "coredns", UP_MAX)
             .await
             .with_context(|| format!("cluster {name}: its DNS"))?;
         tell(&format!("{name}: cluster DNS ready"));
@@ -187,62 +195,6 @@ impl NodeCluster {
         }
         Ok(())
     }
-
-    /// Waits until all copies of a Deployment are available, of its latest generation.
-    pub async fn deployment_ready(
-        &self,
-        namespace: &str,
-        name: &str,
-        limit: Duration,
-    ) -> Result<()> {
-        let api = objects::api(self.client(), "apps/v1", "Deployment", namespace);
-        let deadline = tokio::time::Instant::now() + limit;
-        loop {
-            let found = api.get(name).await;
-            if let Ok(object) = &found {
-                let (status, wanted) = (&object.data["status"], &object.data["spec"]["replicas"]);
-                let seen = status["observedGeneration"].as_i64() == object.metadata.generation;
-                let all = |field: &str| {
-                    status[field].as_i64().unwrap_or(0) == wanted.as_i64().unwrap_or(1)
-                };
-                if seen && all("availableReplicas") && all("updatedReplicas") && all("replicas") {
-                    return Ok(());
-                }
-            }
-            if tokio::time::Instant::now() > deadline {
-                let pods = self.pods_said(namespace).await;
-                found.with_context(|| format!("reading Deployment {namespace}/{name}"))?;
-                bail!("Deployment {namespace}/{name} is not available after {limit:?}. {pods}");
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    }
-
-    /// What keeps the pods of a namespace from being ready, in a line.
-    async fn pods_said(&self, namespace: &str) -> String {
-        let pods = objects::api(self.client(), "v1", "Pod", namespace);
-        let pods = match pods.list(&Default::default()).await {
-            Ok(pods) => pods.items,
-            Err(error) => return format!("its pods cannot be read: {error}"),
-        };
-        let said = pods.into_iter().map(|pod| {
-            let status = &pod.data["status"];
-            let containers = status["containerStatuses"].as_array().cloned().unwrap_or_default();
-            let states = containers.iter().map(|c| c["state"].to_string()).collect::<Vec<_>>();
-            let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
-            let unmet = conditions.into_iter().filter(|c| c["status"] == "False").map(reason);
-            let unmet = unmet.collect::<Vec<_>>().join(", ");
-            let name = pod.metadata.name.unwrap_or_default();
-            format!("pod {name}: {} {} {unmet}", status["phase"], states.join(" "))
-        });
-        said.collect::<Vec<_>>().join("; ")
-    }
-}
-
-/// A condition's reason and message.
-fn reason(condition: Value) -> String {
-    let text = |field: &str| condition[field].as_str().unwrap_or_default().to_owned();
-    format!("{}: {} {}", text("type"), text("reason"), text("message"))
 }
 
 /// Writes text to a file, with the folders on the way to it.

@@ -5,6 +5,7 @@ mod node;
 
 pub use node::NodeParts;
 
+use crate::peers::{Interop, interop};
 use anyhow::{Context, Result, bail, ensure};
 use kubernetes::Program;
 use std::path::{Path, PathBuf};
@@ -63,23 +64,14 @@ impl Parts {
         ] {
             program_or_install(program, package)?;
         }
-        let program = std::env::current_exe().context("the path of this program")?;
-        // Cargo puts both programs into one folder.
-        let isthmus = isthmus.unwrap_or_else(|| program.with_file_name("isthmus"));
-        let path = isthmus.display();
-        ensure!(isthmus.is_file(), "no program at {path}. Build it: cargo build -p isthmus-cli");
+        let (isthmus, own) = programs(isthmus)?;
         let server = if embedded {
             Server::Embedded
         } else {
             let etcd = asset("etcd").unwrap_or(program_or_install("etcd", "etcd-server")?);
             Server::Kube { kube_apiserver: kubernetes::program(Program::ApiServer)?, etcd }
         };
-        Ok(Self {
-            server,
-            crds: [foreign_crds()?, own_crds()?].concat(),
-            isthmus,
-            own: Own { program, verb: None },
-        })
+        Ok(Self { server, crds: [foreign_crds()?, own_crds()?].concat(), isthmus, own })
     }
 
     /// This program alone is everything, its other roles below `verb`. It needs nothing from
@@ -93,6 +85,46 @@ impl Parts {
             own: Own { program, verb: Some(verb) },
         })
     }
+}
+
+/// The programs that scenarios on pods need beside the clusters, whoever makes these.
+#[derive(Debug, Clone)]
+pub struct PodParts {
+    /// The program under test.
+    pub isthmus: PathBuf,
+    pub own: Own,
+    pub kubectl: PathBuf,
+    pub busybox: PathBuf,
+    pub curl: PathBuf,
+    pub interop: Interop,
+}
+
+impl PodParts {
+    /// Finds each; installs or builds what is missing. kubectl is taken from PATH, else built.
+    pub fn ready(isthmus: Option<PathBuf>) -> Result<Self> {
+        let (isthmus, own) = programs(isthmus)?;
+        Ok(Self {
+            isthmus,
+            own,
+            kubectl: match on_path("kubectl") {
+                Some(path) => path,
+                None => kubernetes::program(Program::Kubectl)?,
+            },
+            busybox: program_or_install("busybox", "busybox-static")?,
+            curl: program_or_install("curl", "curl")?,
+            interop: interop()?,
+        })
+    }
+}
+
+/// The program under test, and this one.
+fn programs(isthmus: Option<PathBuf>) -> Result<(PathBuf, Own)> {
+    let program = std::env::current_exe().context("the path of this program")?;
+    // Cargo puts both programs into one folder.
+    let isthmus = isthmus.unwrap_or_else(|| program.with_file_name("isthmus"));
+    let path = isthmus.display();
+    ensure!(isthmus.is_file(), "no program at {path}. Build it: cargo build -p isthmus-cli");
+    Ok((isthmus, Own { program, verb: None }))
 }
 
 /// What our programs write or need where nothing can be fetched: the makers' own files.

@@ -3,6 +3,7 @@
 
 use crate::parts::cache;
 use anyhow::{Context, Result, ensure};
+use nix::fcntl::{Flock, FlockArg};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,6 +11,9 @@ use std::process::Command;
 const GRPC: &str = "v1.85.0";
 /// The conformance suite of HTTP/2 servers, 146 cases.
 const H2SPEC: &str = "v2.2.1+incompatible";
+
+/// The language of our own programs.
+const GO: &str = "1.25.0";
 
 /// The cases that need nothing but a server; the others need Google's credentials, or are about
 /// client-side balancing.
@@ -48,24 +52,53 @@ pub fn interop() -> Result<Interop> {
 
 /// A grpc-go client that is its own xDS proxy (`go/xds_client.go`), built the first time.
 pub fn xds_client() -> Result<PathBuf> {
-    let source = include_str!("../go/xds_client.go");
-    let folder = cache()?.join(format!("build/xds-client-{GRPC}"));
-    let (program, main) = (folder.join("xds-client"), folder.join("main.go"));
-    // Another source is another program.
-    if program.is_file() && std::fs::read_to_string(&main).is_ok_and(|built| built == source) {
-        return Ok(program);
+    Own {
+        name: "xds-client",
+        about: "a gRPC client without a proxy",
+        source: include_str!("../go/xds_client.go"),
+        module: "isthmus/xds-client",
+        requires: ("google.golang.org/grpc", GRPC),
     }
-    eprintln!("building a gRPC client without a proxy");
-    std::fs::create_dir_all(&folder)?;
-    // A build that is cut short leaves no program beside the new source.
-    let _ = std::fs::remove_file(&program);
-    std::fs::write(main, source)?;
-    let plan = format!("module isthmus/xds-client\n\nrequire google.golang.org/grpc {GRPC}\n");
-    std::fs::write(folder.join("go.mod"), plan)?;
-    go(&folder, &["mod", "tidy"])?;
-    go(&folder, &["build", "-o", "new", "."])?;
-    std::fs::rename(folder.join("new"), &program)?;
-    Ok(program)
+    .built()
+}
+
+/// A program of our own over a Go module of others.
+pub(crate) struct Own {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) source: &'static str,
+    /// Its module's path.
+    pub(crate) module: &'static str,
+    /// Path and version of the other module.
+    pub(crate) requires: (&'static str, &'static str),
+}
+
+impl Own {
+    /// Where it is; built the first time, and anew for another source.
+    pub(crate) fn built(&self) -> Result<PathBuf> {
+        let Self { name, source, module, requires: (path, version), .. } = self;
+        let folder = cache()?.join(format!("build/{name}-{version}"));
+        let (program, main) = (folder.join(name), folder.join("main.go"));
+        std::fs::create_dir_all(&folder)?;
+        // Tests ask for the same one at once.
+        let lock = std::fs::File::create(folder.join("lock"))?;
+        let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
+        if program.is_file() && std::fs::read_to_string(&main).is_ok_and(|built| built == *source) {
+            return Ok(program);
+        }
+        eprintln!("building {}", self.about);
+        // A build that is cut short leaves no program beside the new source.
+        let _ = std::fs::remove_file(&program);
+        std::fs::write(main, source)?;
+        // From 1.17 on go looks only at modules that are needed, not at all that these name in turn; so it
+        // does while it builds (`-mod=mod`), and `go mod tidy` does not.
+        let plan = format!("module {module}\n\ngo {GO}\n\nrequire {path} {version}\n");
+        std::fs::write(folder.join("go.mod"), plan)?;
+        let _ = std::fs::remove_file(folder.join("go.sum"));
+        go(&folder, &["build", "-o", "new", "."])?;
+        std::fs::rename(folder.join("new"), &program)?;
+        Ok(program)
+    }
 }
 
 fn go(folder: &Path, args: &[&str]) -> Result<()> {

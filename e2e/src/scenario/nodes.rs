@@ -13,10 +13,11 @@ mod rollouts;
 mod shop;
 mod uninstall;
 
-use super::broken;
-use anyhow::{Context, Result, bail, ensure};
-use fleet::nodes::{NodeCluster, Nodes};
+use super::{Driver, broken};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use fleet::nodes::Nodes;
 use fleet::objects;
+use fleet::pods::{PodCluster, Pods};
 use fleet::verdict::{Record, Verdict};
 use futures::future::LocalBoxFuture;
 use std::time::Duration;
@@ -24,44 +25,96 @@ use std::time::Duration;
 /// One scenario on nodes.
 pub struct Scenario {
     pub name: &'static str,
+    /// The weakest that can prove it: [`Driver::Kind`] where pods are all it needs.
+    pub driver: Driver,
     pub about: &'static str,
-    run: for<'a> fn(&'a Stage<'a>) -> LocalBoxFuture<'a, Result<()>>,
+    run: Run,
+}
+
+/// What a scenario takes, and so what it needs.
+enum Run {
+    /// Pods, on whoever's nodes.
+    OnPods(for<'a> fn(&'a Stage<'a>) -> LocalBoxFuture<'a, Result<()>>),
+    /// Machines and processes of ours too, which it stops.
+    OnMachines(for<'a> fn(&'a Stage<'a>, &'a Nodes) -> LocalBoxFuture<'a, Result<()>>),
+}
+
+macro_rules! run {
+    (Kind $run:path) => {
+        Run::OnPods(|stage| Box::pin($run(stage)))
+    };
+    (Nodes $run:path) => {
+        Run::OnMachines(|stage, nodes| Box::pin($run(stage, nodes)))
+    };
 }
 
 macro_rules! scenarios {
-    ($($name:literal $run:path: $about:literal;)*) => {
+    ($($name:literal $driver:ident $run:path: $about:literal;)*) => {
         /// All of them, in the order in which `all` runs them.
         pub const ALL: &[Scenario] = &[$(Scenario {
             name: $name,
+            driver: Driver::$driver,
             about: $about,
-            run: |stage| Box::pin($run(stage)),
+            run: run!($driver $run),
         }),*];
     };
 }
 
 scenarios! {
-    "plain-pods" plain_pods::plain_pods:
+    "plain-pods" Kind plain_pods::plain_pods:
         "a Deployment, its Service, DNS, exec, logs, a load balancer, a token: no mesh yet";
-    "real-pods" real_pods::real_pods:
+    "real-pods" Kind real_pods::real_pods:
         "install, link, export, and a Deployment's pod calls a name across clusters";
-    "pod-traffic" pod_traffic::pod_traffic:
+    "pod-traffic" Kind pod_traffic::pod_traffic:
         "long bodies, HTTP/2, WebSocket and servers that speak first, from pod to pod";
-    "pod-faults" pod_faults::pod_faults:
-        "a gateway pod dies, west's API server hangs for 2 minutes, east has no control plane";
-    "pod-mistakes" pod_mistakes::pod_mistakes:
-        "what people do wrong with pods, labels, webhook and addresses: check and why name it";
-    "one-way" one_way::one_way:
+    "pod-faults" Kind pod_faults::pod_faults:
+        "a gateway pod dies, east has no control plane";
+    "pod-api-hangs" Nodes pod_faults::api_hangs:
+        "west's API server hangs for 2 minutes";
+    "pod-mistakes" Kind pod_mistakes::pod_mistakes:
+        "what people do wrong with pods, labels, webhook and addresses: check, status and why name it";
+    "one-way" Nodes one_way::one_way:
         "a gateway's port is closed for one cluster alone: status says so, calls go elsewhere";
-    "overhead" overhead::overhead:
+    "overhead" Kind overhead::overhead:
         "memory and processor time of a pod's sidecar, idle and at 100 requests a second";
-    "dns-patch" dns_patch::dns_patch:
+    "dns-patch" Kind dns_patch::dns_patch:
         "pods without a sidecar ask CoreDNS for the mesh's names; and all of it undone";
-    "rollouts" rollouts::rollouts:
+    "rollouts" Kind rollouts::rollouts:
         "the service, its gateway and control planes are rolled out anew under load";
-    "uninstall" uninstall::uninstall:
+    "uninstall" Kind uninstall::uninstall:
         "everything out of three clusters again, while users' own objects stay";
-    "node-faults" node_faults::node_faults:
+    "node-faults" Nodes node_faults::node_faults:
         "a node in a black hole, and one whose power fails: noticed, and whole again";
+}
+
+/// The scenarios of these names on `driver`, `all` for every one that it can prove; why not, where one
+/// is of another driver, or of none.
+pub fn choose(names: &[String], driver: Driver) -> Result<Vec<&'static Scenario>> {
+    let mut chosen = vec![];
+    for name in names {
+        let elsewhere = super::ALL.iter().any(|scenario| scenario.name == name);
+        ensure!(!elsewhere, "{name} runs its workloads as processes: leave --driver out");
+        let named = ALL.iter().filter(|s| name == "all" || name == s.name).collect::<Vec<_>>();
+        ensure!(!named.is_empty(), "there is no scenario `{name}`; --list names them");
+        let able = named.iter().filter(|scenario| scenario.driver <= driver);
+        let before = chosen.len();
+        chosen.extend(able);
+        ensure!(
+            chosen.len() > before,
+            "{name} stops machines or programs of the clusters themselves, which only those of our \
+             own making let it: --driver nodes"
+        );
+    }
+    Ok(chosen)
+}
+
+/// Whose nodes scenarios are played on.
+#[derive(Clone, Copy)]
+pub enum On<'a> {
+    /// Machines of our making.
+    Machines(&'a Nodes),
+    /// Somebody else's.
+    Pods(&'a Pods),
 }
 
 /// What commands about all of the clusters are told.
@@ -74,16 +127,24 @@ const READY: Duration = Duration::from_secs(120);
 
 /// What a scenario sees of the run.
 pub struct Stage<'a> {
-    pub fleet: &'a Nodes,
+    pub pods: &'a Pods,
     name: &'static str,
     verdicts: std::sync::Mutex<Vec<Verdict>>,
 }
 
 /// Runs one scenario and hands back what it judged.
-pub async fn play(fleet: &Nodes, scenario: &Scenario) -> Vec<Verdict> {
+pub async fn play(on: On<'_>, scenario: &Scenario) -> Vec<Verdict> {
     println!("\n== {}: {}", scenario.name, scenario.about);
-    let stage = Stage { fleet, name: scenario.name, verdicts: Default::default() };
-    let end = (scenario.run)(&stage).await;
+    let pods = match on {
+        On::Machines(nodes) => &nodes.pods,
+        On::Pods(pods) => pods,
+    };
+    let stage = Stage { pods, name: scenario.name, verdicts: Default::default() };
+    let end = match (&scenario.run, on) {
+        (Run::OnPods(run), _) => run(&stage).await,
+        (Run::OnMachines(run), On::Machines(nodes)) => run(&stage, nodes).await,
+        (Run::OnMachines(_), On::Pods(_)) => Err(anyhow!("it needs --driver nodes")),
+    };
     let mut verdicts = stage.verdicts.into_inner().expect("no holder panics");
     verdicts.extend(end.err().map(|error| broken(scenario.name, &error)));
     verdicts
@@ -104,9 +165,9 @@ impl Stage<'_> {
 
     /// What `isthmus` prints, as an operator calls it; its complaint where it fails.
     pub async fn isthmus(&self, args: &[&str]) -> Result<String> {
-        let out = tokio::process::Command::new(&self.fleet.home.parts.isthmus)
+        let out = tokio::process::Command::new(&self.pods.isthmus)
             .args(args)
-            .env("KUBECONFIG", self.fleet.home.operator())
+            .env("KUBECONFIG", &self.pods.operator)
             .kill_on_drop(true)
             .output()
             .await?;
@@ -118,7 +179,7 @@ impl Stage<'_> {
 
     /// Installs the mesh in all clusters, with a trust that is made the first time; what it says.
     async fn install(&self) -> Result<String> {
-        let run = &self.fleet.home.run;
+        let run = &self.pods.run;
         let (trust, passphrase) = (run.join("trust"), run.join("passphrase"));
         let made = trust.exists();
         std::fs::write(&passphrase, "correct horse battery staple\n")?;
@@ -134,9 +195,9 @@ impl Stage<'_> {
 
     /// Links all clusters with each other.
     async fn link(&self) -> Result<String> {
-        let path = self.fleet.home.run.join("fleet.yaml");
+        let path = self.pods.run.join("fleet.yaml");
         let mut text = "clusters:\n".to_owned();
-        for name in self.fleet.clusters.keys() {
+        for name in self.pods.clusters.keys() {
             text.push_str(&format!("- {{name: {name}}}\n"));
         }
         std::fs::write(&path, text)?;
@@ -168,8 +229,8 @@ impl Stage<'_> {
     async fn in_use(&self, copies: [u32; 3]) -> Result<()> {
         self.install().await?;
         for (name, copies) in ["east", "west", "north"].into_iter().zip(copies) {
-            let cluster = self.fleet.cluster(name);
-            objects::apply_yaml(cluster.client(), &shop::manifests(name, copies)).await?;
+            let cluster = self.pods.cluster(name);
+            objects::apply_yaml(&cluster.client, &shop::manifests(name, copies)).await?;
             cluster.deployment_ready("shop", "hello", READY).await?;
         }
         self.link().await?;
@@ -181,13 +242,13 @@ impl Stage<'_> {
 
     /// Takes the namespace of the workloads out of all clusters.
     async fn shop_gone(&self) -> Result<()> {
-        let clusters = self.fleet.clusters.values().map(|cluster| gone(cluster, "shop"));
+        let clusters = self.pods.clusters.values().map(|cluster| gone(cluster, "shop"));
         futures::future::try_join_all(clusters).await.map(|_| ())
     }
 
     /// What kubectl prints; its complaint where it fails.
     pub async fn kubectl(&self, cluster: &str, args: &[&str]) -> Result<String> {
-        let out = self.fleet.kubectl(cluster).args(args).output().await?;
+        let out = self.pods.kubectl(cluster).args(args).output().await?;
         if !out.status.success() {
             let said = String::from_utf8_lossy(&out.stderr);
             bail!("kubectl {}: {}", args.join(" "), said.trim());
@@ -215,9 +276,9 @@ async fn until<T>(
 }
 
 /// Deletes a scenario's namespace and waits until it is gone.
-async fn gone(cluster: &NodeCluster, namespace: &str) -> Result<()> {
+async fn gone(cluster: &PodCluster, namespace: &str) -> Result<()> {
     const GONE: Duration = Duration::from_secs(90);
-    let namespaces = objects::api(cluster.client(), "v1", "Namespace", "");
+    let namespaces = objects::api(&cluster.client, "v1", "Namespace", "");
     namespaces.delete(namespace, &Default::default()).await?;
     until(GONE, "deleting a namespace", async || {
         let found = namespaces.get_opt(namespace).await?;

@@ -1,9 +1,9 @@
-//! Images of every node: the sandbox's, the cluster DNS's, two workloads', and one with a shell.
+//! Images of every node: the sandbox's, the cluster DNS's, two workloads', one with a shell, and the mesh's.
 
 use crate::image::programs::{self, strip};
 use crate::image::{File, Image, libraries, write_oci};
 use crate::parts::NodeParts;
-use crate::peers::interop;
+use crate::peers::Interop;
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,35 +21,51 @@ pub const INTEROP: &str = "docker.io/library/interop:fleet";
 
 /// Writes them all to `dir`; their paths. `own` is the program that plays the workload.
 pub(super) fn write(parts: &NodeParts, own: &Path, dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut pause = Image::of_program(PAUSE, &parts.busybox, "/bin/busybox")?;
+    pause.entrypoint.extend(["sleep".into(), "infinity".into()]);
+    let coredns = Image::of_program(COREDNS, &parts.coredns, "/coredns")?;
+    let mut paths = tars(&[pause, coredns], dir)?;
+    paths.extend(workloads(&parts.busybox, &parts.curl, &parts.interop, own, dir)?);
+    Ok(paths)
+}
+
+/// Writes those that scenarios on pods run, and the mesh's, for whoever's nodes.
+pub(crate) fn workloads(
+    busybox: &Path,
+    curl: &Path,
+    peers: &Interop,
+    own: &Path,
+    dir: &Path,
+) -> Result<Vec<PathBuf>> {
     std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     let stripped = dir.join("hello");
     strip(own, &stripped)?;
     let mut hello = Image::of_program(HELLO, &stripped, "/usr/bin/isthmus-e2e")?;
     hello.entrypoint.push("hello".into());
-    let mut pause = Image::of_program(PAUSE, &parts.busybox, "/bin/busybox")?;
-    pause.entrypoint.extend(["sleep".into(), "infinity".into()]);
-    let mut tools = Image::of_program(TOOLS, &parts.busybox, "/bin/busybox")?;
-    tools.files.extend(applets(&parts.busybox)?);
-    tools.files.push(program(&parts.curl, "/usr/bin/curl")?);
-    tools.files.extend(libraries(&parts.curl)?);
+    let mut tools = Image::of_program(TOOLS, busybox, "/bin/busybox")?;
+    tools.files.extend(applets(busybox)?);
+    tools.files.push(program(curl, "/usr/bin/curl")?);
+    tools.files.extend(libraries(curl)?);
     tools.entrypoint = vec!["/bin/sh".into()];
     tools.env.push(("PATH".into(), "/usr/bin:/bin".into()));
-    let coredns = Image::of_program(COREDNS, &parts.coredns, "/coredns")?;
-    let peers = interop()?;
     let mut interop = Image::of_program(INTEROP, &peers.server, "/usr/bin/interop-server")?;
     interop.files.push(program(&peers.client, "/usr/bin/interop-client")?);
     interop.files.extend(libraries(&peers.client)?);
     let built = std::env::current_exe().context("the path of this program")?;
     let built = built.parent().context("a program lies in a folder")?;
     let mesh = programs::of_mesh(built, env!("CARGO_PKG_VERSION"), dir)?;
-    let images = [pause, coredns, tools, hello, interop].into_iter().chain(mesh);
-    images
-        .map(|image| {
-            let path = programs::tar(dir, &image);
-            write_oci(&image, &path)?;
-            Ok(path)
-        })
-        .collect()
+    tars(&[&[tools, hello, interop][..], &mesh].concat(), dir)
+}
+
+/// Writes each as a tar.
+fn tars(images: &[Image], dir: &Path) -> Result<Vec<PathBuf>> {
+    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    let written = images.iter().map(|image| {
+        let path = programs::tar(dir, image);
+        write_oci(image, &path)?;
+        Ok(path)
+    });
+    written.collect()
 }
 
 fn program(from: &Path, at: &str) -> Result<File> {

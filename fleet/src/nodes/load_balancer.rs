@@ -10,10 +10,11 @@ use anyhow::{Context, Result, ensure};
 use kube::core::DynamicObject;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
+use tokio::process::Command;
 
 /// How it is started.
 #[derive(Debug, clap::Args)]
@@ -28,12 +29,39 @@ pub struct Options {
     last: Ipv4Addr,
     /// A node and its network namespace, `NAME=NAMESPACE`; the first ready one owns all addresses.
     #[arg(long = "node", value_parser = pair)]
-    nodes: Vec<(String, String)>,
+    nodes: Vec<(String, Host)>,
 }
 
-fn pair(text: &str) -> Result<(String, String), String> {
-    let both = text.split_once('=').map(|(name, netns)| (name.to_owned(), netns.to_owned()));
+fn pair(text: &str) -> Result<(String, Host), String> {
+    let both = text.split_once('=');
+    let both = both.map(|(name, netns)| (name.to_owned(), Host::Netns(netns.to_owned())));
     both.ok_or_else(|| format!("`{text}` is not NAME=NAMESPACE"))
+}
+
+/// Whose interface a node's addresses are at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Host {
+    /// Of a network namespace of this machine.
+    Netns(String),
+    /// Of a container in Docker.
+    Container { docker: PathBuf, name: String },
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Netns(name) | Self::Container { name, .. } => f.write_str(name),
+        }
+    }
+}
+
+/// What a cluster's load balancer gives, and where.
+#[derive(Debug, Clone)]
+pub(crate) struct Range {
+    pub(crate) first: Ipv4Addr,
+    pub(crate) last: Ipv4Addr,
+    /// Nodes by their names; the first ready one owns all addresses.
+    pub(crate) nodes: Vec<(String, Host)>,
 }
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -61,10 +89,16 @@ pub async fn run(options: Options) -> Result<()> {
     let config = kube::config::Kubeconfig::from_yaml(&text)?;
     let config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await?;
     let client = kube::Client::try_from(config)?;
+    let Options { first, last, nodes, .. } = options;
+    serve(&Range { first, last, nodes }, &client, |said| println!("{said}")).await
+}
+
+/// As [`run`], of a cluster whose client is there already; `tell` hears who has which address.
+pub(crate) async fn serve(range: &Range, client: &kube::Client, tell: impl Fn(&str)) -> Result<()> {
     let mut owned = BTreeMap::new();
     let mut said = String::new();
     loop {
-        if let Err(error) = look(&options, &client, &mut owned).await {
+        if let Err(error) = look(range, client, &mut owned, &tell).await {
             let error = format!("{error:#}");
             if said != error {
                 eprintln!("{error}");
@@ -77,22 +111,23 @@ pub async fn run(options: Options) -> Result<()> {
 
 /// One look: tells Services their addresses, and nodes what they own.
 async fn look(
-    options: &Options,
+    range: &Range,
     client: &kube::Client,
-    owned: &mut BTreeMap<Ipv4Addr, String>,
+    owned: &mut BTreeMap<Ipv4Addr, Host>,
+    tell: &impl Fn(&str),
 ) -> Result<()> {
     let services = objects::api(client, "v1", "Service", "").list(&Default::default()).await?.items;
     let nodes = objects::api(client, "v1", "Node", "").list(&Default::default()).await?.items;
     let wants: Vec<Want> = services.iter().filter_map(Want::of).collect();
-    let given = give(&wants, options.first, options.last);
+    let given = give(&wants, range.first, range.last);
     let ready: Vec<&str> = nodes.iter().filter(|node| is_ready(node)).map(name).collect();
-    let owner = options.nodes.iter().find(|(node, _)| ready.contains(&node.as_str()));
-    let (_, netns) = owner.or_else(|| options.nodes.first()).context("the cluster has no node")?;
+    let owner = range.nodes.iter().find(|(node, _)| ready.contains(&node.as_str()));
+    let (_, host) = owner.or_else(|| range.nodes.first()).context("the cluster has no node")?;
     // First who owns it, then who is told.
     let wanted: BTreeSet<Ipv4Addr> = given.iter().flatten().copied().collect();
     for (address, holder) in owned.clone() {
-        if !wanted.contains(&address) || holder != *netns {
-            ip(&holder, &["addr", "del", &format!("{address}/32"), "dev", "eth0"])?;
+        if !wanted.contains(&address) || holder != *host {
+            ip(&holder, &["addr", "del", &format!("{address}/32"), "dev", "eth0"]).await?;
             owned.remove(&address);
         }
     }
@@ -100,10 +135,10 @@ async fn look(
         if owned.contains_key(&address) {
             continue;
         }
-        ip(netns, &["addr", "replace", &format!("{address}/32"), "dev", "eth0"])?;
-        announce(netns, address);
-        println!("{address} is of {netns}");
-        owned.insert(address, netns.clone());
+        ip(host, &["addr", "replace", &format!("{address}/32"), "dev", "eth0"]).await?;
+        announce(host, address).await;
+        tell(&format!("{address} is of {host}"));
+        owned.insert(address, host.clone());
     }
     for (want, address) in wants.iter().zip(given) {
         if address == want.has {
@@ -182,21 +217,43 @@ fn is_ready(node: &DynamicObject) -> bool {
     conditions.is_some_and(|all| all.iter().any(ready))
 }
 
-fn ip(netns: &str, args: &[&str]) -> Result<()> {
-    let out = Command::new("ip").args(["-n", netns]).args(args).output().context("starting ip")?;
+/// So long a change of an address may take.
+const IP_MAX: Duration = Duration::from_secs(20);
+
+async fn ip(host: &Host, args: &[&str]) -> Result<()> {
+    let mut command = match host {
+        Host::Netns(name) => {
+            let mut command = Command::new("ip");
+            command.args(["-n", name]);
+            command
+        }
+        Host::Container { docker, name } => {
+            let mut command = Command::new(docker);
+            command.args(["exec", name, "ip"]);
+            command
+        }
+    };
+    let done = command.args(args).kill_on_drop(true).output();
+    let what = args.join(" ");
+    let out = tokio::time::timeout(IP_MAX, done)
+        .await
+        .with_context(|| format!("{host}: `ip {what}` did not end in {IP_MAX:?}"))?
+        .with_context(|| format!("{host}: starting `ip {what}`"))?;
     let said = String::from_utf8_lossy(&out.stderr);
-    ensure!(out.status.success(), "ip -n {netns} {}: {}", args.join(" "), said.trim());
+    ensure!(out.status.success(), "{host}: ip {what}: {}", said.trim());
     Ok(())
 }
 
-/// Tells the WAN who has the address now; without it neighbours find out when their entry ages.
-fn announce(netns: &str, address: Ipv4Addr) {
+/// Tells the WAN who has the address now; without it neighbours find out when their entry ages. A
+/// cluster of one container need not: its addresses never move.
+async fn announce(host: &Host, address: Ipv4Addr) {
+    let Host::Netns(netns) = host else { return };
     let said = Command::new("nsenter")
         .arg(format!("--net=/run/netns/{netns}"))
         .args(["busybox", "arping", "-U", "-c", "1", "-w", "1", "-I", "eth0"])
         .arg(address.to_string())
         .output();
-    if let Err(error) = said {
+    if let Err(error) = said.await {
         eprintln!("{address} is not announced: {error}");
     }
 }

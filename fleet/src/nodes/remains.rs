@@ -60,7 +60,7 @@ pub fn shell(prefix: &str) -> Command {
         .arg("--")
         .env("KUBECONFIG", crate::home::operator(&run))
         // kubectl's cache would be left in the home folder.
-        .env("KUBECACHEDIR", run.join("kubectl"))
+        .env("KUBECACHEDIR", crate::pods::cache(&run))
         .env("PATH", std::env::join_paths(paths).unwrap_or(path));
     command
 }

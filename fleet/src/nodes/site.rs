@@ -3,11 +3,11 @@
 use std::net::Ipv4Addr;
 
 /// Pods of every cluster.
-pub(super) const PODS: &str = "10.244.0.0/16";
+pub const PODS: &str = "10.244.0.0/16";
 /// Address of every cluster's DNS.
 pub(super) const DNS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 /// Services of every cluster.
-pub(super) const SERVICES: &str = "10.96.0.0/16";
+pub const SERVICES: &str = "10.96.0.0/16";
 
 /// One cluster as it is to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use super::kubernetes::{self, Program};
 use super::{cache, module, program_or_install, run};
+use crate::peers::{Interop, interop};
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -31,6 +32,8 @@ pub struct NodeParts {
     pub coredns: PathBuf,
     pub busybox: PathBuf,
     pub curl: PathBuf,
+    /// Built before there is a fleet, whose network has no way out.
+    pub interop: Interop,
 }
 
 impl NodeParts {
@@ -68,6 +71,7 @@ impl NodeParts {
             coredns: coredns()?,
             busybox,
             curl,
+            interop: interop()?,
         })
     }
 }

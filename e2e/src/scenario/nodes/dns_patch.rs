@@ -16,18 +16,18 @@ const COREFILE: [&str; 7] =
 
 pub(super) async fn dns_patch(stage: &Stage<'_>) -> Result<()> {
     stage.install().await?;
-    for cluster in stage.fleet.clusters.values() {
-        let copies = u32::from(cluster.site.name == "west");
+    for cluster in stage.pods.clusters.values() {
+        let copies = u32::from(cluster.name == "west");
         // The webhook passes over this one.
         let plain = shell("plain", ", sidecar.istio.io/inject: \"false\"");
-        let text = manifests(cluster.site.name, copies) + &plain;
-        objects::apply_yaml(cluster.client(), &text).await?;
+        let text = manifests(cluster.name, copies) + &plain;
+        objects::apply_yaml(&cluster.client, &text).await?;
     }
     stage.link().await?;
     stage.isthmus(&["export", "svc/hello", "-n", "shop", "--context", "west"]).await?;
     stage.isthmus(&["export", "svc/exact", "-n", "shop", "--context", "east"]).await?;
     for cluster in ["east", "west"] {
-        stage.fleet.cluster(cluster).deployment_ready("shop", "plain", READ).await?;
+        stage.pods.cluster(cluster).deployment_ready("shop", "plain", READ).await?;
     }
     // What CoreDNS was told before a run that was broken off.
     stage.isthmus(&[&["dns", "unpatch"][..], &ALL_CLUSTERS].concat()).await?;

@@ -2,7 +2,8 @@
 
 use super::{Stage, until};
 use anyhow::{Context, Result, ensure};
-use fleet::nodes::{HELLO, NodeCluster};
+use fleet::nodes::{HELLO, Nodes};
+use fleet::pods::PodCluster;
 use fleet::{load, objects};
 use std::time::{Duration, Instant};
 
@@ -14,10 +15,10 @@ const WELL: Duration = Duration::from_secs(45);
 /// From power to answers: the runtime, the kubelet, every pod's sandbox anew.
 const BOOTED: Duration = Duration::from_secs(90);
 
-pub(super) async fn node_faults(stage: &Stage<'_>) -> Result<()> {
-    let cluster = stage.fleet.cluster("west");
-    let machine = cluster.machines.first().context("west has no node")?;
-    objects::apply_yaml(cluster.client(), &manifests()).await?;
+pub(super) async fn node_faults(stage: &Stage<'_>, nodes: &Nodes) -> Result<()> {
+    let cluster = stage.pods.cluster("west");
+    let machine = nodes.cluster("west").machines.first().context("west has no node")?;
+    objects::apply_yaml(&cluster.client, &manifests()).await?;
     cluster.deployment_ready("faults", "hello", BOOTED).await?;
     let url = format!("http://{}/", address(cluster).await?);
     let answers = async || load::get(&url, None, Duration::from_secs(2)).await;
@@ -63,8 +64,8 @@ pub(super) async fn node_faults(stage: &Stage<'_>) -> Result<()> {
 }
 
 /// Whether the API server's word on a node is `wanted`; an error where it is not.
-async fn ready(cluster: &NodeCluster, node: &str, wanted: bool) -> Result<()> {
-    let node = objects::api(cluster.client(), "v1", "Node", "").get(node).await?;
+async fn ready(cluster: &PodCluster, node: &str, wanted: bool) -> Result<()> {
+    let node = objects::api(&cluster.client, "v1", "Node", "").get(node).await?;
     let conditions = node.data["status"]["conditions"].as_array();
     let condition = conditions.and_then(|all| all.iter().find(|c| c["type"] == "Ready"));
     let status = &condition.context("the node has no condition Ready")?["status"];
@@ -72,8 +73,8 @@ async fn ready(cluster: &NodeCluster, node: &str, wanted: bool) -> Result<()> {
     Ok(())
 }
 
-async fn address(cluster: &NodeCluster) -> Result<String> {
-    let services = objects::api(cluster.client(), "v1", "Service", "faults");
+async fn address(cluster: &PodCluster) -> Result<String> {
+    let services = objects::api(&cluster.client, "v1", "Service", "faults");
     until(BOOTED, "the address of the load balancer", async || {
         let service = services.get("hello").await?;
         let ingress = service.data["status"]["loadBalancer"]["ingress"][0]["ip"].as_str();

@@ -4,6 +4,7 @@
 use super::pod_mistakes::{check, find, sentence, silent, status};
 use super::{HOST, Stage, until};
 use anyhow::Context;
+use fleet::nodes::Nodes;
 use fleet::verdict::{Kind, figures};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,13 +12,13 @@ use std::time::Duration;
 /// A round of knocking every 10 s, and what reads it.
 const NAMED: Duration = Duration::from_secs(60);
 
-pub(super) async fn one_way(stage: &Stage<'_>) -> anyhow::Result<()> {
+pub(super) async fn one_way(stage: &Stage<'_>, nodes: &Nodes) -> anyhow::Result<()> {
     stage.in_use([1, 1, 1]).await?;
     let path = "jsonpath={.status.loadBalancer.ingress[0].ip}";
     let get = ["-n", "isthmus-system", "get", "service", "isthmus-eastwestgateway", "-o", path];
     let shut = format!("{}:15443", stage.kubectl("west", &get).await?);
     let to: SocketAddr = shut.parse().with_context(|| format!("west's gateway is at {shut:?}"))?;
-    let machine = stage.fleet.cluster("east").machines.first().context("east has no node")?;
+    let machine = nodes.cluster("east").machines.first().context("east has no node")?;
     machine.shut_to(to)?;
     let words = ["east->west", "GatewaysReachable=False", "ISM2407", &shut, "Fix: open the way"];
     let said = until(NAMED, "status naming the way", async || {

@@ -77,10 +77,11 @@ fn spent(before: &Sample, after: &Sample) -> Result<Spent> {
 /// Of hello's sidecar in each cluster.
 async fn samples(stage: &Stage<'_>) -> Result<Vec<Sample>> {
     let mut all = vec![];
-    for (name, cluster) in &stage.fleet.clusters {
+    for name in stage.pods.clusters.keys() {
         let mut text = String::new();
-        for machine in &cluster.machines {
-            let path = format!("/api/v1/nodes/{}/proxy/metrics/resource", machine.name);
+        let nodes = ["get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"];
+        for node in stage.kubectl(name, &nodes).await?.split_whitespace() {
+            let path = format!("/api/v1/nodes/{node}/proxy/metrics/resource");
             text.push_str(&stage.kubectl(name, &["get", "--raw", &path]).await?);
         }
         let sample = sample(name, &text);

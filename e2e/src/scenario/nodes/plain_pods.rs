@@ -3,10 +3,11 @@
 use super::{Stage, gone, until};
 use anyhow::{Context, Result};
 use fleet::hello::Answer;
-use fleet::nodes::{HELLO, NodeCluster, TOOLS};
+use fleet::nodes::{HELLO, TOOLS};
+use fleet::pods::PodCluster;
 use fleet::{load, objects};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -24,28 +25,33 @@ struct Seen {
 }
 
 pub(super) async fn plain_pods(stage: &Stage<'_>) -> Result<()> {
-    let all = stage.fleet.clusters.values().map(async |cluster| {
-        let name = cluster.site.name;
+    let all = stage.pods.clusters.values().map(async |cluster| {
+        let name = cluster.name;
         let seen = look(stage, cluster).await.with_context(|| format!("cluster {name}"))?;
         anyhow::Ok((name, seen))
     });
     let seen: BTreeMap<_, _> = futures::future::try_join_all(all).await?.into_iter().collect();
     for (name, seen) in &seen {
-        judge(stage, name, seen);
+        judge(stage, stage.pods.cluster(name), seen);
     }
     let ranges: Vec<_> =
         seen.iter().map(|(name, seen)| format!("{name}: {:?}", seen.pods)).collect();
-    let inside = |address: &Ipv4Addr| address.octets()[..3] == [10, 244, 1];
+    // Each cluster has one node, which has a part of the range of all pods: the same one in each.
+    let part = |address: &Ipv4Addr| address.octets()[..3].to_vec();
+    let parts: BTreeSet<_> = seen.values().flat_map(|seen| seen.pods.values().map(part)).collect();
     stage.judge(
         "pods of all clusters have addresses of one range",
         &ranges.join("; "),
-        seen.values().all(|seen| !seen.pods.is_empty() && seen.pods.values().all(inside)),
+        seen.values().all(|seen| !seen.pods.is_empty())
+            && parts.len() == 1
+            && parts.iter().all(|part| part[..2] == [10, 244]),
     );
-    let gone = stage.fleet.clusters.values().map(|cluster| gone(cluster, "shop"));
+    let gone = stage.pods.clusters.values().map(|cluster| gone(cluster, "shop"));
     futures::future::try_join_all(gone).await.map(|_| ())
 }
 
-fn judge(stage: &Stage<'_>, name: &str, seen: &Seen) {
+fn judge(stage: &Stage<'_>, whose: &PodCluster, seen: &Seen) {
+    let (name, (first, last)) = (whose.name, whose.balanced);
     let Answer { cluster, pod, peer, .. } = &seen.by_name;
     stage.judge(
         &format!(
@@ -68,7 +74,7 @@ fn judge(stage: &Stage<'_>, name: &str, seen: &Seen) {
     stage.judge(
         &format!("{name}: a Service of type LoadBalancer answers from the WAN"),
         &format!("{} is {cluster}/{pod}", seen.address),
-        cluster == name && seen.address.octets()[..2] == [198, 18],
+        cluster == name && (first..=last).contains(&seen.address),
     );
     let (status, user) = (&seen.token["status"], &seen.token["status"]["user"]);
     let pod = &user["extra"]["authentication.kubernetes.io/pod-name"][0];
@@ -82,8 +88,8 @@ fn judge(stage: &Stage<'_>, name: &str, seen: &Seen) {
     );
 }
 
-async fn look(stage: &Stage<'_>, cluster: &NodeCluster) -> Result<Seen> {
-    let (name, client) = (cluster.site.name, cluster.client());
+async fn look(stage: &Stage<'_>, cluster: &PodCluster) -> Result<Seen> {
+    let (name, client) = (cluster.name, &cluster.client);
     objects::apply_yaml(client, &manifests(name)).await?;
     cluster.deployment_ready("shop", "hello", LIMIT).await?;
     let wait = ["-n", "shop", "wait", "pod/tools", "--for=condition=Ready", "--timeout=60s"];

@@ -1,8 +1,10 @@
-//! What befalls the pods of the mesh itself: a gateway dies, an API server hangs, a control plane is gone.
+//! What befalls the pods of the mesh itself: a gateway dies, a control plane is gone, an API server hangs.
 
 use super::{HOST, Stage, until};
 use anyhow::{Context, Result, ensure};
+use fleet::nodes::Nodes;
 use fleet::objects;
+use fleet::process::Process;
 use fleet::verdict::{Kind, Record, figures};
 use std::time::{Duration, Instant};
 
@@ -18,8 +20,14 @@ const REACHABLE: &str = "jsonpath={.status.conditions[?(@.type==\"Reachable\")].
 pub(super) async fn pod_faults(stage: &Stage<'_>) -> Result<()> {
     stage.in_use([1, 2, 1]).await?;
     gateway_dies(stage).await?;
-    api_server_hangs(stage).await?;
     no_control_plane(stage).await?;
+    stage.shop_gone().await
+}
+
+/// A process is stopped as nobody stops one in a container: a kubelet would start it anew.
+pub(super) async fn api_hangs(stage: &Stage<'_>, nodes: &Nodes) -> Result<()> {
+    stage.in_use([1, 2, 1]).await?;
+    api_server_hangs(stage, &nodes.cluster("west").control.api.server).await?;
     stage.shop_gone().await
 }
 
@@ -36,11 +44,10 @@ async fn gateway_dies(stage: &Stage<'_>) -> Result<()> {
     killed?;
     whole(stage, "one of west's gateway pods is deleted by force", &records?);
     let gateway = "isthmus-eastwestgateway";
-    stage.fleet.cluster("west").deployment_ready("isthmus-system", gateway, LIMIT).await
+    stage.pods.cluster("west").deployment_ready("isthmus-system", gateway, LIMIT).await
 }
 
-async fn api_server_hangs(stage: &Stage<'_>) -> Result<()> {
-    let server = &stage.fleet.cluster("west").control.api.server;
+async fn api_server_hangs(stage: &Stage<'_>, server: &Process) -> Result<()> {
     let reachable = async || {
         let get =
             ["-n", "isthmus-system", "get", "clusterlinks.isthmus.dev", "west", "-o", REACHABLE];
@@ -133,7 +140,7 @@ async fn no_control_plane(stage: &Stage<'_>) -> Result<()> {
 
 /// East's pods of users that have no sidecar.
 async fn plain(stage: &Stage<'_>) -> Result<Vec<String>> {
-    let pods = objects::api(stage.fleet.cluster("east").client(), "v1", "Pod", "shop");
+    let pods = objects::api(&stage.pods.cluster("east").client, "v1", "Pod", "shop");
     let pods = pods.list(&Default::default()).await?.items;
     let sidecar = |pod: &kube::core::DynamicObject| {
         let containers = pod.data["spec"]["initContainers"].as_array();

@@ -51,10 +51,10 @@ pub(super) async fn pod_mistakes(stage: &Stage<'_>) -> Result<()> {
 
 /// What `isthmus check` says, good or bad: its lines and their consequences.
 pub(super) async fn check(stage: &Stage<'_>) -> Result<(f64, Vec<Value>)> {
-    let out = tokio::process::Command::new(&stage.fleet.home.parts.isthmus)
+    let out = tokio::process::Command::new(&stage.pods.isthmus)
         .args(["check", "-o", "json"])
         .args(ALL_CLUSTERS)
-        .env("KUBECONFIG", stage.fleet.home.operator())
+        .env("KUBECONFIG", &stage.pods.operator)
         .kill_on_drop(true)
         .output()
         .await?;
@@ -163,7 +163,7 @@ spec:
 }
 
 async fn pods(stage: &Stage<'_>) -> Result<()> {
-    let west = stage.fleet.cluster("west").client();
+    let west = &stage.pods.cluster("west").client;
     let tools = format!("image: '{TOOLS}'");
     let second =
         format!("  - {{name: istio-proxy, command: [sh, -c, exec sleep infinity], {tools}}}");
@@ -182,7 +182,7 @@ kind: ServiceAccount
 metadata: {name: default, namespace: early}
 " + &super::shop::shell("early", "").replace("namespace: shop", "namespace: early");
     objects::apply_yaml(west, &yaml).await?;
-    stage.fleet.cluster("west").deployment_ready("early", "early", LIMIT).await?;
+    stage.pods.cluster("west").deployment_ready("early", "early", LIMIT).await?;
     let early = ["-n", "early", "get", "pods", "-o", "name"];
     let early = stage.kubectl("west", &early).await?;
     let early = early.lines().next().context("west has no pod early")?;
@@ -209,7 +209,7 @@ metadata: {name: default, namespace: early}
     silent(stage, "silence after its fix", &["ISM2626"]).await?;
     let delete = ["-n", "shop", "delete", "pod", "on-host", "own-1337", "no-image", "with-istio"];
     stage.kubectl("west", &[&delete[..], &["--grace-period=0", "--force"]].concat()).await?;
-    super::gone(stage.fleet.cluster("west"), "early").await
+    super::gone(stage.pods.cluster("west"), "early").await
 }
 
 /// Judges what why says first of a pod in west.
@@ -265,7 +265,7 @@ async fn webhook(stage: &Stage<'_>) -> Result<()> {
             "failurePolicy": "Ignore", "sideEffects": "None", "admissionReviewVersions": ["v1"],
         }],
     });
-    let west = stage.fleet.cluster("west").client();
+    let west = &stage.pods.cluster("west").client;
     objects::apply(west, &rival).await?;
     named(
         stage,
@@ -304,7 +304,7 @@ async fn webhook(stage: &Stage<'_>) -> Result<()> {
     named(stage, &[("a webhook that nobody answers", "ISM2630", &["west", HOOK])]).await?;
     scale("--replicas=2").await?;
     let control = "isthmus-control-plane";
-    stage.fleet.cluster("west").deployment_ready("isthmus-system", control, LIMIT).await?;
+    stage.pods.cluster("west").deployment_ready("isthmus-system", control, LIMIT).await?;
     silent(stage, "silence after its fix", &["ISM2630"]).await
 }
 

@@ -18,8 +18,8 @@ const READY: Duration = Duration::from_secs(90);
 pub(super) async fn pod_traffic(stage: &Stage<'_>) -> Result<()> {
     stage.install().await?;
     for (name, copies) in [("east", 1), ("west", 2)] {
-        let cluster = stage.fleet.cluster(name);
-        objects::apply_yaml(cluster.client(), &manifests(name, copies)).await?;
+        let cluster = stage.pods.cluster(name);
+        objects::apply_yaml(&cluster.client, &manifests(name, copies)).await?;
         cluster.deployment_ready("shop", "hello", READY).await?;
     }
     stage.link().await?;
@@ -35,15 +35,15 @@ pub(super) async fn pod_traffic(stage: &Stage<'_>) -> Result<()> {
         stage.judge(&name, &figure, problem.is_none());
     }
     grpc(stage).await?;
-    let clusters = ["east", "west"].map(|name| gone(stage.fleet.cluster(name), "shop"));
+    let clusters = ["east", "west"].map(|name| gone(stage.pods.cluster(name), "shop"));
     futures::future::try_join_all(clusters).await.map(|_| ())
 }
 
 /// Plays gRPC's interop cases from a pod of east against pods of west.
 async fn grpc(stage: &Stage<'_>) -> Result<()> {
     for (name, app, copies) in [("west", "interop", 2), ("east", "caller", 1)] {
-        let cluster = stage.fleet.cluster(name);
-        objects::apply_yaml(cluster.client(), &interop(app, copies)).await?;
+        let cluster = stage.pods.cluster(name);
+        objects::apply_yaml(&cluster.client, &interop(app, copies)).await?;
         cluster.deployment_ready("shop", app, READY).await?;
     }
     stage.isthmus(&["export", "svc/interop", "-n", "shop", "--context", "west"]).await?;

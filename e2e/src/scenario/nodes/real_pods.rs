@@ -15,9 +15,9 @@ const LIMIT: Duration = Duration::from_secs(90);
 const WHOLE: Duration = Duration::from_secs(180);
 
 pub(super) async fn real_pods(stage: &Stage<'_>) -> Result<()> {
-    let workloads = stage.fleet.clusters.values().map(async |cluster| {
-        let copies = if cluster.site.name == "east" { 0 } else { 2 };
-        objects::apply_yaml(cluster.client(), &manifests(cluster.site.name, copies)).await
+    let workloads = stage.pods.clusters.values().map(async |cluster| {
+        let copies = if cluster.name == "east" { 0 } else { 2 };
+        objects::apply_yaml(&cluster.client, &manifests(cluster.name, copies)).await
     });
 
     let begun = Instant::now();
@@ -68,7 +68,7 @@ pub(super) async fn real_pods(stage: &Stage<'_>) -> Result<()> {
 
 /// What the webhook made of a Deployment that says nothing of a mesh.
 async fn injected(stage: &Stage<'_>) -> Result<()> {
-    let pods = objects::api(stage.fleet.cluster("west").client(), "v1", "Pod", "shop");
+    let pods = objects::api(&stage.pods.cluster("west").client, "v1", "Pod", "shop");
     let pods = pods.list(&Default::default()).await?.items;
     let proxies = pods.iter().filter(|pod| {
         let containers = pod.data["spec"]["initContainers"].as_array();
@@ -105,7 +105,7 @@ async fn scaled(stage: &Stage<'_>) -> Result<()> {
         away.cluster == "north",
     );
     scale("2").await?;
-    stage.fleet.cluster("west").deployment_ready("shop", "hello", LIMIT).await?;
+    stage.pods.cluster("west").deployment_ready("shop", "hello", LIMIT).await?;
     let begun = Instant::now();
     let mut seen = BTreeSet::new();
     until(LIMIT, "west answering again", async || {

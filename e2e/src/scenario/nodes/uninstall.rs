@@ -18,9 +18,9 @@ const KINDS: &str =
 
 pub(super) async fn uninstall(stage: &Stage<'_>) -> Result<()> {
     stage.install().await?;
-    for cluster in stage.fleet.clusters.values() {
-        let copies = u32::from(cluster.site.name == "west");
-        objects::apply_yaml(cluster.client(), &manifests(cluster.site.name, copies)).await?;
+    for cluster in stage.pods.clusters.values() {
+        let copies = u32::from(cluster.name == "west");
+        objects::apply_yaml(&cluster.client, &manifests(cluster.name, copies)).await?;
     }
     stage.link().await?;
     stage.isthmus(&["export", "svc/hello", "-n", "shop", "--context", "west"]).await?;
@@ -39,7 +39,7 @@ pub(super) async fn uninstall(stage: &Stage<'_>) -> Result<()> {
     }
     said?;
     let mut left = BTreeSet::new();
-    for cluster in stage.fleet.clusters.keys() {
+    for cluster in stage.pods.clusters.keys() {
         let said = stage.kubectl(cluster, &["get", KINDS, "-o", "name"]).await?;
         left.extend(said.lines().filter(|line| line.contains("isthmus")).map(str::to_owned));
         // Where nobody else has one, the kind went as well.
@@ -53,6 +53,6 @@ pub(super) async fn uninstall(stage: &Stage<'_>) -> Result<()> {
         &format!("after {:.1} s; of ours: {left:?}; of users: {}", took.as_secs_f64(), kept.trim()),
         left.is_empty() && kept.contains("/hello") && took < WHOLE,
     );
-    let gone = stage.fleet.clusters.values().map(|cluster| gone(cluster, "shop"));
+    let gone = stage.pods.clusters.values().map(|cluster| gone(cluster, "shop"));
     futures::future::try_join_all(gone).await.map(|_| ())
 }
