@@ -241,8 +241,9 @@ fn test(no_e2e: bool) -> Result<()> {
         closing.note("promises on real clusters", e2e(&["all".into(), "--again".into()]));
         let embedded = ["--driver", "embedded", "--again", "all"].map(str::to_owned);
         closing.note("promises on the embedded API server", e2e(&embedded));
-        let nodes = ["--driver", "nodes", "--again", "plain-pods", "real-pods", "uninstall"];
-        let nodes = nodes.map(str::to_owned);
+        let nodes = ["--driver", "nodes", "--again"];
+        let pods = ["plain-pods", "real-pods", "pod-traffic", "one-way", "uninstall"];
+        let nodes: Vec<String> = nodes.iter().chain(&pods).map(|&arg| arg.to_owned()).collect();
         closing.note("promises on real nodes", e2e(&nodes));
         for (pillar, scenarios) in SABOTAGE {
             let sabotage = ["--sabotage", pillar];
