@@ -142,7 +142,7 @@ mod tests {
         let failed = say(script, &[]).unwrap_err();
         assert_eq!(failed.tests(), Some(vec!["rooms::b"]));
         assert!(failed.how.ends_with("ended with exit status: 101"), "{failed}");
-        let mut lines = failed.lines.clone();
+        let mut lines = failed.lines;
         lines.sort();
         let expected = [
             "error: test failed, to rerun pass `-p x --lib`",
