@@ -69,7 +69,7 @@ impl Injection {
 }
 
 /// Why a pod is left as it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Why {
     /// No label asks for it.
     NotAsked,
@@ -100,7 +100,7 @@ pub enum Why {
 }
 
 /// Where a label stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Labelled {
     Pod,
     Namespace,
