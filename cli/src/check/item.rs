@@ -12,9 +12,9 @@ pub(super) enum Group {
     Servers,
     Identity,
     Signing,
+    Pods,
     Programs,
     Gateways,
-    Pods,
     Links,
     Services,
     Objects,
@@ -77,8 +77,8 @@ pub(super) enum About {
     ControlPlane(String),
     /// The webhook of a context that injects sidecars.
     Webhook(String),
-    /// Pods of a context that are not in the mesh, or do not start.
-    Pods(String),
+    /// Pods of a context's namespace that are not in the mesh, or do not start.
+    Pods(String, String),
     /// The gateway Service of a context.
     DoorService(String),
     /// The gateways that answer for a cluster's id.
