@@ -14,6 +14,7 @@ mod manual;
 mod output;
 mod program;
 mod proxy;
+mod remedy;
 mod remote_secret;
 mod status;
 mod trust;

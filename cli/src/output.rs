@@ -15,12 +15,16 @@ pub(crate) enum Format {
 
 /// Prints a value for machines.
 pub(crate) fn value(format: Format, value: &impl Serialize) -> Result<()> {
-    let text = match format {
-        Format::Table | Format::Json => serde_json::to_string_pretty(value).context("not JSON")?,
-        Format::Yaml => serde_saphyr::to_string(value).context("not YAML")?,
-    };
-    println!("{}", text.trim_end());
+    println!("{}", written(format, value)?.trim_end());
     Ok(())
+}
+
+/// A value in the words of machines.
+pub(crate) fn written(format: Format, value: &impl Serialize) -> Result<String> {
+    match format {
+        Format::Table | Format::Json => serde_json::to_string_pretty(value).context("not JSON"),
+        Format::Yaml => serde_saphyr::to_string(value).context("not YAML"),
+    }
 }
 
 /// An error: the sentence, then what lies below it, one line each.
@@ -63,6 +67,20 @@ pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
         }
     }
     lines
+}
+
+/// Names in one sentence; the others are counted.
+pub(crate) const SHOWN: usize = 3;
+
+/// The first few names, and how many more.
+pub(crate) fn some<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> String {
+    let mut names = names.into_iter();
+    let first: Vec<T> = names.by_ref().take(SHOWN).collect();
+    let first = first.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
+    match names.count() {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
 }
 
 /// `1 service`, `2 services`.

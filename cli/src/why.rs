@@ -4,9 +4,9 @@
 use crate::Target;
 use crate::look::look;
 use crate::output::{self, Format};
+use crate::remedy::remedy;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use cluster::inject::{Sidecar, Why};
 use cluster::operator::look::pods::PodState;
 use mesh::explain;
 use mesh::inventory::{Inventory, WorkloadName};
@@ -46,28 +46,7 @@ struct Answer<'a> {
 /// Why a pod of a cluster that injects has no sidecar, and how it gets one; `None` where it has.
 fn without_sidecar(context: &str, state: &PodState) -> Option<String> {
     let PodState { namespace, name, .. } = state;
-    let anew = match &state.owner {
-        Some(owner) => {
-            format!("`kubectl --context {context} -n {namespace} rollout restart {owner}`")
-        }
-        None => format!("delete pod {name} and make it anew"),
-    };
-    let why = match &state.sidecar {
-        Sidecar::There => return None,
-        Sidecar::Both(foreign) => format!(
-            "it has ours and another mesh's sidecar ({foreign}), and both capture its traffic. Fix: label \
-             the namespace for one mesh only, then {anew} (ISM2633)"
-        ),
-        Sidecar::Missed => format!(
-            "its labels ask for a sidecar, and it was made before them or the webhook. Fix: {anew} \
-             (ISM2626)"
-        ),
-        Sidecar::Without(Why::NotAsked) => format!(
-            "no label asks for a sidecar. Fix: `kubectl --context {context} label namespace {namespace} \
-             istio-injection=enabled`, then {anew}"
-        ),
-        Sidecar::Without(why) => why.to_string(),
-    };
+    let why = remedy(context, &[state])?;
     Some(format!("pod/{name} in namespace {namespace} is not in the mesh: {why}"))
 }
 
@@ -147,26 +126,45 @@ impl Call {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cluster::inject::Sidecar;
 
     #[test]
-    fn each_reason_comes_with_what_mends_it() {
-        let state = |sidecar, owner: Option<&str>| PodState {
+    fn a_pod_without_a_sidecar_is_named_first() {
+        let state = |sidecar| PodState {
             namespace: "shop".into(),
             name: "a".into(),
-            owner: owner.map(str::to_owned),
+            owner: None,
             age: 0,
             sidecar,
             blocked: None,
         };
-        let said = |state: PodState| without_sidecar("east", &state).unwrap();
-        let restart = "-n shop rollout restart deployment/hello";
-        let missed = said(state(Sidecar::Missed, Some("deployment/hello")));
-        assert!(missed.contains("ISM2626") && missed.contains(restart), "{missed}");
-        let plain = said(state(Sidecar::Without(Why::NotAsked), None));
-        let label = "label namespace shop istio-injection=enabled";
-        assert!(plain.contains(label) && plain.contains("delete pod a"), "{plain}");
-        let host = said(state(Sidecar::Without(Why::HostNetwork), None));
-        assert!(host.contains("ISM2710") && host.contains("hostNetwork"), "{host}");
-        assert_eq!(without_sidecar("east", &state(Sidecar::There, None)), None);
+        let said = without_sidecar("east", &state(Sidecar::Missed)).unwrap();
+        let first = "pod/a in namespace shop is not in the mesh: ISM2626 no sidecar: ";
+        assert!(said.starts_with(first) && said.contains("delete pod a in shop"), "{said}");
+        assert_eq!(without_sidecar("east", &state(Sidecar::There)), None);
+    }
+
+    #[test]
+    fn machines_read_one_object_as_yaml_and_as_json() {
+        let explanation = explain::Explanation {
+            asked: "hello:80".into(),
+            steps: vec![explain::Step::Completed { host: "hello.shop.global".parse().unwrap() }],
+            verdict: explain::Verdict::NotCarried,
+        };
+        for sidecar in [Some("pod/a is not: in the mesh".to_owned()), None] {
+            let mut expected = serde_json::json!({
+                "asked": "hello:80", "verdict": "notCarried",
+                "steps": [{"step": "completed", "host": "hello.shop.global"}],
+            });
+            if let Some(said) = &sidecar {
+                expected["sidecar"] = said.clone().into();
+            }
+            let answer = Answer { sidecar, explanation: &explanation };
+            for format in [Format::Yaml, Format::Json] {
+                let text = output::written(format, &answer).unwrap();
+                let back: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+                assert_eq!(back, expected, "{text}");
+            }
+        }
     }
 }

@@ -18,6 +18,7 @@ pub use settings::{CONFIG_MAP, Settings, namespace_labels, read_settings};
 pub use state::{SYSTEM_NAMESPACES, Sidecar, asks, sidecar};
 
 use crate::api::label;
+use crate::plain::plain;
 use json_patch::Patch;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
@@ -69,7 +70,7 @@ impl Injection {
 }
 
 /// Why a pod is left as it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Why {
     /// No label asks for it.
     NotAsked,
@@ -100,7 +101,7 @@ pub enum Why {
 }
 
 /// Where a label stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Labelled {
     Pod,
     Namespace,
@@ -348,11 +349,7 @@ fn fitting(mut warnings: Vec<String>) -> Vec<String> {
 }
 
 fn short(text: &str) -> String {
-    let text = text.replace(|c: char| c.is_control(), " ");
-    if text.chars().count() <= WARNING_MAX {
-        return text;
-    }
-    text.chars().take(WARNING_MAX - 1).chain(['…']).collect()
+    plain(text, WARNING_MAX)
 }
 
 #[cfg(test)]

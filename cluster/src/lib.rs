@@ -6,7 +6,8 @@
 //! [`watch`] (all kinds of the own cluster as one `Inventory`), then secrets, tokens, and the
 //! federation's doors: [`remote`], [`renewal`], [`kubeconfig`], [`apply`], [`link_objects`], [`events`], [`lease`],
 //! [`api`];
-//! [`inject`] (a pod's sidecar, a pure function); last the operator's: [`operator`] and [`credential`].
+//! [`inject`] (a pod's sidecar, a pure function); last the operator's: [`operator`] and [`credential`];
+//! everywhere [`plain`].
 
 pub mod api;
 pub mod apply;
@@ -21,6 +22,7 @@ pub mod lease;
 pub mod link_objects;
 pub mod operator;
 pub mod parse;
+pub mod plain;
 pub mod remote;
 pub mod renewal;
 pub mod secret;

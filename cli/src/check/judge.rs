@@ -39,7 +39,7 @@ pub(super) fn judge(seen: &Seen) -> Vec<Item> {
             }
             Err(silent) => items.push(unanswered(cluster, silent)),
         }
-        programs::pages(cluster, &mut items);
+        programs::pages(seen, cluster, &mut items);
     }
     ids(seen, &mut items);
     roots(seen, &mut items);
@@ -392,24 +392,32 @@ fn doors(seen: &Seen, items: &mut Vec<Item>) {
         let of = || seen.doors.iter().filter(|door| door.cluster == cluster);
         let mut good = vec![];
         for door in of() {
-            let sentence = match &door.probed {
+            let (sentence, started) = match &door.probed {
                 Probed::Alive(took) => {
                     good.push(format!("{} in {} ms", door.address, took.as_millis()));
                     continue;
                 }
-                Probed::Missed(why) => format!(
-                    "ISM2616 its gateway {} does not answer ({why}); calls into the cluster go by other \
-                     gateways or fail. Fix: start that gateway, or open the way to it.",
-                    door.address
-                ),
-                Probed::Foreign(why) => format!(
-                    "ISM2617 at {} its gateway should answer and something else does: {why}. Fix: see \
-                     who holds that address, and that the gateway runs as isthmus-system/isthmus-gateway.",
-                    door.address
-                ),
+                Probed::Missed(why) => {
+                    let sentence = format!(
+                        "ISM2616 its gateway {} does not answer ({why}); calls into the cluster go by \
+                         other gateways or fail. Fix: start that gateway, or open the way to it.",
+                        door.address
+                    );
+                    let of = seen.peer(cluster, "").map(|it| it.context.clone());
+                    (sentence, of.map(|of| About::Pods(of, seen.root_namespace.clone())))
+                }
+                Probed::Foreign(why) => {
+                    let sentence = format!(
+                        "ISM2617 at {} its gateway should answer and something else does: {why}. Fix: see \
+                         who holds that address, and that the gateway runs as \
+                         isthmus-system/isthmus-gateway.",
+                        door.address
+                    );
+                    (sentence, None)
+                }
             };
             let item = Item::wrong(Group::Gateways, Mark::Broken, about(), cluster, &sentence);
-            items.push(item.following([About::Roots, About::Ids]));
+            items.push(item.following(started.into_iter().chain([About::Roots, About::Ids])));
         }
         if !good.is_empty() {
             let said = format!("answers by its probe name: {}", good.join(", "));

@@ -70,7 +70,7 @@ struct Fleet {
     gateway_ranges: Vec<String>,
 }
 
-const API_VERSION: &str = "isthmus.dev/v1alpha1";
+const API_VERSION: &str = cluster::api::GROUP_VERSION;
 const KIND: &str = "Fleet";
 
 impl Fleet {

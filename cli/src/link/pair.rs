@@ -4,6 +4,7 @@ use super::{Condition, conditions};
 use crate::remote_secret::reachable_server;
 use ::trust::bundle::Bundle;
 use anyhow::{Context as _, Result, bail, ensure};
+use cluster::api::GROUP_VERSION;
 use cluster::credential::{self, Account};
 use cluster::operator::{Description, Operator};
 use serde_json::{Value, json};
@@ -104,7 +105,7 @@ impl Half {
             .or_else(|| agreed("gatewayRanges"))
             .unwrap_or_else(|| json!([]));
         let link = json!({
-            "apiVersion": "isthmus.dev/v1alpha1", "kind": "ClusterLink",
+            "apiVersion": GROUP_VERSION, "kind": "ClusterLink",
             "metadata": {"name": read_id, "namespace": namespace},
             "spec": {
                 "accepted": true,
@@ -176,7 +177,7 @@ fn same(stands: &Value, wanted: &Value) -> bool {
 }
 
 async fn standing(reader: &End, link: &str, namespace: &str) -> Result<Option<Value>> {
-    reader.operator.read("isthmus.dev/v1alpha1", "ClusterLink", Some(namespace), link).await
+    reader.operator.read(GROUP_VERSION, "ClusterLink", Some(namespace), link).await
 }
 
 /// The probe from inside: `reader`'s own controller says that it reaches `read`.

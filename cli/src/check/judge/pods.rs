@@ -4,11 +4,13 @@
 use super::super::item::{About, Group, Item, Mark};
 use super::super::seen::{Cluster, Seen};
 use super::{CLOCK_MAX, unread};
+use crate::output::some;
+use crate::remedy::{for_each, labelled, named, remedy};
 use cluster::inject::{INIT_CONTAINER, Sidecar, Why};
-use cluster::operator::look::Look;
-use cluster::operator::look::nodes::NodeClock;
-use cluster::operator::look::pods::{Blocked, OBJECTS_MAX, PodState, Pods};
-use cluster::operator::look::webhook::{Tried, Webhook};
+use cluster::operator::look::nodes::{NODES_MAX, NodeClock};
+use cluster::operator::look::pods::{Blocked, PodState, Pods};
+use cluster::operator::look::webhook::{CONFIGURATION, Tried, Webhook};
+use cluster::operator::look::{Look, OBJECTS_MAX};
 use cluster::parse::pod::SIDECAR_CONTAINER;
 use mesh::inventory::Inventory;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,13 +23,15 @@ const YOUNG: i64 = 30;
 const LEASE_OLD: i64 = 90;
 /// Seconds that a Lease may be renewed in the future.
 const LEASE_AHEAD: i64 = 30;
-/// Names in one line; the others are counted.
-const NAMES_SHOWN: usize = 3;
 
 pub(super) fn pods(seen: &Seen, cluster: &Cluster, look: &Look, items: &mut Vec<Item>) {
     let context = &cluster.context;
     match &look.nodes {
-        Ok(nodes) => items.extend(clocks(context, nodes)),
+        Ok(nodes) => {
+            items.extend(clocks(context, &nodes.all));
+            let fix = "see by `timedatectl` on the others that their clocks are right";
+            items.extend(nodes.cut.then(|| half(Group::Servers, context, NODES_MAX, "nodes", fix)));
+        }
         Err(why) => items.push(unread(Group::Servers, context, "its nodes' clocks", why)),
     }
     let hook = match &look.webhook {
@@ -38,7 +42,7 @@ pub(super) fn pods(seen: &Seen, cluster: &Cluster, look: &Look, items: &mut Vec<
         }
     };
     if let Some(hook) = hook {
-        webhook(cluster, look, hook, items);
+        webhook(seen, cluster, look, hook, items);
     }
     let pods = match &look.pods {
         Ok(pods) => pods,
@@ -48,12 +52,15 @@ pub(super) fn pods(seen: &Seen, cluster: &Cluster, look: &Look, items: &mut Vec<
     let exporting = own.iter().flat_map(|own| &own.service_exports);
     let exporting: BTreeSet<&str> = exporting.map(|name| name.namespace.as_str()).collect();
     let root = seen.root_namespace.as_str();
+    if pods.cut {
+        let fix = "ask `isthmus why` of a pod that is not named here";
+        items.push(half(Group::Pods, context, OBJECTS_MAX, "pods or namespaces", fix));
+    }
     let before = items.len();
     blocked(context, pods, root, &exporting, items);
     // Where nothing injects, pods have the proxies that somebody gave them.
     if hook.is_some() {
-        missed(context, pods, items);
-        prevented(context, pods, items);
+        sidecars(context, pods, items);
         items.extend(own.into_iter().flat_map(|own| unlabelled(context, pods, own)));
         if items.len() == before && !pods.asking.is_empty() {
             items.push(well(context, pods));
@@ -61,9 +68,18 @@ pub(super) fn pods(seen: &Seen, cluster: &Cluster, look: &Look, items: &mut Vec<
     }
 }
 
-fn wrong(context: &str, mark: Mark, sentence: &str) -> Item {
-    let about = About::Pods(context.to_owned());
+fn wrong(context: &str, namespace: &str, mark: Mark, sentence: &str) -> Item {
+    let about = About::Pods(context.to_owned(), namespace.to_owned());
     Item::wrong(Group::Pods, mark, about, context, sentence)
+}
+
+/// What was not read is said: of it nothing else is.
+fn half(group: Group, context: &str, most: usize, what: &str, fix: &str) -> Item {
+    let sentence = format!(
+        "ISM2634 it has more than {most} {what}, and nothing is said of those behind the first {most}. \
+         Fix: {fix}."
+    );
+    Item::wrong(group, Mark::Warning, About::Other, context, &sentence)
 }
 
 fn well(context: &str, pods: &Pods) -> Item {
@@ -76,101 +92,68 @@ fn well(context: &str, pods: &Pods) -> Item {
     Item::good(Group::Pods, About::Other, context, said)
 }
 
-/// The first few of them, and how many more.
-fn some<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-    let names: BTreeSet<&str> = names.into_iter().collect();
-    let first = names.iter().take(NAMES_SHOWN).copied().collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(NAMES_SHOWN) {
-        0 => first,
-        more => format!("{first} and {more} more"),
-    }
-}
-
-fn named(pods: &[&PodState]) -> String {
-    let noun = if pods.len() == 1 { "pod" } else { "pods" };
-    format!("{noun} {}", some(pods.iter().map(|pod| pod.name.as_str())))
-}
-
-/// How a pod is made anew.
-fn anew(context: &str, namespace: &str, pods: &[&PodState]) -> String {
-    let owners: BTreeSet<&str> = pods.iter().filter_map(|pod| pod.owner.as_deref()).collect();
-    let owners = owners.into_iter().take(NAMES_SHOWN).collect::<Vec<_>>().join(" ");
-    let bare = pods.iter().filter(|pod| pod.owner.is_none()).map(|pod| pod.name.as_str());
-    let bare = some(bare);
-    let restart = format!("`kubectl --context {context} -n {namespace} rollout restart {owners}`");
-    match (owners.is_empty(), bare.is_empty()) {
-        (false, true) => restart,
-        (false, false) => format!("{restart}; delete {bare} and make it anew"),
-        (true, _) => format!("delete {bare} in {namespace} and make it anew"),
-    }
-}
-
-fn missed(context: &str, pods: &Pods, items: &mut Vec<Item>) {
-    let mut of: BTreeMap<&str, Vec<&PodState>> = BTreeMap::new();
-    for pod in pods.all.iter().filter(|pod| pod.age >= YOUNG && pod.sidecar == Sidecar::Missed) {
-        of.entry(&pod.namespace).or_default().push(pod);
-    }
-    for (namespace, pods) in of {
-        let sentence = format!(
-            "ISM2626 no sidecar: {} in namespace {namespace}, made before its label or the webhook, and so \
-             not in the mesh. Fix: {}.",
-            named(&pods),
-            anew(context, namespace, &pods)
-        );
-        items.push(wrong(context, Mark::Warning, &sentence));
-    }
-}
-
-/// Pods whose own spec keeps the sidecar out, or that have two.
-fn prevented(context: &str, pods: &Pods, items: &mut Vec<Item>) {
-    let mut of: BTreeMap<(&str, String), Vec<&PodState>> = BTreeMap::new();
+/// Pods that lack the sidecar they ask for, whose own spec keeps it out, or that have two.
+fn sidecars(context: &str, pods: &Pods, items: &mut Vec<Item>) {
+    let mut of: BTreeMap<(&str, &Sidecar), Vec<&PodState>> = BTreeMap::new();
     for pod in pods.all.iter().filter(|pod| pod.age >= YOUNG) {
-        let sentence = match &pod.sidecar {
-            Sidecar::Without(why) if !why.is_expected() => why.to_string(),
-            Sidecar::Both(foreign) => format!(
-                "ISM2633 two sidecars: beside ours there is another mesh's ({foreign}), and both capture \
-                 its traffic. Fix: label the namespace for one mesh only, then make the pod anew"
-            ),
-            Sidecar::There | Sidecar::Missed | Sidecar::Without(_) => continue,
+        let meant = match &pod.sidecar {
+            Sidecar::There => true,
+            Sidecar::Without(why) => why.is_expected(),
+            Sidecar::Missed | Sidecar::Both(_) => false,
         };
-        of.entry((&pod.namespace, sentence)).or_default().push(pod);
+        if !meant {
+            of.entry((&pod.namespace, &pod.sidecar)).or_default().push(pod);
+        }
     }
-    for ((namespace, sentence), pods) in of {
+    for ((namespace, _), pods) in of {
+        let Some(sentence) = remedy(context, &pods) else { continue };
         let (code, rest) = sentence.split_once(' ').unwrap_or(("", &sentence));
         let sentence = format!("{code} {} in namespace {namespace}: {rest}.", named(&pods));
-        items.push(wrong(context, Mark::Warning, &sentence));
+        items.push(wrong(context, namespace, Mark::Warning, &sentence));
     }
+}
+
+/// What a namespace exports without sidecars.
+#[derive(Default)]
+struct Bare<'a> {
+    services: BTreeSet<&'a str>,
+    pods: BTreeMap<&'a str, &'a PodState>,
+    /// One of the services has no copy with a sidecar.
+    whole: bool,
 }
 
 /// Copies of exported services in namespaces that no label puts into the mesh: nobody elsewhere reaches
 /// them.
 fn unlabelled(context: &str, pods: &Pods, own: &Inventory) -> Vec<Item> {
-    let without: BTreeSet<(&str, &str)> = pods
+    let without: BTreeMap<(&str, &str), &PodState> = pods
         .all
         .iter()
         .filter(|pod| pod.age >= YOUNG && pod.sidecar == Sidecar::Without(Why::NotAsked))
-        .map(|pod| (pod.namespace.as_str(), pod.name.as_str()))
+        .map(|pod| ((pod.namespace.as_str(), pod.name.as_str()), pod))
         .collect();
-    // By namespace: services with such copies, and whether one of them has no other.
-    let mut of: BTreeMap<&str, (BTreeSet<&str>, bool)> = BTreeMap::new();
+    let mut of: BTreeMap<&str, Bare<'_>> = BTreeMap::new();
     for name in &own.service_exports {
         let copies = own.endpoints.get(name).map_or(&[][..], Vec::as_slice);
         let space = name.namespace.as_str();
-        if copies.iter().any(|copy| !copy.meshed && without.contains(&(space, copy.pod.as_str()))) {
-            let (services, all) = of.entry(space).or_default();
-            services.insert(&name.name);
-            *all |= copies.iter().all(|copy| !copy.meshed);
+        let bare = copies.iter().filter(|copy| !copy.meshed);
+        let bare: Vec<&PodState> =
+            bare.filter_map(|copy| without.get(&(space, copy.pod.as_str())).copied()).collect();
+        if !bare.is_empty() {
+            let known = of.entry(space).or_default();
+            known.services.insert(&name.name);
+            known.pods.extend(bare.into_iter().map(|pod| (pod.name.as_str(), pod)));
+            known.whole |= copies.iter().all(|copy| !copy.meshed);
         }
     }
-    let line = |(namespace, (services, all)): (&str, (BTreeSet<&str>, bool))| {
+    let line = |(namespace, bare): (&str, Bare<'_>)| {
+        let pods: Vec<&PodState> = bare.pods.into_values().collect();
         let sentence = format!(
             "ISM2627 namespace {namespace} exports {} and has no label that asks for sidecars: other \
-             clusters call over mTLS only, and do not reach its copies. Fix: `kubectl --context {context} \
-             label namespace {namespace} istio-injection=enabled`, then `kubectl --context {context} -n \
-             {namespace} rollout restart deployment`.",
-            some(services.iter().copied())
+             clusters call over mTLS only, and do not reach its copies. Fix: {}.",
+            some(bare.services),
+            labelled(context, namespace, &pods)
         );
-        wrong(context, if all { Mark::Broken } else { Mark::Warning }, &sentence)
+        wrong(context, namespace, if bare.whole { Mark::Broken } else { Mark::Warning }, &sentence)
     };
     of.into_iter().map(line).collect()
 }
@@ -213,14 +196,15 @@ fn blocked(
         let said =
             if why.message.is_empty() { String::new() } else { format!(", {}", why.message) };
         let sentence = format!(
-            "ISM2628 {} in namespace {namespace}: container {container} {what} ({image}: {}{said}). Fix: \
-             {}.",
+            "ISM2628 {} in namespace {namespace}: container {container} {what} ({image:?}: {}{said}). \
+             Fix: {}.",
             named(&pods),
             why.reason,
             stuck(why).1
         );
         let mesh = namespace == root || [SIDECAR_CONTAINER, INIT_CONTAINER].contains(&container);
-        items.push(wrong(context, if mesh { Mark::Broken } else { Mark::Warning }, &sentence));
+        let mark = if mesh { Mark::Broken } else { Mark::Warning };
+        items.push(wrong(context, namespace, mark, &sentence));
     }
 }
 
@@ -229,12 +213,18 @@ fn certificates(bundle: &Bundle) -> BTreeSet<String> {
     bundle.pem().split("-----BEGIN").map(|text| text.trim().to_owned()).skip(1).collect()
 }
 
-fn webhook(cluster: &Cluster, look: &Look, hook: &Webhook, items: &mut Vec<Item>) {
-    let context = &cluster.context;
+fn webhook(seen: &Seen, cluster: &Cluster, look: &Look, hook: &Webhook, items: &mut Vec<Item>) {
+    let (context, root) = (&cluster.context, &seen.root_namespace);
     let about = About::Webhook(context.clone());
     let say = |mark, sentence: &str| {
         Item::wrong(Group::Programs, mark, about.clone(), context, sentence)
             .following([About::Signing(context.clone()), About::Installed(context.clone())])
+    };
+    // Where it is not answered, its programs may be those that do not start.
+    let mute = |mark, sentence: &str| {
+        let item = say(mark, sentence);
+        let follows = [vec![About::Pods(context.clone(), root.clone())], item.follows].concat();
+        Item { follows, ..item }
     };
     let roots = look.mesh.as_ref().ok().and_then(|(mesh, _)| mesh.as_ref());
     let roots = roots.and_then(|mesh| Bundle::from_pem(&mesh.root_certificates).ok());
@@ -253,7 +243,7 @@ fn webhook(cluster: &Cluster, look: &Look, hook: &Webhook, items: &mut Vec<Item>
         items.push(say(
             Mark::Broken,
             &format!(
-                "ISM2629 the caBundle of MutatingWebhookConfiguration sidecar-injector.isthmus.dev is not \
+                "ISM2629 the caBundle of MutatingWebhookConfiguration {CONFIGURATION} is not \
                  the mesh's root, which the control plane's certificate leads to: {effect}{said}. Fix: \
                  `isthmus install --context {context}` writes it again."
             ),
@@ -261,40 +251,50 @@ fn webhook(cluster: &Cluster, look: &Look, hook: &Webhook, items: &mut Vec<Item>
     } else {
         match &hook.tried {
             Tried::Not | Tried::Injected => {}
-            Tried::PassedOver(namespace) => items.push(say(
+            Tried::PassedOver(namespace) => items.push(mute(
                 Mark::Broken,
                 &format!(
                     "ISM2630 a new pod in namespace {namespace} would get no sidecar, though the label \
-                     asks for it: the webhook sidecar-injector.isthmus.dev was passed over. Fix: `isthmus \
+                     asks for it: the webhook {CONFIGURATION} was passed over. Fix: `isthmus \
                      install --context {context}` writes its selectors and failurePolicy again; see that \
                      the control plane runs."
                 ),
             )),
-            Tried::Failed(why) => items.push(say(
+            Tried::Failed(why) => items.push(mute(
                 Mark::Broken,
                 &format!(
-                    "ISM2630 the API server cannot call the webhook sidecar-injector.isthmus.dev: {why}; \
+                    "ISM2630 the API server cannot call the webhook {CONFIGURATION}: {why}; \
                      {effect}. Fix: see that the control plane runs and is ready, and that its certificate \
-                     is good (`kubectl --context {context} -n isthmus-system get pods`)."
+                     is good (`kubectl --context {context} -n {root} get pods`)."
                 ),
             )),
-            Tried::Late => items.push(say(
+            Tried::Late => items.push(mute(
                 Mark::Warning,
-                "ISM2630 the webhook sidecar-injector.isthmus.dev did not answer a dry run in time; pods \
-                 that ask for a sidecar wait for it. Fix: see that the control plane runs, and that the API \
-                 server reaches it at port 15017.",
+                &format!(
+                    "ISM2630 the webhook {CONFIGURATION} did not answer a dry run in time; pods that ask \
+                     for a sidecar wait for it. Fix: see that the control plane runs, and that the API \
+                     server reaches it at port 15017."
+                ),
             )),
         }
     }
+    if hook.cut {
+        let fix = "see `kubectl get mutatingwebhookconfigurations` for other injectors";
+        let what = "MutatingWebhookConfigurations";
+        items.push(half(Group::Programs, context, OBJECTS_MAX, what, fix));
+    }
     for (rival, namespaces) in &hook.rivals {
-        let names = some(namespaces.iter().map(String::as_str));
-        let first = namespaces.first().map_or("", String::as_str);
+        let label = for_each(
+            &format!("kubectl --context {context} label namespace"),
+            namespaces.iter().map(String::as_str),
+            "istio-injection- isthmus.dev/inject=enabled",
+        );
         items.push(say(
             Mark::Warning,
             &format!(
                 "ISM2632 two injectors: MutatingWebhookConfiguration {rival} gives Istio's sidecar to pods \
-                 of namespace {names} before ours is asked, which then leaves them alone. Fix: `kubectl \
-                 --context {context} label namespace {first} istio-injection- isthmus.dev/inject=enabled`."
+                 of namespace {} before ours is asked, which then leaves them alone. Fix: {label}.",
+                some(namespaces)
             ),
         ));
     }
@@ -309,15 +309,11 @@ fn clocks(context: &str, nodes: &[NodeClock]) -> Option<Item> {
         let word = if it.age > 0 { "behind" } else { "ahead" };
         format!("{} is {} s {word}", it.node, it.age.abs())
     };
-    let shown = off.iter().take(NAMES_SHOWN).map(one).collect::<Vec<_>>().join(", ");
-    let more = match off.len().saturating_sub(NAMES_SHOWN) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
     let sentence = format!(
-        "ISM2631 clocks of nodes are off, by the Leases that their kubelets renew: {shown}{more}; \
+        "ISM2631 clocks of nodes are off, by the Leases that their kubelets renew: {}; \
          certificates look expired or not yet valid to pods there. Fix: let NTP or chrony set their clocks; \
          where a clock is right, see why its kubelet renews Lease kube-node-lease/{} no more.",
+        some(off.iter().map(one)),
         off[0].node
     );
     let mark = if worst > CLOCK_MAX { Mark::Broken } else { Mark::Warning };

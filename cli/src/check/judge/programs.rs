@@ -40,20 +40,25 @@ pub(super) fn lease(seen: &Seen, cluster: &Cluster, look: &Look, items: &mut Vec
             return items.push(Item::good(Group::Programs, About::Other, context, said));
         }
     };
-    let causes = [About::Installed(context.clone()), About::Server(context.clone())];
+    let programs = About::Pods(context.clone(), seen.root_namespace.clone());
+    let causes = [programs, About::Installed(context.clone()), About::Server(context.clone())];
     let item = Item::wrong(Group::Programs, Mark::Broken, about, context, &sentence);
     items.push(item.following(causes));
 }
 
 /// What the programs say of themselves, where somebody said where to ask.
-pub(super) fn pages(cluster: &Cluster, items: &mut Vec<Item>) {
+pub(super) fn pages(seen: &Seen, cluster: &Cluster, items: &mut Vec<Item>) {
     let context = &cluster.context;
-    let causes = || {
+    // One that answers and is ready is none of the pods that do not start.
+    let causes = |runs: bool| {
+        let programs = About::Pods(context.clone(), seen.root_namespace.clone());
         let context = || context.clone();
-        [About::Signing(context()), About::Installed(context()), About::Server(context())]
+        let others =
+            [About::Signing(context()), About::Installed(context()), About::Server(context())];
+        Some(programs).filter(|_| !runs).into_iter().chain(others)
     };
-    let mut say = |about: About, sentence: &str| {
-        let follows: Vec<About> = causes().into_iter().chain([about.clone()]).collect();
+    let mut say = |about: About, runs: bool, sentence: &str| {
+        let follows: Vec<About> = causes(runs).chain([about.clone()]).collect();
         let item = Item::wrong(Group::Programs, Mark::Broken, about, context, sentence);
         items.push(item.following(follows));
     };
@@ -62,6 +67,7 @@ pub(super) fn pages(cluster: &Cluster, items: &mut Vec<Item>) {
         match (&page.waits, &page.sessions) {
             (Err(why), _) => say(
                 about,
+                false,
                 &format!(
                     "ISM2611 the control plane does not answer at {}: {why}; proxies keep what they \
                      have, new pods get nothing. Fix: start it.",
@@ -72,6 +78,7 @@ pub(super) fn pages(cluster: &Cluster, items: &mut Vec<Item>) {
                 let waits = waits.replace('\n', " ");
                 say(
                     about,
+                    false,
                     &format!(
                         "ISM2611 the control plane is not ready, {waits} Fix: mend what it waits for, or see its log."
                     ),
@@ -80,6 +87,7 @@ pub(super) fn pages(cluster: &Cluster, items: &mut Vec<Item>) {
             (Ok(_), Ok(sessions)) => match refusals(sessions).first() {
                 Some((proxy, why)) => say(
                     about,
+                    true,
                     &format!(
                         "ISM2612 proxy {proxy} refuses what it is sent: {why}. Fix: see `isthmus \
                          proxy-status`; it goes on with its last good configuration."
@@ -92,36 +100,52 @@ pub(super) fn pages(cluster: &Cluster, items: &mut Vec<Item>) {
                     items.push(Item::good(Group::Programs, About::Other, context, said));
                 }
             },
-            (Ok(_), Err(why)) => say(about, &format!("ISM2611 its page /sessions: {why}")),
+            (Ok(_), Err(why)) => {
+                say(about, true, &format!("ISM2611 its page /sessions: {why}. Fix: see its log."));
+            }
         }
     }
-    let mut say = |sentence: &str| {
+    let mut say = |runs: bool, sentence: &str| {
         let about = About::Controller(context.clone());
-        let follows = causes().into_iter().chain([about.clone()]);
+        let follows = causes(runs).chain([about.clone()]);
         let item = Item::wrong(Group::Programs, Mark::Broken, about, context, sentence);
         items.push(item.following(follows));
     };
     let Some(page) = &cluster.controller else { return };
     match &page.waits {
-        Err(why) => say(&format!(
-            "ISM2610 the federation controller does not answer at {}: {why}; exports, imports and DNS \
-             stand still. Fix: start it.",
-            page.place
-        )),
+        Err(why) => say(
+            false,
+            &format!(
+                "ISM2610 the federation controller does not answer at {}: {why}; exports, imports and DNS \
+                 stand still. Fix: start it.",
+                page.place
+            ),
+        ),
         Ok(waits) if !waits.is_empty() => {
             let waits = waits.replace('\n', " ");
-            say(&format!(
-                "ISM2610 the federation controller is not ready, {waits} Fix: mend what it waits for, or see its log."
-            ));
+            say(
+                false,
+                &format!(
+                    "ISM2610 the federation controller is not ready, {waits} Fix: mend what it waits for, or see its log."
+                ),
+            );
         }
         Ok(_) => {
             let refused = page.links.as_ref().map(|links| &links["writing"]["refused"]);
             if let Ok(Some(first)) = refused.map(|list| list[0].as_str()) {
-                say(&format!("ISM2613 its API server refuses what the controller writes: {first}"));
+                say(
+                    true,
+                    &format!(
+                        "ISM2613 its API server refuses what the controller writes: {first}. Fix: see that \
+                         it serves the kinds it is to write, and that the controller may."
+                    ),
+                );
             }
             match &page.dns {
                 Ok(dns) => items.extend(names(context, dns)),
-                Err(why) => say(&format!("ISM2614 its page /dns: {why}")),
+                Err(why) => {
+                    say(true, &format!("ISM2614 its page /dns: {why}. Fix: see its log."));
+                }
             }
         }
     }

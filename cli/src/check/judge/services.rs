@@ -71,8 +71,10 @@ fn offered_by(
                 "ISM3207" => Mark::Warning,
                 _ => Mark::Broken,
             };
+            let copies = || About::Pods(context.clone(), name.namespace.clone());
+            let causes = ["ISM3205", "ISM3206"].contains(&code).then(copies);
             let item = wrong(mark, &format!("{code} export {name}: {rest}."));
-            items.push(item.following([About::Pods(context.clone())]));
+            items.push(item.following(causes));
         }
     }
     let silent = |name: &&ServiceName| {
@@ -83,7 +85,7 @@ fn offered_by(
         let sentence = format!(
             "ISM2623 {} exported and not published as ExportedService, so no other cluster knows. Fix: \
              see that the federation controller runs and may write.",
-            some(&silent)
+            are(&silent)
         );
         items.push(wrong(Mark::Broken, &sentence).following([About::Controller(context.clone())]));
     }
@@ -96,11 +98,9 @@ fn offered_by(
     }
 }
 
-/// The first few of a list, and how many more.
-fn some(names: &[String]) -> String {
-    let first = names.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
-    let (rest, verb) = (names.len().saturating_sub(3), if names.len() == 1 { "is" } else { "are" });
-    if rest > 0 { format!("{first} and {rest} more {verb}") } else { format!("{first} {verb}") }
+/// The first few of a list, how many more, and `is` or `are`.
+fn are(names: &[String]) -> String {
+    format!("{} {}", output::some(names), if names.len() == 1 { "is" } else { "are" })
 }
 
 /// What each cluster should publish of the others, and what of it does not stand.
@@ -126,7 +126,7 @@ fn imports(seen: &Seen, offers: &Offers<'_>, items: &mut Vec<Item>) {
             let sentence = format!(
                 "ISM2624 {} exported to it and missing there. Fix: see that its federation controller \
                  runs and may write ServiceEntries.",
-                some(&lacks)
+                are(&lacks)
             );
             let links = told.iter().map(|it| About::Link(context.to_owned(), it.link.clone()));
             let causes = std::iter::once(About::Controller(context.to_owned())).chain(links);

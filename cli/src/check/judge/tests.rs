@@ -26,12 +26,12 @@ fn look() -> Look {
         inventory: Err(unread()),
         denied: Ok(None),
         pods: Ok(Default::default()),
-        nodes: Ok(vec![]),
+        nodes: Ok(Default::default()),
         webhook: Ok(None),
     }
 }
 
-fn seen(look: Result<Look, Silent>) -> Seen {
+pub(super) fn seen(look: Result<Look, Silent>) -> Seen {
     let west = Cluster {
         context: "west".into(),
         server: "https://10.0.0.2:6443".into(),
@@ -47,7 +47,7 @@ pub(super) fn judged(look: Look) -> Vec<Item> {
     judge(&Seen { root_namespace: "isthmus-system".into(), ..seen(Ok(look)) })
 }
 
-fn first(seen: &Seen) -> String {
+pub(super) fn first(seen: &Seen) -> String {
     let lines: Vec<Line> = fold(judge(seen));
     let red = lines.iter().find(|line| line.item.mark == Mark::Broken);
     red.map_or_else(String::new, |line| line.item.to_string())
