@@ -1,5 +1,8 @@
 //! Real API servers on loopback, and the few objects of two small clusters.
 
+mod bare;
+
+pub(crate) use bare::Bare;
 use kube::Client;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
@@ -461,4 +464,12 @@ fn kubeconfig(name: &str, url: &str, authority: &str, token: &str) -> String {
          contexts:\n- context:\n    cluster: {name}\n    user: {name}\n  name: {name}\ncurrent-context: {name}\n\
          kind: Config\nusers:\n- name: {name}\n  user:\n    token: {token}\n"
     )
+}
+
+/// The same, of a user whose credential a program would print.
+pub(crate) fn runs_a_program(name: &str, authority: &str) -> String {
+    let text = kubeconfig(name, "https://10.0.0.2", authority, "none");
+    let program = text.replace("token: none", "exec: {command: /bin/true}");
+    assert_ne!(text, program);
+    program
 }
