@@ -47,7 +47,6 @@ fn configuration(port: u16, roots: &str) -> Value {
         assert_eq!(webhook["clientConfig"]["service"]["path"], "/inject");
         let url = format!("https://localhost:{port}/inject");
         webhook["clientConfig"] = json!({"url": url, "caBundle": base64(roots)});
-        webhook["timeoutSeconds"] = 2.into();
     }
     object
 }
