@@ -8,7 +8,7 @@ use federation_controller::{Config, run};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use support::{Bare, Cluster, LINK, LINK_2, Parts, condition, copies, free_port, until};
+use support::{Bare, Cluster, LINK, LINK_2, Parts, Port, condition, copies, until};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 struct Controller {
     end: CancellationToken,
     task: tokio::task::JoinHandle<anyhow::Result<()>>,
-    admin: u16,
+    admin: Port,
+    _metrics: Port,
 }
 
 impl Controller {
@@ -26,11 +27,11 @@ impl Controller {
 
     /// Renews credentials after this share of their life.
     fn renewing(cluster: &Cluster, state: &Path, renew_at: f64) -> Self {
-        let (admin, metrics) = (free_port(), free_port());
+        let (admin, metrics) = (Port::held(), Port::held());
         let config: Config = serde_json::from_value(json!({
             "kubeconfig": cluster.admin_kubeconfig(),
-            "admin": format!("127.0.0.1:{admin}"),
-            "metrics": format!("127.0.0.1:{metrics}"),
+            "admin": admin.address,
+            "metrics": metrics.address,
             "holder": format!("{}-0", cluster.name),
             "state": state,
             "allowLoopback": true,
@@ -39,7 +40,7 @@ impl Controller {
         .unwrap();
         let end = CancellationToken::new();
         let task = tokio::spawn(run(config, end.clone()));
-        Self { end, task, admin }
+        Self { end, task, admin, _metrics: metrics }
     }
 
     async fn stop(self) {
@@ -49,7 +50,7 @@ impl Controller {
 
     async fn page(&self, path: &str) -> Option<String> {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.admin)).await.ok()?;
+        let mut stream = tokio::net::TcpStream::connect(self.admin.address).await.ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut answer = String::new();

@@ -1,6 +1,7 @@
 //! What a stranger, a full disk or a damaged file may do: an answer that says what to do, and nothing is lost.
 
-use crate::crash::{Program, free_port};
+use crate::crash::Program;
+use crate::port::Port;
 use crate::real::client;
 use crate::support::{Running, apply, code};
 use futures::TryStreamExt;
@@ -206,8 +207,8 @@ async fn a_watcher_that_reads_nothing_costs_nothing_and_is_cut() {
 #[tokio::test]
 async fn a_damaged_store_is_named_and_not_opened() {
     let folder = tempfile::tempdir().unwrap();
-    let port = free_port();
-    let program = Program::start(folder.path(), port).await;
+    let port = Port::held();
+    let program = Program::start(folder.path(), &port).await;
     let client = cluster::client::connect(&folder.path().join("kubeconfig")).await.unwrap();
     for name in ["a", "b"] {
         let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default"}});
@@ -219,7 +220,7 @@ async fn a_damaged_store_is_named_and_not_opened() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&path, bytes).unwrap();
-    let output = Program::command(folder.path(), port)
+    let output = Program::command(folder.path(), &port)
         .stderr(std::process::Stdio::piped())
         .output()
         .unwrap();
@@ -233,9 +234,9 @@ async fn a_damaged_store_is_named_and_not_opened() {
 #[tokio::test]
 async fn a_full_disk_refuses_writes_and_loses_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let port = free_port();
+    let port = Port::held();
     // A limit on files' sizes stands for the disk: it needs no root.
-    let mut command = Program::command(folder.path(), port);
+    let mut command = Program::command(folder.path(), &port);
     let mut shell = std::process::Command::new("sh");
     shell.arg("-c").arg("trap '' XFSZ; ulimit -f 400; exec \"$@\"").arg("sh");
     shell.arg(command.get_program()).args(command.get_args());
@@ -272,7 +273,7 @@ async fn a_full_disk_refuses_writes_and_loses_nothing() {
     assert_eq!(code(maps.get(&format!("m{kept}")).await), 404);
     child.kill().unwrap();
     child.wait().unwrap();
-    let program = Program::start(folder.path(), port).await;
+    let program = Program::start(folder.path(), &port).await;
     let client = cluster::client::connect(&kubeconfig).await.unwrap();
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
     assert_eq!(maps.list(&ListParams::default()).await.unwrap().items.len(), kept);

@@ -1,13 +1,15 @@
 //! Real API servers on loopback, and the few objects of two small clusters.
 
 mod bare;
+#[path = "../../../runtime/tests/support/port.rs"]
+mod port;
 
 pub(crate) use bare::Bare;
 use kube::Client;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
+pub(crate) use port::Port;
 use serde_json::{Value, json};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -104,6 +106,7 @@ pub(crate) struct Cluster {
     folder: tempfile::TempDir,
     port: u16,
     etcd_port: u16,
+    _ports: [Port; 3],
     _etcd: Process,
     server: Option<Process>,
 }
@@ -128,7 +131,8 @@ impl Cluster {
             "tokens.csv",
             &format!("{ADMIN},admin,admin,system:masters\n{LINK},link,link\n{LINK_2},link,link\n"),
         );
-        let (port, etcd_port, peer_port) = (free_port(), free_port(), free_port());
+        let ports = [Port::held(), Port::held(), Port::held()];
+        let [port, etcd_port, peer_port] = ports.each_ref().map(|port| port.address.port());
         let etcd = Command::new(&parts.etcd)
             .arg(format!("--data-dir={}", folder.path().join("etcd").display()))
             .arg(format!("--listen-client-urls=http://127.0.0.1:{etcd_port}"))
@@ -154,6 +158,7 @@ impl Cluster {
             folder,
             port,
             etcd_port,
+            _ports: ports,
             _etcd: Process(etcd),
             server: None,
         };
@@ -430,10 +435,6 @@ pub(crate) fn until<T>(
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
-}
-
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// CA, certificate and key of a server on 127.0.0.1, PEM.

@@ -101,7 +101,8 @@ async fn another_identity_is_not_an_answer() {
 async fn what_refuses_costs_nothing() {
     let world = World::shared();
     let server = world.echo("west", "hello", "west").await;
-    let dead = nobody().await;
+    let port = Port::held();
+    let dead = port.address;
     let engine =
         world.engine(watched(snapshot(&[&[pod(dead, "west")], &[pod(server.address, "west")]])));
     for _ in 0..20 {
@@ -158,15 +159,9 @@ async fn a_black_hole_is_left_for_another_network_within_a_second() {
 async fn a_dead_gateway_is_ejected_by_probes_and_comes_home() {
     let world = World::shared();
     // Both accounts on one socket: our test gateway answers probes as a gateway would.
-    let west = world
-        .echo_at(
-            "127.0.0.1:0".parse().unwrap(),
-            "west",
-            "isthmus-system",
-            "isthmus-gateway",
-            "west",
-        )
-        .await;
+    let port = Port::held();
+    let address = port.address;
+    let west = world.echo_at(address, "west", "isthmus-system", "isthmus-gateway", "west").await;
     let north = world.echo("north", "hello", "north").await;
     let mut snapshot =
         snapshot(&[&[gateway(west.address, "west")], &[gateway(north.address, "north")]]);
@@ -184,7 +179,6 @@ async fn a_dead_gateway_is_ejected_by_probes_and_comes_home() {
     let engine = world.engine(watched(snapshot));
     assert_eq!(ask(&engine).await, "west");
     // A probe beside the request: only then is silence of this gateway a death.
-    let address = west.address;
     let limit = Instant::now() + PATIENCE;
     while west.count() < 2 {
         assert!(Instant::now() < limit, "nobody probes");
@@ -215,7 +209,8 @@ async fn a_dead_gateway_is_ejected_by_probes_and_comes_home() {
 #[tokio::test]
 async fn a_pod_that_fails_is_set_aside_tried_once_and_taken_back() {
     let world = World::shared();
-    let address = nobody().await;
+    let port = Port::held();
+    let address = port.address;
     let other = world.echo("east", "hello", "other").await;
     let engine =
         world.engine(watched(snapshot(&[&[pod(address, "east"), pod(other.address, "east")]])));
@@ -235,7 +230,8 @@ async fn a_pod_that_fails_is_set_aside_tried_once_and_taken_back() {
 #[tokio::test]
 async fn when_everything_is_set_aside_trying_goes_on_at_a_ration() {
     let world = World::shared();
-    let address = nobody().await;
+    let port = Port::held();
+    let address = port.address;
     let engine = world.engine(watched(snapshot(&[&[pod(address, "east")]])));
     let mut told = false;
     for _ in 0..6 {
@@ -341,7 +337,8 @@ async fn connections_have_a_limit() {
 #[tokio::test]
 async fn health_survives_a_new_program_and_new_endpoints_are_seen() {
     let world = World::shared();
-    let dead = nobody().await;
+    let port = Port::held();
+    let dead = port.address;
     let (one, two) =
         (world.echo("east", "hello", "one").await, world.echo("east", "hello", "two").await);
     let first = [pod(dead, "east"), pod(one.address, "east")];
