@@ -111,8 +111,24 @@ async fn bodies_too_large_are_refused_and_the_server_goes_on() {
     server.stop().await;
 }
 
+/// Sees to it that this process may open so many files: it holds both ends of each connection.
+fn open_files(wanted: u64) {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    if soft < wanted {
+        assert!(
+            hard >= wanted,
+            "this test opens {wanted} files, and RLIMIT_NOFILE allows {hard} at most. Fix: raise the hard \
+             limit (ulimit -Hn {wanted}, or LimitNOFILE= of the service)"
+        );
+        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).unwrap();
+        println!("RLIMIT_NOFILE was {soft}, and is {wanted} now");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_watches_leave_room_for_who_asks() {
+    open_files(8_192);
     let server = Running::start().await;
     let raw = Raw::new(&server);
     let request = format!(
