@@ -7,8 +7,7 @@ use mesh::program::*;
 use runtime::metrics::Metrics;
 use runtime::readiness::Readiness;
 use std::path::Path;
-use std::time::Duration;
-use support::{Machine, TOKEN, gateway, until};
+use support::{Machine, PATIENCE, TOKEN, gateway, until};
 use tokio_util::sync::CancellationToken;
 
 fn knows(agent: &Agent, name: &ResourceName) -> bool {
@@ -24,7 +23,7 @@ async fn gets_an_identity_follows_its_names_and_what_is_wanted() {
     let agent =
         start(machine.config(address, false), &readiness, &metrics, end.clone()).await.unwrap();
     assert_eq!(agent.svid.borrow().identity, gateway());
-    tokio::time::timeout(Duration::from_secs(10), readiness.ready()).await.unwrap();
+    tokio::time::timeout(PATIENCE, readiness.ready()).await.unwrap();
     assert!(knows(&agent, &ResourceName::gateway()));
 
     let shown = metrics.encode();
@@ -59,7 +58,7 @@ async fn a_restart_without_a_control_plane_runs_on_the_last_good_state() {
     let (readiness, second) = (Readiness::new(), CancellationToken::new());
     let metrics = Metrics::new();
     let again = start(machine.config(address, true), &readiness, &metrics, second.clone());
-    let again = tokio::time::timeout(Duration::from_secs(5), again).await.unwrap().unwrap();
+    let again = tokio::time::timeout(PATIENCE, again).await.unwrap().unwrap();
     assert_eq!(again.svid.borrow().chain, svid, "the kept identity");
     assert!(readiness.is_ready(), "{:?}", readiness.awaited());
     assert!(knows(&again, &ResourceName::gateway()));
@@ -105,7 +104,7 @@ async fn a_bad_token_is_said_and_a_new_one_is_read() {
     })
     .await;
     std::fs::write(machine.file("token"), TOKEN).unwrap();
-    let agent = tokio::time::timeout(Duration::from_secs(10), starting).await.unwrap();
+    let agent = tokio::time::timeout(PATIENCE, starting).await.unwrap();
     assert_eq!(agent.unwrap().unwrap().svid.borrow().identity, gateway());
     end.cancel();
 }

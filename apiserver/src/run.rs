@@ -17,6 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -44,6 +45,10 @@ pub struct Config {
     /// Name of cluster, user and context in the kubeconfig.
     #[serde(default = "name")]
     pub name: String,
+    /// How long a client may take nothing of what it is sent before it is cut: 30 s, and for tests alone
+    /// another time, so no file sets it.
+    #[serde(skip, default = "write_patience")]
+    pub write_patience: Duration,
 }
 
 fn listen() -> SocketAddr {
@@ -58,6 +63,10 @@ fn name() -> String {
     "isthmus".into()
 }
 
+fn write_patience() -> Duration {
+    Duration::from_secs(30)
+}
+
 const OWN: &str = "!own";
 
 /// Runs until `end`. It is ready once the kubeconfig is there.
@@ -68,8 +77,16 @@ pub fn run(config: Config, end: CancellationToken) -> runtime::Work<'static> {
 async fn work(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     // Ending by ourselves is not the caller's end.
     let end = end.child_token();
-    let Config { listen, kubeconfig, store, allow_loopback_endpoints, sans, service_range, name } =
-        config;
+    let Config {
+        listen,
+        kubeconfig,
+        store,
+        allow_loopback_endpoints,
+        sans,
+        service_range,
+        name,
+        write_patience,
+    } = config;
     if service_range.prefix_len() > 28 {
         anyhow::bail!(
             "ISM7110 serviceRange {service_range} is too small. Fix: give it at least a /28"
@@ -97,7 +114,7 @@ async fn work(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     let tls = TlsAcceptor::from(own.serving(&names, &addresses)?);
     write_kubeconfig(&kubeconfig, &name, listen, &own)?;
     tracing::info!(%listen, kubeconfig = %kubeconfig.display(), "the API server is ready");
-    let wire = Arc::new(Wire::new(server, end.clone()));
+    let wire = Arc::new(Wire::new(server, end.clone(), write_patience));
     serve::serve(listener, tls, wire).await;
     Ok(())
 }

@@ -31,7 +31,6 @@ const BODY_PATIENCE: Duration = Duration::from_secs(30);
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
 /// For a head, and between requests: longer than clients keep an idle connection, so that they close it.
 const HEAD_PATIENCE: Duration = Duration::from_secs(100);
-const WRITE_PATIENCE: Duration = Duration::from_secs(30);
 const HEAD_MAX: usize = 64 << 10;
 const HEADERS_MAX: usize = 100;
 /// Open at once; more are closed unanswered.
@@ -49,12 +48,18 @@ pub(crate) struct Wire {
     pub(crate) end: CancellationToken,
     watches: Arc<Semaphore>,
     bodies: Arc<Semaphore>,
+    write_patience: Duration,
 }
 
 impl Wire {
-    pub(crate) fn new(server: Arc<Server>, end: CancellationToken) -> Self {
+    pub(crate) fn new(
+        server: Arc<Server>,
+        end: CancellationToken,
+        write_patience: Duration,
+    ) -> Self {
         let watches = Arc::new(Semaphore::new(WATCHES_MAX));
-        Self { server, end, watches, bodies: Arc::new(Semaphore::new(BODIES_MAX)) }
+        let bodies = Arc::new(Semaphore::new(BODIES_MAX));
+        Self { server, end, watches, bodies, write_patience }
     }
 }
 
@@ -92,7 +97,7 @@ pub(crate) async fn serve(listener: TcpListener, tls: TlsAcceptor, wire: Arc<Wir
 
 async fn connection(stream: TcpStream, tls: TlsAcceptor, wire: Arc<Wire>) {
     let _ = stream.set_nodelay(true);
-    let stream = Impatient::new(stream, WRITE_PATIENCE);
+    let stream = Impatient::new(stream, wire.write_patience);
     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_PATIENCE, tls.accept(stream)).await else {
         return;
     };

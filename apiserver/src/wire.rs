@@ -61,3 +61,34 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
         self.judge(cx, done)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::time::{Instant, sleep};
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_slowly_is_waited_for_and_who_reads_nothing_is_cut() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let mut stream = Impatient::new(near, PATIENCE);
+        let slow = tokio::spawn(async move {
+            for _ in 0..10 {
+                sleep(PATIENCE - SECOND).await;
+                far.read_exact(&mut [0; 64]).await.unwrap();
+            }
+            far
+        });
+        stream.write_all(&[7; 640]).await.unwrap();
+        let _silent = slow.await.unwrap();
+
+        let begun = Instant::now();
+        let error = stream.write_all(&[7; 65]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let took = begun.elapsed();
+        assert!(took >= PATIENCE && took < PATIENCE + SECOND, "{took:?}");
+    }
+}

@@ -4,6 +4,7 @@
 mod server;
 
 use cluster::watch::{self, Options, Watched};
+use futures::StreamExt as _;
 use kube::Client;
 use kube::api::{
     ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams,
@@ -16,6 +17,9 @@ use server::{Server, api};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
+
+/// A watch rests 6 s at most between two attempts; the rest is for a server that has just started.
+const FRESH_MAX: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn the_own_cluster_through_its_api_servers_faults() {
@@ -137,24 +141,50 @@ async fn objects_good_and_bad(client: &Client, watched: &mut Watched) {
     until(watched, odd).await;
 }
 
+/// Judged beside a bare watch of the same object: what it takes is the machine's and its API server's.
 async fn endpoints_are_published_at_once(client: &Client, watched: &mut Watched) {
     let slices = api(client, "discovery.k8s.io/v1", "EndpointSlice", "shop");
-    let mut delays = Vec::new();
+    let (heard, mut bare) = tokio::sync::watch::channel(None);
+    let watching = tokio::spawn(bare_watch(slices.clone(), heard));
+    bare.wait_for(Option::is_some).await.unwrap();
+    let (mut delays, mut ours) = (Vec::new(), Vec::new());
     for round in 0..40 {
         let wanted = round % 2 == 0;
         let patch = json!({"endpoints": slice(!wanted)["endpoints"]});
         slices.patch("hello-a", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
         let acknowledged = Instant::now();
         until(watched, |inventory| ready(inventory) == usize::from(!wanted)).await;
-        delays.push(acknowledged.elapsed());
+        let published = Instant::now();
+        let heard = bare.wait_for(|heard| heard.is_some_and(|(ready, _)| ready != wanted));
+        let (_, heard) = heard.await.unwrap().unwrap();
+        delays.push(published - acknowledged);
+        // Nobody looked before the change was acknowledged.
+        ours.push(published.saturating_duration_since(heard.max(acknowledged)));
     }
+    watching.abort();
     delays.sort();
+    ours.sort();
     let (median, longest) = (delays[delays.len() / 2], delays[delays.len() - 1]);
-    println!("own endpoint change -> Inventory: median {median:?}, longest {longest:?}");
-    assert!(
-        median < Duration::from_millis(50) && longest < Duration::from_millis(500),
-        "{delays:?}"
+    println!(
+        "own endpoint change -> Inventory: median {median:?}, longest {longest:?}, of it ours {:?}",
+        ours[ours.len() / 2]
     );
+    assert!(ours[ours.len() / 2] < Duration::from_millis(50), "ours {ours:?} of {delays:?}");
+}
+
+/// Tells whether the slice's endpoint is ready, and when that was heard.
+async fn bare_watch(
+    slices: kube::Api<DynamicObject>,
+    heard: tokio::sync::watch::Sender<Option<(bool, Instant)>>,
+) {
+    let mut changes = std::pin::pin!(kube::runtime::watcher::watch_object(slices, "hello-a"));
+    while let Some(change) = changes.next().await {
+        let now = Instant::now();
+        // A watch that failed begins anew.
+        let Ok(Some(slice)) = change else { continue };
+        let ready = slice.data["endpoints"][0]["conditions"]["ready"] == true;
+        heard.send_replace(Some((ready, now)));
+    }
 }
 
 /// CRDs appear in a running cluster; bad objects cost themselves only.
@@ -311,7 +341,7 @@ async fn a_killed_server_is_found_and_forgiven(
     let restarted = Instant::now();
     watched.health.wait_for(|health| health.fresh()).await.unwrap();
     println!("fresh {:?} after the restart", restarted.elapsed());
-    assert!(restarted.elapsed() < Duration::from_secs(15));
+    assert!(restarted.elapsed() < FRESH_MAX);
     let after = watched.inventory.borrow().clone();
     assert_eq!(before, after, "nothing was withdrawn, nothing invented");
     flip(client, watched).await;
@@ -331,7 +361,7 @@ async fn a_hung_server_is_found_and_forgiven(
     let resumed = Instant::now();
     watched.health.wait_for(|health| health.fresh()).await.unwrap();
     println!("fresh {:?} after SIGCONT", resumed.elapsed());
-    assert!(resumed.elapsed() < Duration::from_secs(15));
+    assert!(resumed.elapsed() < FRESH_MAX);
     flip(client, watched).await;
 }
 

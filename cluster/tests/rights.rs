@@ -5,6 +5,7 @@
 #[allow(dead_code, reason = "no server is hung or killed here")]
 mod server;
 
+use kube::Client;
 use serde_json::{Value, json};
 use server::Server;
 use std::collections::BTreeSet;
@@ -16,6 +17,7 @@ const ROLES: &str = include_str!("../../deploy/base/roles.yaml");
 const ACCOUNTS: [&str; 3] =
     ["isthmus-control-plane", "isthmus-federation-controller", "isthmus-gateway"];
 const SYSTEM: &str = "isthmus-system";
+const RBAC: &str = "rbac.authorization.k8s.io/v1";
 const BEGIN: &str =
     "<!-- written by UPDATE_EXPECT=1 cargo test -p isthmus-cluster --test rights -->\n";
 const END: &str = "<!-- end -->\n";
@@ -62,6 +64,36 @@ async fn kubeconfig(server: &Server, namespace: &str, account: &str) -> PathBuf 
     server.kubeconfig_of(&token.unwrap())
 }
 
+/// A role is in force a moment after it was written: gives one more account a role and a cluster role, and
+/// waits for both. The API server hears of each kind's objects in the order they were written in, so all
+/// that was written before is in force by then.
+async fn last_rights(kubectl: &Path, server: &Server, admin: &Client) {
+    let meta = json!({"name": "last", "namespace": "elsewhere"});
+    server::create(admin, "test", "v1", "ServiceAccount", json!({"metadata": meta})).await;
+    let subjects = json!([{"kind": "ServiceAccount", "name": "last", "namespace": "elsewhere"}]);
+    for (kind, resource) in [("ClusterRole", "configmaps"), ("Role", "secrets")] {
+        let meta = if kind == "Role" { meta.clone() } else { json!({"name": "last"}) };
+        let rules = json!([{"apiGroups": [""], "resources": [resource], "verbs": ["get"]}]);
+        let role = json!({"metadata": meta, "rules": rules});
+        server::create(admin, "test", RBAC, kind, role).await;
+        let refers = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": "last"});
+        let binding = json!({"metadata": meta, "roleRef": refers, "subjects": subjects});
+        server::create(admin, "test", RBAC, &format!("{kind}Binding"), binding).await;
+    }
+    let file = kubeconfig(server, "elsewhere", "last").await;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut every = tokio::time::interval(Duration::from_millis(100));
+    loop {
+        every.tick().await;
+        let all = list(kubectl, &file, "elsewhere");
+        let has = |resource: &str| all.iter().any(|right| right.resource == resource);
+        if has("configmaps") && has("secrets") {
+            return;
+        }
+        assert!(Instant::now() < deadline, "the roles never came into force: {all:?}");
+    }
+}
+
 #[tokio::test]
 async fn the_table_of_rights_is_what_the_api_server_grants() {
     let Some(programs) = server::programs() else { return };
@@ -81,21 +113,10 @@ async fn the_table_of_rights_is_what_the_api_server_grants() {
     let nobody = json!({"metadata": {"name": "nobody", "namespace": "elsewhere"}});
     server::create(&admin, "test", "v1", "ServiceAccount", nobody).await;
 
+    last_rights(&kubectl, &server, &admin).await;
     // What every account may: who it is, and what the server speaks.
     let common = list(&kubectl, &kubeconfig(&server, "elsewhere", "nobody").await, "elsewhere");
     let ca = cluster::secret::NAMESPACE;
-    // A role is in force a moment after it was written: until the last one of the file shows.
-    let deadline = Instant::now() + Duration::from_secs(30);
-    let mut every = tokio::time::interval(Duration::from_millis(100));
-    loop {
-        every.tick().await;
-        let file = kubeconfig(&server, SYSTEM, "isthmus-federation-controller").await;
-        let all = list(&kubectl, &file, SYSTEM);
-        if all.iter().any(|right| right.resource == "secrets") {
-            break;
-        }
-        assert!(Instant::now() < deadline, "the roles never came into force: {all:?}");
-    }
     let mut table = String::from("| account | where | of | may |\n|---|---|---|---|\n");
     for account in ACCOUNTS {
         let file = kubeconfig(&server, SYSTEM, account).await;

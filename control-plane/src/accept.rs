@@ -197,7 +197,7 @@ mod tests {
     const LIMITS: Limits = Limits {
         members: 1,
         strangers: 2,
-        handshake: Duration::from_millis(300),
+        handshake: Duration::from_secs(5),
         visit: Duration::from_secs(60),
     };
 
@@ -266,7 +266,9 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_is_silent_or_talks_garbage_keeps_nobody_out() {
-        let mut place = listening(LIMITS).await;
+        // As long as the silent one is waited for.
+        let handshake = Duration::from_secs(2);
+        let mut place = listening(Limits { handshake, ..LIMITS }).await;
         let mut silent = TcpStream::connect(place.address).await.unwrap();
         let mut garbage = TcpStream::connect(place.address).await.unwrap();
         garbage.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();

@@ -16,8 +16,8 @@ use kube::Client;
 use kube::api::DeleteParams;
 use kube::client::Body;
 use serde_json::{Value, json};
+use server::port::Port;
 use server::{Server, api};
-use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -32,10 +32,6 @@ async fn create(client: &Client, version: &str, kind: &str, object: Value) {
     server::create(client, "test", version, kind, object).await;
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 fn base64(text: &str) -> String {
     base64::engine::general_purpose::STANDARD.encode(text)
 }
@@ -47,7 +43,6 @@ fn configuration(port: u16, roots: &str) -> Value {
         assert_eq!(webhook["clientConfig"]["service"]["path"], "/inject");
         let url = format!("https://localhost:{port}/inject");
         webhook["clientConfig"] = json!({"url": url, "caBundle": base64(roots)});
-        webhook["timeoutSeconds"] = 2.into();
     }
     object
 }
@@ -102,6 +97,7 @@ struct Mesh {
     client: Client,
     roots: String,
     port: u16,
+    _ports: [Port; 4],
     settings: Settings,
     end: CancellationToken,
     running: tokio::task::JoinHandle<anyhow::Result<()>>,
@@ -147,18 +143,16 @@ impl Mesh {
         let image = json!({"image": "localhost/isthmus:test", "imagePullPolicy": "IfNotPresent"});
         create(&client, "v1", "ConfigMap", map("isthmus-injection", image)).await;
 
-        let (port, metrics) = (free_port(), free_port());
+        let ports = [Port::held(), Port::held(), Port::held(), Port::held()];
+        let [listen, admin, metrics, webhook] = ports.each_ref().map(|port| port.address);
         let config = format!(
-            "kubeconfig: {}\nlisten: 127.0.0.1:{}\nadmin: 127.0.0.1:{}\nmetrics: 127.0.0.1:{metrics}\n\
-             webhook: {{listen: '127.0.0.1:{port}', names: [localhost]}}\n",
+            "kubeconfig: {}\nlisten: {listen}\nadmin: {admin}\nmetrics: {metrics}\n\
+             webhook: {{listen: '{webhook}', names: [localhost]}}\n",
             server.kubeconfig().display(),
-            free_port(),
-            free_port()
         );
         let config = serde_saphyr::from_str(&config).unwrap();
         let end = CancellationToken::new();
         let running = tokio::spawn(control_plane::run(config, end.clone()));
-        let metrics: SocketAddr = ([127, 0, 0, 1], metrics).into();
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let place: runtime::page::Place = metrics.to_string().parse().unwrap();
@@ -169,8 +163,8 @@ impl Mesh {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let settings = read_settings(&client, "isthmus-system", None).await.unwrap();
-        let roots = root.certificate_pem;
-        Self { server, client, roots, port, settings, end, running }
+        let (roots, port) = (root.certificate_pem, webhook.port());
+        Self { server, client, roots, port, _ports: ports, settings, end, running }
     }
 
     /// Installs the webhook, and waits until the API server calls it, or refuses for `refusal`.

@@ -160,9 +160,9 @@ fn hello(name: &str, alpn: &[&[u8]]) -> Vec<u8> {
 
 /// A pod of west needs the world's root before the gateway has one: both come from one world.
 async fn with_pod() -> (Setup, Server) {
-    let placeholder = nobody().await;
-    let setup = setup(&[pod(placeholder, "west")], "").await;
-    let server = setup.world.echo_at(placeholder, "west", "shop", "hello", "west").await;
+    let port = Port::held();
+    let setup = setup(&[pod(port.address, "west")], "").await;
+    let server = setup.world.echo_at(port.address, "west", "shop", "hello", "west").await;
     (setup, server)
 }
 
@@ -289,16 +289,15 @@ async fn an_operator_without_a_certificate_learns_who_it_is() {
     // The right name, and another's identity.
     let foreign = ask("west", "north.mesh", setup.address()).await;
     assert!(matches!(&foreign, Probed::Foreign(why) if why.contains("ISM5226")), "{foreign:?}");
-    let missed = ask("west", "west.mesh", nobody().await).await;
+    let missed = ask("west", "west.mesh", Port::held().address).await;
     assert!(matches!(&missed, Probed::Missed(why) if why.contains("refused")), "{missed:?}");
 }
 
 #[tokio::test]
 async fn a_dead_pod_is_passed_over() {
-    let dead = nobody().await;
-    let alive = nobody().await;
-    let setup = setup(&[pod(dead, "west"), pod(alive, "west")], "").await;
-    let _server = setup.world.echo_at(alive, "west", "shop", "hello", "alive").await;
+    let (dead, alive) = (Port::held(), Port::held());
+    let setup = setup(&[pod(dead.address, "west"), pod(alive.address, "west")], "").await;
+    let _server = setup.world.echo_at(alive.address, "west", "shop", "hello", "alive").await;
     for _ in 0..10 {
         assert_eq!(setup.greeting(SNI, &[b"istio"]).await.unwrap(), "alive\n");
     }
@@ -322,9 +321,9 @@ async fn pods_without_mesh_or_of_others_are_never_dialled() {
 
 #[tokio::test]
 async fn caps_shed_and_recover() {
-    let placeholder = nobody().await;
-    let setup = setup(&[pod(placeholder, "west")], "maxConnectionsPerSource: 2\n").await;
-    let _server = setup.world.echo_at(placeholder, "west", "shop", "hello", "west").await;
+    let port = Port::held();
+    let setup = setup(&[pod(port.address, "west")], "maxConnectionsPerSource: 2\n").await;
+    let _server = setup.world.echo_at(port.address, "west", "shop", "hello", "west").await;
     let one = TcpStream::connect(setup.address()).await.unwrap();
     let two = TcpStream::connect(setup.address()).await.unwrap();
     let mut three = TcpStream::connect(setup.address()).await.unwrap();

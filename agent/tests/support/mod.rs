@@ -208,8 +208,11 @@ impl Machine {
     }
 }
 
+/// Against a hang only: no promise is about these times.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
 pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let limit = Instant::now() + Duration::from_secs(10);
+    let limit = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < limit, "never: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;

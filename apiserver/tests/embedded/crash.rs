@@ -1,5 +1,6 @@
 //! The program killed at any moment while it writes: it opens again, and nothing acknowledged is lost.
 
+use crate::port::Port;
 use crate::support::until;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, Patch, PatchParams};
@@ -23,7 +24,7 @@ impl Drop for Program {
 }
 
 impl Program {
-    pub(crate) async fn start(folder: &Path, port: u16) -> Self {
+    pub(crate) async fn start(folder: &Path, port: &Port) -> Self {
         let kubeconfig = folder.join("kubeconfig");
         let _ = std::fs::remove_file(&kubeconfig);
         let mut program = Self(Self::command(folder, port).spawn().unwrap());
@@ -37,9 +38,9 @@ impl Program {
         program
     }
 
-    pub(crate) fn command(folder: &Path, port: u16) -> Command {
+    pub(crate) fn command(folder: &Path, port: &Port) -> Command {
         let config = json!({
-            "listen": format!("127.0.0.1:{port}"), "kubeconfig": folder.join("kubeconfig"),
+            "listen": port.address, "kubeconfig": folder.join("kubeconfig"),
             "store": folder.join("store/objects"),
         });
         std::fs::create_dir_all(folder.join("store")).unwrap();
@@ -57,19 +58,15 @@ impl Program {
     }
 }
 
-pub(crate) fn free_port() -> u16 {
-    std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_a_hundred_times_it_loses_nothing_it_acknowledged() {
     let folder = tempfile::tempdir().unwrap();
-    let port = free_port();
+    let port = Port::held();
     // The newest number of each writer that was acknowledged.
     let acknowledged: Arc<[AtomicU64; 4]> = Arc::default();
     let mut writes = 0;
     for kill in 0..KILLS {
-        let program = Program::start(folder.path(), port).await;
+        let program = Program::start(folder.path(), &port).await;
         let client = cluster::client::connect(&folder.path().join("kubeconfig")).await.unwrap();
         let maps: Api<ConfigMap> = Api::namespaced(client, "default");
         for (writer, newest) in acknowledged.iter().enumerate() {

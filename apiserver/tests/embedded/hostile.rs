@@ -1,6 +1,7 @@
 //! What a stranger, a full disk or a damaged file may do: an answer that says what to do, and nothing is lost.
 
-use crate::crash::{Program, free_port};
+use crate::crash::Program;
+use crate::port::Port;
 use crate::real::client;
 use crate::support::{Running, apply, code};
 use futures::TryStreamExt;
@@ -110,8 +111,24 @@ async fn bodies_too_large_are_refused_and_the_server_goes_on() {
     server.stop().await;
 }
 
+/// Sees to it that this process may open so many files: it holds both ends of each connection.
+fn open_files(wanted: u64) {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    if soft < wanted {
+        assert!(
+            hard >= wanted,
+            "this test opens {wanted} files, and RLIMIT_NOFILE allows {hard} at most. Fix: raise the hard \
+             limit (ulimit -Hn {wanted}, or LimitNOFILE= of the service)"
+        );
+        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).unwrap();
+        println!("RLIMIT_NOFILE was {soft}, and is {wanted} now");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_watches_leave_room_for_who_asks() {
+    open_files(8_192);
     let server = Running::start().await;
     let raw = Raw::new(&server);
     let request = format!(
@@ -154,7 +171,9 @@ async fn ten_thousand_watches_leave_room_for_who_asks() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watcher_that_reads_nothing_costs_nothing_and_is_cut() {
-    let server = Running::start().await;
+    // Here the history's end cuts it, on a slow machine too; `wire` tests that patience ends.
+    let patience = Duration::from_secs(300);
+    let server = Running::with(|config| config.write_patience = patience).await;
     let client = server.client().await;
     let mut lazy = raw(&server).await;
     let request = format!(
@@ -204,8 +223,8 @@ async fn a_watcher_that_reads_nothing_costs_nothing_and_is_cut() {
 #[tokio::test]
 async fn a_damaged_store_is_named_and_not_opened() {
     let folder = tempfile::tempdir().unwrap();
-    let port = free_port();
-    let program = Program::start(folder.path(), port).await;
+    let port = Port::held();
+    let program = Program::start(folder.path(), &port).await;
     let client = cluster::client::connect(&folder.path().join("kubeconfig")).await.unwrap();
     for name in ["a", "b"] {
         let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default"}});
@@ -217,7 +236,7 @@ async fn a_damaged_store_is_named_and_not_opened() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&path, bytes).unwrap();
-    let output = Program::command(folder.path(), port)
+    let output = Program::command(folder.path(), &port)
         .stderr(std::process::Stdio::piped())
         .output()
         .unwrap();
@@ -231,9 +250,9 @@ async fn a_damaged_store_is_named_and_not_opened() {
 #[tokio::test]
 async fn a_full_disk_refuses_writes_and_loses_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let port = free_port();
+    let port = Port::held();
     // A limit on files' sizes stands for the disk: it needs no root.
-    let mut command = Program::command(folder.path(), port);
+    let mut command = Program::command(folder.path(), &port);
     let mut shell = std::process::Command::new("sh");
     shell.arg("-c").arg("trap '' XFSZ; ulimit -f 400; exec \"$@\"").arg("sh");
     shell.arg(command.get_program()).args(command.get_args());
@@ -270,7 +289,7 @@ async fn a_full_disk_refuses_writes_and_loses_nothing() {
     assert_eq!(code(maps.get(&format!("m{kept}")).await), 404);
     child.kill().unwrap();
     child.wait().unwrap();
-    let program = Program::start(folder.path(), port).await;
+    let program = Program::start(folder.path(), &port).await;
     let client = cluster::client::connect(&kubeconfig).await.unwrap();
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
     assert_eq!(maps.list(&ListParams::default()).await.unwrap().items.len(), kept);

@@ -4,6 +4,8 @@ mod crash;
 mod hostile;
 mod kubectl;
 mod objects;
+#[path = "../../../runtime/tests/support/port.rs"]
+mod port;
 mod programs;
 mod real;
 mod rows;

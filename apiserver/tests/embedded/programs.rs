@@ -1,6 +1,6 @@
 //! Our own programs' watchers against the server, with the rights they have, and through its restart.
 
-use crate::crash::free_port;
+use crate::port::Port;
 use crate::rows::definitions;
 use crate::support::{Running, apply};
 use k8s_openapi::api::authentication::v1::TokenRequest;
@@ -26,9 +26,9 @@ fn slice(addresses: &[&str]) -> Value {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_is_watched_by_its_roles_and_through_a_restart() {
     let Some(definitions) = definitions() else { return };
-    let port = free_port();
+    let port = Port::held();
     let server = Running::with(|config| {
-        config.listen = ([127, 0, 0, 1], port).into();
+        config.listen = port.address;
         config.store = Some(config.kubeconfig.with_file_name("objects"));
         config.allow_loopback_endpoints = true;
     })

@@ -1,7 +1,7 @@
 //! A real kube-apiserver with its etcd, where this machine has them.
 
+use crate::port::Port;
 use kube::Client;
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -21,6 +21,7 @@ impl Drop for Process {
 pub(crate) struct Real {
     _server: Process,
     _etcd: Process,
+    _ports: [Port; 3],
     folder: tempfile::TempDir,
     authority: String,
     url: String,
@@ -47,10 +48,6 @@ pub(crate) fn part(name: &str) -> Option<PathBuf> {
     found
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
-}
-
 impl Real {
     pub(crate) async fn start() -> Option<Self> {
         let (kube_apiserver, etcd) = (part("kube-apiserver")?, part("etcd")?);
@@ -69,7 +66,8 @@ impl Real {
         write("sa.key", &tokens.serialize_pem());
         write("sa.pub", &tokens.public_key_pem());
         write("tokens.csv", &format!("{ADMIN},admin,admin,system:masters\n"));
-        let (port, etcd_port, peer_port) = (free_port(), free_port(), free_port());
+        let ports = [Port::held(), Port::held(), Port::held()];
+        let [port, etcd_port, peer_port] = ports.each_ref().map(|port| port.address.port());
         let log = |name: &str| std::fs::File::create(folder.path().join(name)).unwrap();
         let etcd = Command::new(etcd)
             .arg(format!("--data-dir={}", file("etcd")))
@@ -101,8 +99,14 @@ impl Real {
             .spawn()
             .unwrap();
         let url = format!("https://127.0.0.1:{port}");
-        let mut real =
-            Self { _server: Process(server), _etcd: etcd, folder, authority: certificate, url };
+        let mut real = Self {
+            _server: Process(server),
+            _etcd: etcd,
+            _ports: ports,
+            folder,
+            authority: certificate,
+            url,
+        };
         real.ready().await;
         Some(real)
     }

@@ -1,13 +1,16 @@
 //! A real kube-apiserver with its etcd, on loopback ports, for one test.
 
+#[path = "../../../runtime/tests/support/port.rs"]
+pub(crate) mod port;
+
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use kube::{Api, Client};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use port::Port;
 use serde_json::Value;
 use std::fs::File;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -38,6 +41,7 @@ pub(crate) struct Server {
     dir: tempfile::TempDir,
     etcd_port: u16,
     port: u16,
+    _ports: [Port; 3],
     etcd: Child,
     apiserver: Child,
 }
@@ -50,9 +54,10 @@ impl Server {
         std::fs::write(dir.path().join("sa.key"), keys.serialize_pem()).unwrap();
         std::fs::write(dir.path().join("sa.pub"), keys.public_key_pem()).unwrap();
         std::fs::write(dir.path().join("tokens"), "secret,admin,admin,system:masters\n").unwrap();
-        let (etcd_port, port) = (free_port(), free_port());
+        let ports = [Port::held(), Port::held(), Port::held()];
+        let [etcd_port, peer_port, port] = ports.each_ref().map(|port| port.address.port());
         let url = format!("http://127.0.0.1:{etcd_port}");
-        let peer = format!("http://127.0.0.1:{}", free_port());
+        let peer = format!("http://127.0.0.1:{peer_port}");
         let etcd = start(
             programs,
             dir.path(),
@@ -68,7 +73,8 @@ impl Server {
             ],
         );
         let apiserver = apiserver(programs, dir.path(), etcd_port, port);
-        let server = Self { programs: programs.into(), dir, etcd_port, port, etcd, apiserver };
+        let (programs, _ports) = (programs.into(), ports);
+        let server = Self { programs, dir, etcd_port, port, _ports, etcd, apiserver };
         server.ready().await;
         server
     }
@@ -190,10 +196,6 @@ fn start(programs: &Path, dir: &Path, name: &str, args: &[String]) -> Child {
         .stderr(log)
         .spawn()
         .unwrap()
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Objects of a kind, in a namespace (empty: cluster scope).

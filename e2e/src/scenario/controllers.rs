@@ -171,7 +171,9 @@ async fn said(stage: &Stage<'_>, before: &BTreeMap<String, u64>, times: u64) -> 
         let now = link_events(east, "west").await?;
         let news: BTreeMap<&str, u64> = now
             .iter()
-            .map(|(reason, count)| (&**reason, count - before.get(reason).unwrap_or(&0)))
+            .map(|(reason, count)| {
+                (&**reason, count.saturating_sub(*before.get(reason).unwrap_or(&0)))
+            })
             .filter(|(_, news)| *news > 0)
             .collect();
         // What is said too often comes late: a while is waited for it.

@@ -1,10 +1,15 @@
 //! Real API servers on loopback, and the few objects of two small clusters.
 
+mod bare;
+#[path = "../../../runtime/tests/support/port.rs"]
+mod port;
+
+pub(crate) use bare::Bare;
 use kube::Client;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
+pub(crate) use port::Port;
 use serde_json::{Value, json};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -101,6 +106,7 @@ pub(crate) struct Cluster {
     folder: tempfile::TempDir,
     port: u16,
     etcd_port: u16,
+    _ports: [Port; 3],
     _etcd: Process,
     server: Option<Process>,
 }
@@ -125,7 +131,8 @@ impl Cluster {
             "tokens.csv",
             &format!("{ADMIN},admin,admin,system:masters\n{LINK},link,link\n{LINK_2},link,link\n"),
         );
-        let (port, etcd_port, peer_port) = (free_port(), free_port(), free_port());
+        let ports = [Port::held(), Port::held(), Port::held()];
+        let [port, etcd_port, peer_port] = ports.each_ref().map(|port| port.address.port());
         let etcd = Command::new(&parts.etcd)
             .arg(format!("--data-dir={}", folder.path().join("etcd").display()))
             .arg(format!("--listen-client-urls=http://127.0.0.1:{etcd_port}"))
@@ -151,6 +158,7 @@ impl Cluster {
             folder,
             port,
             etcd_port,
+            _ports: ports,
             _etcd: Process(etcd),
             server: None,
         };
@@ -429,10 +437,6 @@ pub(crate) fn until<T>(
     }
 }
 
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 /// CA, certificate and key of a server on 127.0.0.1, PEM.
 fn certificates(name: &str) -> (String, String, String) {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -461,4 +465,12 @@ fn kubeconfig(name: &str, url: &str, authority: &str, token: &str) -> String {
          contexts:\n- context:\n    cluster: {name}\n    user: {name}\n  name: {name}\ncurrent-context: {name}\n\
          kind: Config\nusers:\n- name: {name}\n  user:\n    token: {token}\n"
     )
+}
+
+/// The same, of a user whose credential a program would print.
+pub(crate) fn runs_a_program(name: &str, authority: &str) -> String {
+    let text = kubeconfig(name, "https://10.0.0.2", authority, "none");
+    let program = text.replace("token: none", "exec: {command: /bin/true}");
+    assert_ne!(text, program);
+    program
 }

@@ -1,5 +1,6 @@
 //! HTTP/2 and gRPC from an application into the mesh, with servers that refuse, reset and go away.
 
+use crate::port::Port;
 use crate::world::{PATIENCE, World, bundle, svid};
 use bytes::Bytes;
 use futures::future::{BoxFuture, join_all};
@@ -256,8 +257,8 @@ async fn a_refused_call_is_made_again_elsewhere_also_when_it_streams() {
 
 #[tokio::test]
 async fn what_nobody_answers_ends_with_a_status() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let world = World::speaking(Protocol::Grpc, vec![nobody], |_| {}).await;
+    let nobody = Port::held();
+    let world = World::speaking(Protocol::Grpc, vec![nobody.address], |_| {}).await;
     let mut sender = client(&world).await;
     let got = send(&mut sender, call(whole("x"))).await;
     assert_eq!(got.status, StatusCode::OK);

@@ -9,7 +9,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout};
 
-const IDLE: Duration = Duration::from_millis(600);
+/// So long that a pause of [`REST`] stays far below it on a slow machine too.
+const IDLE: Duration = Duration::from_secs(3);
+const REST: Duration = Duration::from_millis(500);
 
 async fn impatient(copies: &[&Copy], idle_max: Duration) -> World {
     let endpoints = copies.iter().map(|copy| copy.address).collect();
@@ -38,7 +40,7 @@ async fn counted(world: &World, limit: &str, times: u32) {
 #[tokio::test]
 async fn a_stream_whose_response_nobody_takes_is_reset_and_its_neighbours_are_not() {
     const WINDOW: usize = 16 * 1024;
-    const LENGTH: usize = 8 * WINDOW;
+    const LENGTH: usize = 14 * WINDOW;
     let copy = Copy::start("a", long(LENGTH)).await;
     let world = impatient(&[&copy], IDLE).await;
     let stream = TcpStream::connect(world.address).await.unwrap();
@@ -76,7 +78,7 @@ async fn a_stream_whose_response_nobody_takes_is_reset_and_its_neighbours_are_no
         while let Some(data) = body.data().await {
             let length = data.expect("it goes on").len();
             taken += length;
-            sleep(Duration::from_millis(200) * (length as u32) / WINDOW as u32).await;
+            sleep(REST * (length as u32) / WINDOW as u32).await;
             body.flow_control().release_capacity(length).unwrap();
         }
         assert_eq!(taken, LENGTH);
@@ -176,8 +178,9 @@ async fn a_body_of_unknown_length_may_rest_and_a_known_one_be_slow() {
     let begun = format!("{close}transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n");
     let (answer, _) = spoken(&world, &[&begun, "0\r\n\r\n"], IDLE * 2).await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    let begun = format!("{close}content-length: 4\r\n\r\n");
-    let (answer, took) = spoken(&world, &[&begun, "a", "b", "c", "d"], IDLE / 2).await;
+    let begun = format!("{close}content-length: 8\r\n\r\n");
+    let parts = [&*begun, "a", "b", "c", "d", "e", "f", "g", "h"];
+    let (answer, took) = spoken(&world, &parts, REST).await;
     assert!(answer.starts_with("HTTP/1.1 200 ") && took > IDLE, "{took:?} {answer}");
     assert_eq!(copy.seen(), 2);
 }

@@ -1,5 +1,6 @@
 //! From the mesh to an application.
 
+use crate::port::Port;
 use crate::world::{Client, Copy, Does, PATIENCE, identity, options, raw};
 use bytes::Bytes;
 use http_body_util::Full;
@@ -214,8 +215,8 @@ async fn a_switched_connection_ends_with_its_callers_admission() {
 
 #[tokio::test]
 async fn an_application_that_is_not_there_is_said_so() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let (address, metrics) = sidecar(nobody, true).await;
+    let nobody = Port::held();
+    let (address, metrics) = sidecar(nobody.address, true).await;
     let got = get(address).await;
     assert_eq!((got.status, &got.headers["x-isthmus-unserved"]), (503, &"unsent".parse().unwrap()));
     assert!(metrics.encode().contains("response_flags=\"UF\""));

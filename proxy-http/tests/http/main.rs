@@ -5,5 +5,7 @@ mod http2;
 mod idle;
 mod inbound;
 mod outbound;
+#[path = "../../../runtime/tests/support/port.rs"]
+mod port;
 mod smuggling;
 mod world;

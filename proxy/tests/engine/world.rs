@@ -2,8 +2,12 @@
 
 #![allow(unreachable_pub, reason = "two test crates share this file")]
 
+#[path = "../../../runtime/tests/support/port.rs"]
+mod port;
+
 use mesh::name::{ClusterId, Identity};
 use mesh::program::*;
+pub(crate) use port::Port;
 use proxy::{Engine, Options};
 use runtime::metrics::Metrics;
 use std::collections::{BTreeMap, BTreeSet};
@@ -201,12 +205,6 @@ pub fn black_hole() -> BlackHole {
         queued.push(stream);
     }
     BlackHole { address, _listener: listener, _queued: queued }
-}
-
-/// An address where nobody listens.
-pub async fn nobody() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    listener.local_addr().unwrap()
 }
 
 pub fn identity(cluster: &str, namespace: &str, account: &str) -> Identity {

@@ -1,7 +1,11 @@
 //! Probes against applications on loopback: what the kubelet would be told.
 
+#[path = "../../../runtime/tests/support/port.rs"]
+mod port;
+
 use super::*;
 use bytes::Bytes;
+use port::Port;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -67,8 +71,8 @@ async fn an_application_that_hangs_is_given_its_time() {
 async fn tcp_is_good_when_somebody_listens() {
     let port = application("").await;
     assert!(probe(&format!("tcpSocket: {{port: {port}}}")).ask(POD).await.is_ok());
-    let free = TcpListener::bind((POD, 0)).await.unwrap().local_addr().unwrap().port();
-    let found = probe(&format!("tcpSocket: {{port: {free}}}")).ask(POD).await;
+    let free = Port::held();
+    let found = probe(&format!("tcpSocket: {{port: {}}}", free.address.port())).ask(POD).await;
     assert!(found.clone().is_err_and(|why| why.contains("connecting to 127.0.0.1")), "{found:?}");
 }
 
