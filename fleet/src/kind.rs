@@ -63,13 +63,8 @@ pub async fn on_clusters<T>(
 ) -> Result<T> {
     fleet.clean().await?;
     let whole = async {
-        let images = workloads(
-            &parts.busybox,
-            &parts.curl,
-            &parts.interop,
-            &parts.own.program,
-            &fleet.home.run.join("images"),
-        )?;
+        let folder = fleet.home.run.join("images");
+        let images = workloads(&parts.workloads, &parts.own.program, &folder)?;
         tell("images written");
         let made = fleet.make(&images, tell).await?;
         let (pods, balancers) = fleet.seen(made, parts).await?;

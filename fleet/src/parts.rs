@@ -94,9 +94,28 @@ pub struct PodParts {
     pub isthmus: PathBuf,
     pub own: Own,
     pub kubectl: PathBuf,
+    pub workloads: WorkloadParts,
+}
+
+/// What the workloads of scenarios on pods are made of. Ready before a fleet is: a fleet's network has no
+/// way to modules and packages.
+#[derive(Debug, Clone)]
+pub struct WorkloadParts {
+    /// Static: it goes into an image alone.
     pub busybox: PathBuf,
     pub curl: PathBuf,
     pub interop: Interop,
+}
+
+impl WorkloadParts {
+    /// Finds each; installs or builds what is missing.
+    pub fn ready() -> Result<Self> {
+        Ok(Self {
+            busybox: program_or_install("busybox", "busybox-static")?,
+            curl: program_or_install("curl", "curl")?,
+            interop: interop()?,
+        })
+    }
 }
 
 impl PodParts {
@@ -110,9 +129,7 @@ impl PodParts {
                 Some(path) => path,
                 None => kubernetes::program(Program::Kubectl)?,
             },
-            busybox: program_or_install("busybox", "busybox-static")?,
-            curl: program_or_install("curl", "curl")?,
-            interop: interop()?,
+            workloads: WorkloadParts::ready()?,
         })
     }
 }

@@ -2,8 +2,7 @@
 
 use crate::image::programs::{self, strip};
 use crate::image::{File, Image, libraries, write_oci};
-use crate::parts::NodeParts;
-use crate::peers::Interop;
+use crate::parts::{NodeParts, WorkloadParts};
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,22 +20,17 @@ pub const INTEROP: &str = "docker.io/library/interop:fleet";
 
 /// Writes them all to `dir`; their paths. `own` is the program that plays the workload.
 pub(super) fn write(parts: &NodeParts, own: &Path, dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut pause = Image::of_program(PAUSE, &parts.busybox, "/bin/busybox")?;
+    let mut pause = Image::of_program(PAUSE, &parts.workloads.busybox, "/bin/busybox")?;
     pause.entrypoint.extend(["sleep".into(), "infinity".into()]);
     let coredns = Image::of_program(COREDNS, &parts.coredns, "/coredns")?;
     let mut paths = tars(&[pause, coredns], dir)?;
-    paths.extend(workloads(&parts.busybox, &parts.curl, &parts.interop, own, dir)?);
+    paths.extend(workloads(&parts.workloads, own, dir)?);
     Ok(paths)
 }
 
 /// Writes those that scenarios on pods run, and the mesh's, for whoever's nodes.
-pub(crate) fn workloads(
-    busybox: &Path,
-    curl: &Path,
-    peers: &Interop,
-    own: &Path,
-    dir: &Path,
-) -> Result<Vec<PathBuf>> {
+pub(crate) fn workloads(parts: &WorkloadParts, own: &Path, dir: &Path) -> Result<Vec<PathBuf>> {
+    let WorkloadParts { busybox, curl, interop: peers } = parts;
     std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     let stripped = dir.join("hello");
     strip(own, &stripped)?;

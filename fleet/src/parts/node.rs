@@ -1,8 +1,7 @@
 //! What a node and its control plane are made of beside the API server.
 
 use super::kubernetes::{self, Program};
-use super::{cache, module, program_or_install, run};
-use crate::peers::{Interop, interop};
+use super::{WorkloadParts, cache, module, program_or_install, run};
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -30,10 +29,7 @@ pub struct NodeParts {
     pub cni: PathBuf,
     /// Static: it goes into an image alone.
     pub coredns: PathBuf,
-    pub busybox: PathBuf,
-    pub curl: PathBuf,
-    /// Built before there is a fleet, whose network has no way out.
-    pub interop: Interop,
+    pub workloads: WorkloadParts,
 }
 
 impl NodeParts {
@@ -41,8 +37,7 @@ impl NodeParts {
     /// with them. Slow the first time (about 12 minutes on 2 cores).
     pub fn ready() -> Result<Self> {
         let runc = program_or_install("runc", "runc")?;
-        let busybox = program_or_install("busybox", "busybox-static")?;
-        let curl = program_or_install("curl", "curl")?;
+        let workloads = WorkloadParts::ready()?;
         program_or_install("iptables", "iptables").context("the plug-in portmap needs it")?;
         for plugin in ["bridge", "host-local", "portmap"] {
             super::file_or_install(&Path::new(CNI).join(plugin), "containernetworking-plugins")?;
@@ -69,9 +64,7 @@ impl NodeParts {
             runc,
             cni: CNI.into(),
             coredns: coredns()?,
-            busybox,
-            curl,
-            interop: interop()?,
+            workloads,
         })
     }
 }
