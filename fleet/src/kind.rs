@@ -235,9 +235,9 @@ impl Fleet<'_> {
             let name = one.site.name;
             let context = Some(name.to_owned());
             let options = KubeConfigOptions { context, ..Default::default() };
+            let whose = || format!("cluster {name}: the kubeconfig that kind wrote");
             let config = kube::Config::from_custom_kubeconfig(whole.clone(), &options).await;
-            let client =
-                kube::Client::try_from(config.with_context(|| format!("cluster {name}"))?)?;
+            let client = kube::Client::try_from(config.with_context(whose)?).with_context(whose)?;
             let balanced = one.address.balanced(one.site.number)?;
             let docker = self.tools.docker.clone();
             let node = node(&one.name);
