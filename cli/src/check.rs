@@ -71,7 +71,9 @@ pub(crate) async fn causes(clusters: Vec<Operator>, root_namespace: &str) -> Vec
     let lines = report::fold(judge::judge(&look::look(&call, clusters).await));
     let causes = lines.into_iter().map(|line| line.item).filter(|item| {
         let silent = matches!(item.about, item::About::Server(_));
-        item.mark != Mark::Good && item.group != Group::Links && !silent
+        // Whoever may read little is not told so line by line: that is what check is asked for.
+        let unread = item.code == judge::UNREAD;
+        item.mark != Mark::Good && item.group != Group::Links && !silent && !unread
     });
     let wrong =
         |item: item::Item| Wrong { broken: item.mark == Mark::Broken, sentence: item.to_string() };
