@@ -26,8 +26,10 @@ pub(crate) enum Door {
     Foreign(String),
 }
 
-/// Between two rounds; one comes at once where what is announced changes.
+/// Between two rounds; one comes at once where what is announced changes, and sooner while somebody is
+/// shut: that it is open again is awaited.
 const EVERY: Duration = Duration::from_secs(10);
+const EVERY_SHUT: Duration = Duration::from_secs(2);
 /// How soon a change is noticed: no more rounds than that, whatever others announce.
 const LOOK: Duration = Duration::from_secs(1);
 /// For one gateway, both tries.
@@ -51,7 +53,7 @@ pub(crate) async fn keep(
 ) {
     let mut tick = tokio::time::interval(LOOK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut last: Option<(BTreeMap<ClusterId, Announced>, Instant)> = None;
+    let mut last: Option<(BTreeMap<ClusterId, Announced>, Instant, Duration)> = None;
     loop {
         tokio::select! {
             () = end.cancelled() => return,
@@ -59,14 +61,15 @@ pub(crate) async fn keep(
         }
         let Some(own) = own.borrow().clone() else { continue };
         let all = announced(&own);
-        let rests = |(before, at): &(_, Instant)| *before == all && at.elapsed() < EVERY;
+        let rests = |(before, at, rest): &(_, Instant, _)| *before == all && at.elapsed() < *rest;
         let roots = Bundle::from_pem(&own.mesh.root_certificates);
         let (false, Ok(roots)) = (last.as_ref().is_some_and(rests), roots) else { continue };
         let found = tokio::select! {
             () = end.cancelled() => return,
             found = round(&all, &roots) => found,
         };
-        last = Some((all, Instant::now()));
+        let shut = found.values().flat_map(BTreeMap::values).any(|door| *door != Door::Open);
+        last = Some((all, Instant::now(), if shut { EVERY_SHUT } else { EVERY }));
         told.send_if_modified(|before| {
             let news = before.as_deref() != Some(&found);
             if news {

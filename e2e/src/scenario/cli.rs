@@ -88,6 +88,10 @@ pub(super) async fn cli_walk(stage: &Stage<'_>) -> Result<()> {
 }
 
 async fn status(stage: &Stage<'_>) -> Result<()> {
+    // Gateways that a scenario before held shut are knocked at again within seconds.
+    for peer in ["west", "north"] {
+        until_condition(stage.cluster("east"), peer, "GatewaysReachable", "True", LIMIT).await?;
+    }
     let all = ["status", "--context", "east", "--context", "west", "--context", "north"];
     expect(
         stage,
