@@ -21,15 +21,12 @@ pub(super) fn served(answer: impl Fn(&str) -> Option<Value> + Send + Sync + 'sta
         let found = answer(&path);
         async move {
             let (code, body) = match found {
-                Some(body) => (200, body),
-                None => (
-                    404,
-                    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404,
-                        "message": format!("{path} is not found"), "reason": "NotFound"}),
-                ),
+                Some(body) => (200, body.to_string()),
+                // As kube-apiserver says it of a kind that it does not serve.
+                None => (404, "404 page not found\n".to_owned()),
             };
             let answer = http::Response::builder().status(code).header("date", DATE.0);
-            let answer = answer.body(Body::from(body.to_string().into_bytes()));
+            let answer = answer.body(Body::from(body.into_bytes()));
             Ok::<_, kube::Error>(answer.expect("a literal head makes an answer"))
         }
     });

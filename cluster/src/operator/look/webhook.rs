@@ -2,7 +2,7 @@
 //! else injects.
 
 use super::pages::OBJECTS_MAX;
-use super::{Operator, theirs};
+use super::{Operator, absent, theirs};
 use crate::inject::{NamespaceLabels, Sidecar, asks, sidecar};
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhook, MutatingWebhookConfiguration};
 use k8s_openapi::api::core::v1::Pod;
@@ -59,7 +59,8 @@ impl Operator {
         namespaces: &BTreeMap<String, NamespaceLabels>,
     ) -> anyhow::Result<Option<Webhook>> {
         let api = Api::<MutatingWebhookConfiguration>::all(self.client.clone());
-        let ours = api.get_opt(CONFIGURATION).await;
+        // Not installed, or a kind that is not served.
+        let ours = absent(api.get(CONFIGURATION).await);
         let Some(ours) = self.asked(&format!("reading {CONFIGURATION}"), ours)? else {
             return Ok(None);
         };
