@@ -150,12 +150,12 @@ fn rights(context: &str, look: &Look, denied: &[&Right], items: &mut Vec<Item>) 
     }
 }
 
-/// Of what the operator may not see.
+/// The code of [`unread`].
 pub(super) const UNREAD: &str = "ISM2622";
 
 /// What the operator may not see is said, and is nobody's fault.
 fn unread(group: Group, context: &str, what: &str, why: &str) -> Item {
-    let sentence = format!("{UNREAD} {what} could not be read: {why}");
+    let sentence = format!("ISM2622 {what} could not be read: {why}");
     Item::wrong(group, Mark::Warning, About::Other, context, &sentence)
         .following([About::Installed(context.into()), About::Server(context.into())])
 }
