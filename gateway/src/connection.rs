@@ -7,7 +7,7 @@ use mesh::program::{ClusterName, Listener, Resource, ResourceName};
 use mesh::sni::Sni;
 use proxy::accept::Place;
 use proxy::access::{Line, timestamp};
-use proxy::drain::Drain;
+use proxy::drain::{Drain, Live};
 use proxy::prefixed::Prefixed;
 use proxy::telemetry::{Conversation, Party, Reporter, Tcp, Telemetry};
 use proxy::tunnel::{End, reset, splice};
@@ -101,8 +101,13 @@ impl From<&'static str> for Refused {
 }
 
 impl Gateway {
-    pub(crate) async fn serve(&self, client: TcpStream, peer: SocketAddr, place: Place) {
-        let live = self.drain.live();
+    pub(crate) async fn serve(
+        &self,
+        client: TcpStream,
+        peer: SocketAddr,
+        place: Place,
+        live: Live,
+    ) {
         self.numbers.live.inc();
         let (begun, start) = (Instant::now(), SystemTime::now());
         let local = if self.access_log { client.local_addr().ok() } else { None };

@@ -132,8 +132,9 @@ async fn begin(config: Config, end: CancellationToken) -> anyhow::Result<Running
             },
             move |stream, peer, place| {
                 served.last.touch();
-                let gateway = served.clone();
-                tokio::spawn(async move { gateway.serve(stream, peer, place).await });
+                // Now: a drain that begins before the task does must wait for it.
+                let (gateway, live) = (served.clone(), served.drain.live());
+                tokio::spawn(async move { gateway.serve(stream, peer, place, live).await });
             },
         )
         .await;

@@ -51,8 +51,12 @@ impl Drop for Place {
     }
 }
 
+/// Accepted after the end, at most: as many as can have waited by then.
+const LAST_MAX: usize = 4_096;
+
 /// Accepts until `end`, handing each connection (TCP_NODELAY and keepalive set) to `serve`.
-/// A connection above a cap is closed at once and told to `shed`.
+/// A connection above a cap is closed at once and told to `shed`. Those that wait at the end are served,
+/// too: the kernel resets what waits at a listener that is closed.
 pub async fn accept(
     listener: TcpListener,
     caps: Caps,
@@ -63,9 +67,13 @@ pub async fn accept(
     let counts = Arc::new(Counts { all: AtomicUsize::new(0), sources: DashMap::new() });
     // Once for all connections, instead of six calls for each.
     crate::upstream::tune(&listener);
+    let take = |stream, peer: SocketAddr| match place(&counts, caps, peer.ip().to_canonical()) {
+        Ok(place) => serve(stream, peer, place),
+        Err(why) => shed(peer, why),
+    };
     loop {
         let accepted = tokio::select! {
-            () = end.cancelled() => return,
+            () = end.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         let (stream, peer) = match accepted {
@@ -80,9 +88,19 @@ pub async fn accept(
                 continue;
             }
         };
-        match place(&counts, caps, peer.ip().to_canonical()) {
-            Ok(place) => serve(stream, peer, place),
-            Err(why) => shed(peer, why),
+        take(stream, peer);
+    }
+    // Asked of the kernel itself: the runtime may not have heard of them yet.
+    let Ok(listener) = listener.into_std() else { return };
+    for _ in 0..LAST_MAX {
+        match listener.accept() {
+            Ok((stream, peer)) => {
+                let stream =
+                    stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+                stream.into_iter().for_each(|stream| take(stream, peer));
+            }
+            Err(problem) if client_left(&problem) => {}
+            Err(_) => return,
         }
     }
 }
@@ -125,6 +143,26 @@ mod tests {
         drop(three);
         assert_eq!(counts.all.load(Ordering::Acquire), 2);
         assert!(counts.sources.get(&b).is_none(), "an idle source takes no memory");
+    }
+
+    #[tokio::test]
+    async fn who_waits_at_the_end_is_served() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut clients = vec![];
+        for _ in 0..20 {
+            clients.push(TcpStream::connect(address).await.unwrap());
+        }
+        let end = CancellationToken::new();
+        end.cancel();
+        let served = AtomicUsize::new(0);
+        let serve = |_, _, _| {
+            served.fetch_add(1, Ordering::Relaxed);
+        };
+        let caps = Caps { all: 100, per_source: 100 };
+        let accepting = accept(listener, caps, end, |_, _| {}, serve);
+        tokio::time::timeout(Duration::from_secs(10), accepting).await.unwrap();
+        assert_eq!(served.into_inner(), 20);
     }
 
     #[tokio::test]
