@@ -338,6 +338,8 @@ fn install(what: &str, package: &str) -> Result<()> {
     }
     eprintln!("installing {package} for `{what}`");
     run(Command::new("apt-get")
+        // Another installation on this machine may hold the lock for a while.
+        .args(["-o", "DPkg::Lock::Timeout=300"])
         .args(["install", "-y", "-qq", "--no-install-recommends", package])
         .env("DEBIAN_FRONTEND", "noninteractive"))
 }
