@@ -1,5 +1,6 @@
 //! The real parts a fleet is made of: found, else built or installed once, and kept in a cache.
 
+pub(crate) mod go;
 mod kubernetes;
 mod node;
 
@@ -233,23 +234,17 @@ struct Module {
 
 /// Downloads one Go module (nothing when it is in the module cache).
 fn module(path: &str, version: &str) -> Result<Module> {
-    let out = Command::new("go")
-        .args(["mod", "download", "-json", &format!("{path}@{version}")])
-        .current_dir("/")
-        // A module may ask for a newer Go than is installed; its files are all we want of it.
-        .env("GOTOOLCHAIN", "auto")
-        .output()
-        .context("go is needed to fetch CRDs and to build kube-apiserver; install Go")?;
-    let said: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
+    let (printed, words) = go::output(|command| {
+        command.args(["mod", "download", "-json", &format!("{path}@{version}")]).current_dir("/");
+    })?;
+    let said: serde_json::Value = serde_json::from_str(&printed).unwrap_or_default();
     if let Some(error) = said["Error"].as_str() {
         bail!("go mod download {path}@{version}: {error}");
     }
     let field = |name: &str| {
         let text = said[name].as_str();
-        text.map(PathBuf::from).with_context(|| {
-            let stderr = String::from_utf8_lossy(&out.stderr);
-            format!("go mod download {path}@{version} names no {name}: {stderr}")
-        })
+        text.map(PathBuf::from)
+            .with_context(|| format!("go mod download {path}@{version} names no {name}: {words}"))
     };
     Ok(Module { dir: field("Dir")?, go_mod: field("GoMod")? })
 }

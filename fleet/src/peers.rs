@@ -2,10 +2,10 @@
 //! built once from their Go modules and kept in the cache.
 
 use crate::parts::cache;
-use anyhow::{Context, Result, ensure};
+use crate::parts::go::go;
+use anyhow::Result;
 use nix::fcntl::{Flock, FlockArg};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// The release of grpc-go whose interop programs call and answer.
 const GRPC: &str = "v1.85.0";
@@ -95,23 +95,13 @@ impl Own {
         let plan = format!("module {module}\n\ngo {GO}\n\nrequire {path} {version}\n");
         std::fs::write(folder.join("go.mod"), plan)?;
         let _ = std::fs::remove_file(folder.join("go.sum"));
-        go(&folder, &["build", "-o", "new", "."])?;
+        go(|command| {
+            command.args(["build", "-o", "new", "."]);
+            command.env("GOFLAGS", "-mod=mod").current_dir(&folder);
+        })?;
         std::fs::rename(folder.join("new"), &program)?;
         Ok(program)
     }
-}
-
-fn go(folder: &Path, args: &[&str]) -> Result<()> {
-    let out = Command::new("go")
-        .args(args)
-        .env("GOTOOLCHAIN", "auto")
-        .env("GOFLAGS", "-mod=mod")
-        .current_dir(folder)
-        .output()
-        .context("go is needed to build it; install Go")?;
-    let said = String::from_utf8_lossy(&out.stderr);
-    ensure!(out.status.success(), "go {} ended with {}: {said}", args.join(" "), out.status);
-    Ok(())
 }
 
 /// Builds it the first time.
@@ -128,15 +118,9 @@ fn install(folder: &Path, name: &str, package: &str) -> Result<PathBuf> {
     eprintln!("building {package}");
     let fresh = folder.join("new");
     std::fs::create_dir_all(&fresh)?;
-    let out = Command::new("go")
-        .args(["install", package])
-        .env("GOBIN", &fresh)
-        .env("GOTOOLCHAIN", "auto")
-        .current_dir("/")
-        .output()
-        .context("go is needed to build it; install Go")?;
-    let said = String::from_utf8_lossy(&out.stderr);
-    ensure!(out.status.success(), "go install {package} ended with {}: {said}", out.status);
+    go(|command| {
+        command.args(["install", package]).env("GOBIN", &fresh).current_dir("/");
+    })?;
     // Renamed when whole, so that a killed build leaves nothing that looks finished.
     std::fs::rename(fresh.join(name), &program)?;
     Ok(program)

@@ -1,6 +1,7 @@
 //! Kubernetes' own programs: given, cached, or built from its Go modules, all that miss at once.
 
-use super::{KUBERNETES, asset, cache, module, run};
+use super::go::{go, tidy};
+use super::{KUBERNETES, asset, cache, module};
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -87,11 +88,11 @@ fn build(dir: &Path, missing: &[Program]) -> Result<()> {
     let stamp = format!("-s -w -X k8s.io/component-base/version.gitVersion={KUBERNETES}");
     let fresh = dir.join("new");
     std::fs::create_dir_all(&fresh)?;
-    run(Command::new("go")
-        .args(["build", "-ldflags", &stamp, "-o"])
-        .arg(&fresh)
-        .args(names.iter().map(|name| format!("k8s.io/kubernetes/cmd/{name}")))
-        .current_dir(dir))?;
+    go(|command| {
+        command.args(["build", "-ldflags", &stamp, "-o"]).arg(&fresh);
+        command.args(names.iter().map(|name| format!("k8s.io/kubernetes/cmd/{name}")));
+        command.current_dir(dir);
+    })?;
     // Renamed when whole, so that a killed build leaves nothing that looks finished.
     for name in names {
         std::fs::rename(fresh.join(name), dir.join(name))?;
@@ -130,5 +131,5 @@ fn wrap(dir: &Path) -> Result<()> {
         dir.join("tools.go"),
         format!("//go:build tools\n\npackage tools\n\nimport (\n{imports})\n"),
     )?;
-    run(Command::new("go").args(["mod", "tidy", "-e"]).current_dir(dir))
+    tidy(dir)
 }

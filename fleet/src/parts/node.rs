@@ -1,10 +1,10 @@
 //! What a node and its control plane are made of beside the API server.
 
+use super::go::{go, tidy};
 use super::kubernetes::{self, Program};
-use super::{WorkloadParts, cache, module, program_or_install, run};
+use super::{WorkloadParts, cache, module, program_or_install};
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 const CONTAINERD: &str = "v2.1.4";
 const CONTAINERD_MODULE: &str = "github.com/containerd/containerd/v2";
@@ -96,17 +96,16 @@ fn containerd() -> Result<PathBuf> {
         dir.join("tools.go"),
         format!("//go:build tools\n\npackage tools\n\nimport (\n{imports})\n"),
     )?;
-    run(Command::new("go").args(["mod", "tidy", "-e"]).current_dir(&dir))?;
+    tidy(&dir)?;
     let stamp = format!("-s -w -X {CONTAINERD_MODULE}/version.Version={CONTAINERD}");
     let fresh = dir.join("new");
     std::fs::create_dir_all(&fresh)?;
-    run(Command::new("go")
+    go(|command| {
         // Snapshotters that need headers of their own.
-        .args(["build", "-tags", "no_btrfs,no_devmapper,no_zfs", "-ldflags", &stamp, "-o"])
-        .arg(&fresh)
-        .args(&packages)
-        .env("CGO_ENABLED", "0")
-        .current_dir(&dir))?;
+        let tags = ["-tags", "no_btrfs,no_devmapper,no_zfs"];
+        command.arg("build").args(tags).args(["-ldflags", &stamp, "-o"]).arg(&fresh);
+        command.args(&packages).env("CGO_ENABLED", "0").current_dir(&dir);
+    })?;
     for name in PROGRAMS {
         std::fs::rename(fresh.join(name), dir.join(name))?;
     }
@@ -122,13 +121,12 @@ fn coredns() -> Result<PathBuf> {
     eprintln!("building CoreDNS {COREDNS} from Go modules, about 4 minutes on 2 cores");
     let fresh = dir.join("new");
     std::fs::create_dir_all(&fresh)?;
-    run(Command::new("go")
-        .args(["install", "-ldflags", "-s -w"])
-        .arg(format!("github.com/coredns/coredns@{COREDNS}"))
-        .env("GOBIN", &fresh)
+    go(|command| {
+        let package = format!("github.com/coredns/coredns@{COREDNS}");
+        command.args(["install", "-ldflags", "-s -w", &package]).env("GOBIN", &fresh);
         // Its image holds no libc.
-        .env("CGO_ENABLED", "0")
-        .current_dir(&dir))?;
+        command.env("CGO_ENABLED", "0").current_dir(&dir);
+    })?;
     let built = fresh.join("coredns");
     ensure!(built.is_file(), "go install made no program at {}", built.display());
     std::fs::rename(built, &program)?;
