@@ -1,5 +1,6 @@
 //! The promises that need real nodes: kubelets, containers, captured pods, the cluster's own DNS.
 
+mod black_hole;
 mod dns_patch;
 mod node_faults;
 mod one_way;
@@ -75,6 +76,8 @@ scenarios! {
         "what people do wrong with pods, labels, webhook and addresses: check, status and why name it";
     "one-way" Nodes one_way::one_way:
         "a gateway's port is closed for one cluster alone: status says so, calls go elsewhere";
+    "black-hole" Nodes black_hole::black_hole:
+        "west's node in a black hole under calls from east: answered elsewhere, told, and home again";
     "overhead" Kind overhead::overhead:
         "memory and processor time of a pod's sidecar, idle and at 100 requests a second";
     "dns-patch" Kind dns_patch::dns_patch:
