@@ -286,3 +286,18 @@ fn long_files_are_named() {
         }
     }
 }
+
+/// What carries traffic is as fast where promises are measured as where the demo runs.
+#[test]
+fn dev_and_release_optimise_the_same() {
+    let manifest = include_str!("../../Cargo.toml");
+    let fast = |profile: &str| -> BTreeSet<&str> {
+        let head = format!("[profile.{profile}.package.");
+        let names = manifest.lines().filter_map(|line| line.strip_prefix(&head)?.strip_suffix(']'));
+        names.filter(|name| !name.starts_with('"')).collect()
+    };
+    let (mut dev, release) = (fast("dev"), fast("release"));
+    assert!(dev.remove("isthmus-fleet"), "the load of the promises is optimised");
+    assert!(dev.len() > 20, "{dev:?}");
+    assert_eq!(dev, release, "a package is in one list of Cargo.toml alone");
+}
