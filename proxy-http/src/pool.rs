@@ -9,9 +9,13 @@ use tokio::sync::oneshot;
 
 /// Connections kept for one endpoint; more are closed when they become free.
 const KEPT_MAX: usize = 256;
+/// Requests on kept connections for each that is opened only to reach another copy: its handshake is a
+/// small part of what they cost.
+const REUSES_PER_DIAL: u32 = 32;
 
-/// Free connections, newest first out: the oldest may go idle and be closed. Whoever waits for one
-/// is served before any is laid aside. Shared connections (HTTP/2) serve many at once.
+/// Free connections, newest first out: the oldest may go idle and be closed. Where several copies are
+/// behind an endpoint, as many of the newest take turns. Whoever waits for one is served before any is
+/// laid aside. Shared connections (HTTP/2) serve many at once.
 #[derive(Debug)]
 pub(crate) struct Pool<K, A> {
     lines: Mutex<HashMap<K, Line<A>>>,
@@ -21,6 +25,8 @@ pub(crate) struct Pool<K, A> {
 struct Line<A> {
     free: Vec<Free<A>>,
     shared: Vec<Shared<A>>,
+    /// Uses of free ones since another was last called for.
+    reuses: u32,
     /// Who has begun no connection of its own yet, and who has.
     waiting: VecDeque<oneshot::Sender<Connection<A>>>,
     dialling: VecDeque<oneshot::Sender<Connection<A>>>,
@@ -56,6 +62,7 @@ impl<A> Default for Line<A> {
         Self {
             free: Vec::new(),
             shared: Vec::new(),
+            reuses: 0,
             waiting: VecDeque::new(),
             dialling: VecDeque::new(),
         }
@@ -88,8 +95,9 @@ impl<A> Line<A> {
 
 impl<K: Eq + Hash, A> Pool<K, A> {
     /// A connection that is alive as far as we know and that `fits`: a free one, or a stream on the
-    /// shared one with the fewest. While all shared ones are busy and there are fewer than `spread`
-    /// of them, none is given, so that another is opened.
+    /// shared one with the fewest. There should be `spread` of them, as each may lead to another copy:
+    /// while fewer are free, none is given now and then, so that another is opened; while there are fewer
+    /// shared ones, none is given when all are busy.
     pub(crate) fn take(
         &self,
         key: &K,
@@ -98,12 +106,20 @@ impl<K: Eq + Hash, A> Pool<K, A> {
         fits: impl Fn(&A) -> bool,
     ) -> Option<Connection<A>> {
         let mut lines = self.lines.lock().expect("no holder panics");
-        let Line { free, shared, .. } = lines.get_mut(key)?;
+        let Line { free, shared, reuses, .. } = lines.get_mut(key)?;
         free.retain(|free| {
             free.until > now && !free.connection.is_closed() && fits(&free.connection.about)
         });
         // One whose last response has only just been read may not be ready yet: leave it.
-        if let Some(index) = free.iter().rposition(|free| free.connection.is_ready()) {
+        let ready = |free: &Free<A>| free.connection.is_ready();
+        let newest = free.len().saturating_sub(spread.max(1));
+        let next = free[newest..].iter().position(ready).map(|index| newest + index);
+        if let Some(index) = next.or_else(|| free.iter().rposition(ready)) {
+            if free.len() < spread && *reuses >= REUSES_PER_DIAL {
+                *reuses = 0;
+                return None;
+            }
+            *reuses += 1;
             return Some(free.remove(index).connection);
         }
         shared.retain(|shared| shared.is_alive(now) && fits(&shared.trunk.about));
@@ -256,5 +272,40 @@ mod tests {
         let (second, _b) = connection(Wire::Http2, 2).await;
         pool.share("a", &second, IDLE);
         assert!(pool.take(&"a", Instant::now(), 2, |_| true).is_some(), "both are, and suffice");
+    }
+
+    #[tokio::test]
+    async fn copies_behind_one_address_take_turns() {
+        let pool: Pool<&str, u32> = Pool::default();
+        let mut kept_open = Vec::new();
+        for number in 1..=3 {
+            let (connection, theirs) = connection(Wire::Http1, number).await;
+            kept_open.push(theirs);
+            pool.give("a", connection, IDLE, false);
+        }
+        let turn = |spread| {
+            let taken = pool.take(&"a", Instant::now(), spread, |_| true).expect("one is free");
+            let number = *taken.about;
+            pool.give("a", taken, IDLE, false);
+            number
+        };
+        let turns: Vec<u32> = (0..4).map(|_| turn(1)).collect();
+        assert_eq!(turns, [3, 3, 3, 3], "the others may go idle");
+        let turns: Vec<u32> = (0..4).map(|_| turn(2)).collect();
+        assert_eq!(turns, [2, 3, 2, 3]);
+        // A fourth copy gets a connection of its own once the three have paid for it, and no more than one
+        // request is kept waiting for it.
+        let paid = (8..).find(|_| {
+            let taken = pool.take(&"a", Instant::now(), 4, |_| true);
+            let none = taken.is_none();
+            taken.into_iter().for_each(|taken| pool.give("a", taken, IDLE, false));
+            none
+        });
+        assert_eq!(paid, Some(REUSES_PER_DIAL));
+        turn(4);
+        let (fourth, _theirs) = connection(Wire::Http1, 4).await;
+        pool.give("a", fourth, IDLE, false);
+        let turns: Vec<u32> = (0..4).map(|_| turn(4)).collect();
+        assert_eq!(turns.iter().collect::<std::collections::BTreeSet<_>>().len(), 4, "{turns:?}");
     }
 }

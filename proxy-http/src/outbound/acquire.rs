@@ -12,7 +12,8 @@ use tokio::time::sleep;
 const ELSEWHERE_AFTER: Duration =
     proxy::upstream::STAGGER.saturating_sub(Duration::from_millis(10));
 
-/// Shared connections to one gateway, where so many copies are behind it: each leads to one of them.
+/// Connections to one gateway that take turns, where so many copies are behind it: each leads to one of
+/// them.
 const SPREAD_MAX: usize = 8;
 
 /// How far the request that waits has come.
