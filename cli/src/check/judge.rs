@@ -17,6 +17,8 @@ use trust::bundle::Bundle;
 use trust::issue::Issuer;
 use trust::probe::Probed;
 
+pub(super) use links::wrong as wrong_link;
+
 /// Seconds by which clocks may differ before it is told; certificates begin 120 s in the past.
 const CLOCK_WARNING: i64 = 30;
 const CLOCK_MAX: i64 = 120;
