@@ -318,16 +318,24 @@ async fn lease(stage: &Stage<'_>) -> Result<()> {
     let node = node.lines().next().context("west has no node")?.replace("node/", "");
     let mistake: Named =
         ("a node's Lease renewed 5 minutes ago by its clock", "ISM2631", &["west", "s behind"]);
-    let found = until(NAMED, "check naming the clock", async || {
+    let old = async || {
         let past = jiff::Timestamp::now() - jiff::SignedDuration::from_mins(5);
         let patch = json!({"spec": {"renewTime": format!("{past:.6}")}}).to_string();
         let call = ["-n", "kube-node-lease", "patch", "lease", &node, "--type=merge", "-p", &patch];
-        stage.kubectl("west", &call).await?;
-        find(&check(stage).await?.1, &mistake).context("it is not named")
+        stage.kubectl("west", &call).await
+    };
+    let found = until(NAMED, "check and status naming the clock", async || {
+        old().await?;
+        let said = find(&check(stage).await?.1, &mistake).context("check does not name it")?;
+        old().await?;
+        let line = status(stage).await?;
+        let line = line.lines().any(|it| it.contains("ISM2631") && it.contains(&node));
+        ensure!(line, "status does not name it");
+        Ok(said)
     })
     .await;
     stage.judge(
-        &format!("{}: check names the node by {}", mistake.0, mistake.1),
+        &format!("{}: check and status name the node by {}", mistake.0, mistake.1),
         &found.as_ref().map_or_else(|error| format!("{error:#}"), Clone::clone),
         found.is_ok_and(|said| said.contains(&node)),
     );
