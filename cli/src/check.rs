@@ -10,7 +10,9 @@ mod seen;
 use crate::output::{self, Format};
 use anyhow::{Result, bail};
 use clap::Args;
+use cluster::api::cluster_link::ClusterLinkStatus;
 use cluster::operator::Operator;
+use cluster::plain::plain;
 use item::{Group, Mark};
 use runtime::page::Place;
 use std::io::IsTerminal as _;
@@ -78,6 +80,13 @@ pub(crate) async fn causes(clusters: Vec<Operator>, root_namespace: &str) -> Vec
     let wrong =
         |item: item::Item| Wrong { broken: item.mark == Mark::Broken, sentence: item.to_string() };
     causes.map(wrong).collect()
+}
+
+/// What is wrong with a link of a cluster, as `isthmus why` says it.
+pub(crate) fn wrong_link(context: &str, name: &str, status: &ClusterLinkStatus) -> Option<String> {
+    let now = jiff::Timestamp::now().as_second();
+    let (_, sentence) = judge::wrong_link(context, name, status, now)?;
+    Some(plain(&sentence, item::TEXT_MAX))
 }
 
 /// Where the pages of a context's program are.

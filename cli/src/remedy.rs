@@ -37,6 +37,15 @@ pub(crate) fn labelled(context: &str, namespace: &str, pods: &[&PodState]) -> St
     )
 }
 
+/// How a cluster that has another root gets the mesh's again.
+pub(crate) fn another_root(context: &str, cluster: &str) -> String {
+    format!(
+        "`isthmus trust issue {cluster} --dir DIR --apply --context {context}` with the folder of the \
+         mesh's root, then `isthmus install --context {context} --trust-dir DIR`, and make anew pods that \
+         were made meanwhile"
+    )
+}
+
 /// `pod a`, `pods a, b, c and 2 more`.
 pub(crate) fn named(pods: &[&PodState]) -> String {
     let names: BTreeSet<&str> = pods.iter().map(|pod| pod.name.as_str()).collect();

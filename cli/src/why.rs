@@ -2,13 +2,15 @@
 //! the control plane and the proxies use.
 
 use crate::Target;
+use crate::check::wrong_link;
 use crate::look::look;
 use crate::output::{self, Format};
 use crate::remedy::remedy;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use cluster::api::cluster_link::ClusterLink;
 use cluster::operator::look::pods::PodState;
-use mesh::explain;
+use mesh::explain::{self, Explanation, Hint, Meaning, Step};
 use mesh::inventory::{Inventory, WorkloadName};
 use mesh::name::Identity;
 use mesh::world::{Dialect, Role, View, World};
@@ -39,8 +41,11 @@ struct Answer<'a> {
     /// Why the client has no sidecar, where it has none and could.
     #[serde(skip_serializing_if = "Option::is_none")]
     sidecar: Option<String>,
+    /// What is wrong with links that have a part in the call.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    links: Vec<String>,
     #[serde(flatten)]
-    explanation: &'a explain::Explanation,
+    explanation: &'a Explanation,
 }
 
 /// Why a pod of a cluster that injects has no sidecar, and how it gets one; `None` where it has.
@@ -48,6 +53,51 @@ fn without_sidecar(context: &str, state: &PodState) -> Option<String> {
     let PodState { namespace, name, .. } = state;
     let why = remedy(context, &[state])?;
     Some(format!("pod/{name} in namespace {namespace} is not in the mesh: {why}"))
+}
+
+/// What is wrong with the links by which such a call could go: of a name of one cluster that cluster's, of
+/// a name of all clusters every one, else those whose copies are among the answers.
+fn wrong_links(context: &str, links: &[ClusterLink], explanation: &Explanation) -> Vec<String> {
+    let part = |step: &Step, name: &str| match step {
+        Step::Name { host, meaning: Meaning::OneCluster, .. } => of_cluster(host.as_str(), name),
+        Step::Name { meaning, .. } => *meaning == Meaning::AllExporters,
+        Step::UnknownName { host, hints } => {
+            *hints != [Hint::Outside]
+                && match host.strip_suffix(".global").map(|host| host.split('.').count()) {
+                    Some(3..) => of_cluster(host, name),
+                    Some(_) | None => true,
+                }
+        }
+        Step::Copies { cluster, .. } => cluster.as_str() == name,
+        Step::Completed { .. }
+        | Step::NoAddress { .. }
+        | Step::NoPort { .. }
+        | Step::Listener { .. }
+        | Step::AddressTaken { .. }
+        | Step::Route { .. }
+        | Step::Cluster { .. }
+        | Step::WithoutSidecar { .. }
+        | Step::LocalOnly { .. }
+        | Step::NoCopies { .. }
+        | Step::Identities { .. }
+        | Step::Inbound { .. }
+        | Step::Authorization { .. }
+        | Step::AuthorizationElsewhere { .. } => false,
+    };
+    let said = links.iter().filter_map(|link| {
+        let name = link.metadata.name.as_deref()?;
+        if !explanation.steps.iter().any(|step| part(step, name)) {
+            return None;
+        }
+        let status = link.status.clone().unwrap_or_default();
+        Some(format!("link {name}: {}", wrong_link(context, name, &status)?))
+    });
+    said.collect()
+}
+
+/// Whether `NAME.NAMESPACE.CLUSTER.global` is a name of this cluster's.
+fn of_cluster(host: &str, cluster: &str) -> bool {
+    host.strip_suffix(".global").and_then(|host| host.rsplit('.').next()) == Some(cluster)
 }
 
 impl Call {
@@ -75,13 +125,15 @@ impl Call {
         // Who may not read what this rests on is told the rest.
         let state = operator.pod_state(&self.namespace, pod).await.ok().flatten();
         let sidecar = state.and_then(|state| without_sidecar(&operator.context, &state));
+        let links = operator.links(&self.root_namespace).await.unwrap_or_default();
+        let links = wrong_links(&operator.context, &links, &explanation);
         if self.output == Format::Table {
-            if let Some(sentence) = &sidecar {
+            for sentence in sidecar.iter().chain(&links) {
                 println!("{sentence}");
             }
             print!("{explanation}");
         } else {
-            output::value(self.output, &Answer { sidecar, explanation: &explanation })?;
+            output::value(self.output, &Answer { sidecar, links, explanation: &explanation })?;
         }
         Ok(if explanation.verdict != explain::Verdict::Unreachable {
             ExitCode::SUCCESS
@@ -145,6 +197,49 @@ mod tests {
     }
 
     #[test]
+    fn a_broken_link_is_named_where_the_call_could_go_by_it() {
+        let link = |name: &str, status: &str| -> ClusterLink {
+            let condition = serde_json::json!({
+                "type": "TrustEstablished", "status": status, "reason": "RootsDiffer",
+                "message": "other roots. Fix: trust issue", "lastTransitionTime": "2026-01-01T00:00:00Z",
+            });
+            let ready = serde_json::json!({
+                "type": "Ready", "status": status, "reason": "Ready", "message": "",
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            });
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": name}, "spec": {},
+                "status": {"conditions": [condition, ready], "services": 1, "endpoints": 1},
+            }))
+            .unwrap()
+        };
+        let links = [link("west", "False"), link("north", "True"), link("south", "False")];
+        let named = |steps: Vec<Step>| -> Vec<String> {
+            let verdict = explain::Verdict::Unreachable;
+            let explanation = Explanation { asked: String::new(), steps, verdict };
+            let said = wrong_links("east", &links, &explanation);
+            let whole = said.iter().all(|it| it.contains("ISM2618") && it.contains("Fix: trust"));
+            assert!(whole, "{said:?}");
+            said.iter().map(|it| it.split(':').next().unwrap().to_owned()).collect()
+        };
+        let name = |host: &str, meaning| Step::Name {
+            host: host.parse().unwrap(),
+            addresses: vec![],
+            meaning,
+        };
+        let unknown = |host: &str, hint| Step::UnknownName { host: host.into(), hints: vec![hint] };
+        let both = ["link west", "link south"];
+        assert_eq!(named(vec![name("hello.shop.global", Meaning::AllExporters)]), both);
+        let one = name("hello.shop.west.global", Meaning::OneCluster);
+        assert_eq!(named(vec![one]), ["link west"]);
+        assert_eq!(named(vec![unknown("hello.shop.west.global", Hint::NoLinks)]), ["link west"]);
+        assert_eq!(named(vec![unknown("hello.shop.global", Hint::NoLinks)]), both);
+        let none: [&str; 0] = [];
+        assert_eq!(named(vec![unknown("example.org", Hint::Outside)]), none);
+        assert_eq!(named(vec![name("hello.shop.svc.cluster.local", Meaning::LocalService)]), none);
+    }
+
+    #[test]
     fn machines_read_one_object_as_yaml_and_as_json() {
         let explanation = explain::Explanation {
             asked: "hello:80".into(),
@@ -159,7 +254,7 @@ mod tests {
             if let Some(said) = &sidecar {
                 expected["sidecar"] = said.clone().into();
             }
-            let answer = Answer { sidecar, explanation: &explanation };
+            let answer = Answer { sidecar, links: vec![], explanation: &explanation };
             for format in [Format::Yaml, Format::Json] {
                 let text = output::written(format, &answer).unwrap();
                 let back: serde_json::Value = serde_saphyr::from_str(&text).unwrap();

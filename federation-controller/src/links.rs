@@ -249,7 +249,7 @@ fn trusted(own: &Result<Bundle, trust::bundle::NotABundle>, told: &Told) -> Trus
             refuse(
                 "RootsDiffer",
                 format!(
-                    "cluster {cluster} has other root certificates ({}) than this one ({}), so no call between them can succeed and nothing is imported. Fix: isthmus trust issue {cluster} with the mesh's root",
+                    "cluster {cluster} has other root certificates ({}) than this one ({}), so no call between them can succeed and nothing is imported. Fix: give the one of the two that has not the mesh's root its own again: isthmus trust issue CLUSTER --dir DIR --apply with the folder of that root, then isthmus install --trust-dir DIR there",
                     short(&theirs),
                     short(own)
                 ),

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    KeyUsagePurpose, SanType, date_time_ymd,
 };
 use std::net::IpAddr;
 
@@ -44,6 +44,14 @@ impl Authority {
         let mut params =
             CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>())?;
         params.subject_alt_names.extend(addresses.iter().map(|a| SanType::IpAddress(*a)));
+        self.leaf(params)
+    }
+
+    /// A serving certificate for `name` whose time is over.
+    pub fn expired(&self, name: &str) -> Result<Pair> {
+        let mut params = CertificateParams::new(vec![name.to_owned()])?;
+        params.not_before = date_time_ymd(2024, 1, 1);
+        params.not_after = date_time_ymd(2024, 2, 1);
         self.leaf(params)
     }
 

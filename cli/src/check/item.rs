@@ -4,7 +4,7 @@ use cluster::plain::plain;
 use std::fmt;
 
 /// Longest sentence, and longest advice, characters: whoever writes objects writes words of them.
-const TEXT_MAX: usize = 2_000;
+pub(super) const TEXT_MAX: usize = 2_000;
 
 /// Sections, in the order in which one rests on the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

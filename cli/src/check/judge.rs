@@ -8,6 +8,7 @@ mod services;
 
 use super::item::{About, Group, Item, Mark};
 use super::seen::{Cluster, Seen};
+use crate::remedy;
 use crate::remote_secret::reachable_server;
 use cluster::operator::look::{Look, Right, Silent};
 use mesh::finding::{Finding, Severity};
@@ -15,6 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use trust::bundle::Bundle;
 use trust::issue::Issuer;
 use trust::probe::Probed;
+
+pub(super) use links::wrong as wrong_link;
 
 /// Seconds by which clocks may differ before it is told; certificates begin 120 s in the past.
 const CLOCK_WARNING: i64 = 30;
@@ -252,7 +255,7 @@ fn ids(seen: &Seen, items: &mut Vec<Item>) {
     }
 }
 
-/// Linked clusters must have the same roots.
+/// Linked clusters, and those that are to be, must have the same roots.
 fn roots(seen: &Seen, items: &mut Vec<Item>) {
     let mut of: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for cluster in &seen.clusters {
@@ -264,7 +267,7 @@ fn roots(seen: &Seen, items: &mut Vec<Item>) {
         let linked = seen.clusters.iter().any(|it| links(it, cluster) || links(cluster, it));
         let mesh = cluster.look().and_then(|look| look.mesh.as_ref().ok()?.0.as_ref());
         let bundle = mesh.and_then(|mesh| Bundle::from_pem(&mesh.root_certificates).ok());
-        if let Some(bundle) = bundle.filter(|_| linked) {
+        if let Some(bundle) = bundle.filter(|_| linked || seen.pre) {
             of.entry(bundle.fingerprint()).or_default().push(&cluster.context);
         }
     }
@@ -275,15 +278,19 @@ fn roots(seen: &Seen, items: &mut Vec<Item>) {
     let mut sides: Vec<(String, Vec<&str>)> = of.into_iter().collect();
     sides.sort_by_key(|(_, contexts)| contexts.len());
     let (_, odd) = &sides[0];
+    let odd_ones = seen.clusters.iter().filter(|it| odd.contains(&it.context.as_str()));
+    let again: Vec<String> =
+        odd_ones.map(|it| remedy::another_root(&it.context, it.id())).collect();
     let said = sides.iter().map(|(print, contexts)| {
         format!("{} has {}..", contexts.join(", "), print.get(..8).unwrap_or(print))
     });
+    let which = if seen.pre { "clusters" } else { "linked clusters" };
     let sentence = format!(
-        "ISM2608 linked clusters have different root certificates, so nothing of the one is believed by \
-         the other: {}. Fix: issue all intermediates from one root (`isthmus trust issue`), and put that \
-         root into ConfigMap {}/isthmus-mesh.",
+        "ISM2608 {which} have different root certificates, so nothing of the one is believed by \
+         the other: {}. Fix: where {} has not the mesh's: {}.",
         said.collect::<Vec<_>>().join("; "),
-        seen.root_namespace
+        odd.join(", "),
+        again.join("; ")
     );
     items.push(Item::wrong(
         Group::Identity,
@@ -335,9 +342,10 @@ fn signing(seen: &Seen, cluster: &Cluster, look: &Look, items: &mut Vec<Item>) {
     if roots.is_ok_and(|roots| roots != issuer.bundle().fingerprint()) {
         let item = broken(&format!(
             "ISM2609 Secret cacerts leads to another root than ConfigMap {}/isthmus-mesh says, so what is \
-             signed is refused elsewhere. Fix: put root-cert.pem of the mesh's root into \
-             data.rootCertificates.",
-            seen.root_namespace
+             signed is refused everywhere. Fix: where the Secret is wrong, {}; where the ConfigMap is, \
+             `isthmus install --context {context}` writes the Secret's root into it.",
+            seen.root_namespace,
+            remedy::another_root(context, mesh.cluster.as_str())
         ));
         items.push(item.following([About::Roots]));
     }

@@ -40,7 +40,8 @@ pub(super) async fn look(call: &Call, operators: Vec<Operator>) -> Seen {
     let clusters = join_all(clusters).await;
     let doors = join_all(doors(&clusters).into_iter().map(|door| probe(door, share(PROBE)))).await;
     let now = jiff::Timestamp::now().as_second();
-    Seen { clusters, doors, now, root_namespace: call.root_namespace.clone() }
+    let root_namespace = call.root_namespace.clone();
+    Seen { clusters, doors, now, root_namespace, pre: call.pre }
 }
 
 async fn cluster(call: &Call, operator: &Operator, wants: &Wants) -> Cluster {

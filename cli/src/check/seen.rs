@@ -12,6 +12,8 @@ pub(super) struct Seen {
     /// Seconds since the epoch.
     pub(super) now: i64,
     pub(super) root_namespace: String,
+    /// Somebody means to link all of them.
+    pub(super) pre: bool,
 }
 
 #[derive(Debug, Clone)]

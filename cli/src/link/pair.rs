@@ -1,6 +1,7 @@
 //! One pair of clusters: what stands between them, what would be changed, and changing it.
 
 use super::{Condition, conditions};
+use crate::remedy::another_root;
 use crate::remote_secret::reachable_server;
 use ::trust::bundle::Bundle;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -267,11 +268,15 @@ pub(super) fn check_pair(a: &End, b: &End) -> Result<Vec<Fact>> {
     ensure!(
         ra == rb,
         "ISM2013 {} ({}) and {} ({}) trust different roots, so no workload of one would believe the \
-         other. Fix: issue both intermediates from one root (`isthmus trust issue`)",
+         other. Fix: where {} has not the mesh's: {}; where {} has not: {}",
         da.cluster,
         short(&ra),
         db.cluster,
-        short(&rb)
+        short(&rb),
+        db.cluster,
+        another_root(&b.operator.context, &db.cluster),
+        da.cluster,
+        another_root(&a.operator.context, &da.cluster)
     );
     if da.trust_domain == db.trust_domain {
         fact(

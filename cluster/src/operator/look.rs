@@ -330,7 +330,9 @@ impl Operator {
         }))
     }
 
-    async fn links(&self, root: &str) -> anyhow::Result<Vec<ClusterLink>> {
+    /// # Errors
+    /// Where the API server does not list them.
+    pub async fn links(&self, root: &str) -> anyhow::Result<Vec<ClusterLink>> {
         let links = Api::<ClusterLink>::namespaced(self.client.clone(), root);
         Ok(self.asked("listing ClusterLinks", links.list(&ListParams::default()).await)?.items)
     }

@@ -12,6 +12,7 @@ mod pod_traffic;
 mod real_pods;
 mod rollouts;
 mod shop;
+mod trust_mistakes;
 mod uninstall;
 
 use super::{Driver, broken};
@@ -74,6 +75,8 @@ scenarios! {
         "west's API server hangs for 2 minutes";
     "pod-mistakes" Kind pod_mistakes::pod_mistakes:
         "what people do wrong with pods, labels, webhook and addresses: check, status and why name it";
+    "trust-mistakes" Kind trust_mistakes::trust_mistakes:
+        "a webhook whose certificate expired, a cluster of another root: named, and nothing believed";
     "one-way" Nodes one_way::one_way:
         "a gateway's port is closed for one cluster alone: status says so, calls go elsewhere";
     "black-hole" Nodes black_hole::black_hole:

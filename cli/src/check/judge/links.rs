@@ -29,73 +29,81 @@ fn one(seen: &Seen, cluster: &Cluster, link: &ClusterLink) -> Item {
     let pair = format!("{context}->{name}");
     let status = link.status.clone().unwrap_or_default();
     let peer = seen.peer(&name, &status.uid);
-    let fails = CONDITIONS.iter().find_map(|kind| {
-        let condition = status.condition(kind)?;
-        (condition.status != "True").then_some(condition)
+    if let Some((mark, sentence)) = wrong(context, peer_context(peer, &name), &status, seen.now) {
+        return Item::wrong(Group::Links, mark, about, &pair, &sentence).following(causes(
+            context,
+            peer,
+            &name,
+            fails(&status),
+        ));
+    }
+    let heard = status.last_heard.as_ref().map_or_else(String::new, |at| {
+        format!(", heard {} ago", output::age(seen.now - at.0.as_second()))
     });
-    let wrong = |mark, sentence: &str| {
-        Item::wrong(Group::Links, mark, about.clone(), &pair, sentence)
-            .following(causes(context, peer, &name, fails))
-    };
+    let (services, endpoints) = (status.services, status.endpoints);
+    let said = format!(
+        "Ready, {}, {}{heard}",
+        output::count(services, "service"),
+        output::count(endpoints, "endpoint")
+    );
+    Item::good(Group::Links, About::Other, &pair, said)
+}
+
+/// The first condition that does not hold.
+fn fails(status: &ClusterLinkStatus) -> Option<&Condition> {
+    let mut all = CONDITIONS.iter().filter_map(|kind| status.condition(kind));
+    all.find(|condition| condition.status != "True")
+}
+
+/// What is wrong with a link of `context` to what the operator calls `peer`, as a sentence; `None` where
+/// nothing is.
+pub(in crate::check) fn wrong(
+    context: &str,
+    peer: &str,
+    status: &ClusterLinkStatus,
+    now: i64,
+) -> Option<(Mark, String)> {
+    let broken = |sentence: &str| Some((Mark::Broken, sentence.to_owned()));
     if status.conditions.is_empty() {
-        return wrong(
-            Mark::Broken,
+        return broken(
             "ISM2618 the federation controller has said nothing about this link yet. Fix: see that it \
              runs.",
         );
     }
-    match fails {
-        Some(condition) => {
-            let hurts = hurts(condition, &status);
-            let otherwise =
-                format!("isthmus link {context} {} makes it anew.", peer_context(peer, &name));
-            let age = output::age(seen.now - condition.last_transition_time.0.as_second());
-            let (what, fix) =
-                condition.message.split_once("Fix: ").unwrap_or((&condition.message, ""));
-            let what = what.trim_end();
-            let sentence = format!(
-                "ISM2618 {}={} for {age} ({}): {what} {hurts} Fix: {}",
-                condition.kind,
-                condition.status,
-                condition.reason,
-                if fix.is_empty() { &otherwise } else { fix }
-            );
-            let mark = match condition.kind.as_str() {
-                "CredentialRenewed" => Mark::Warning,
-                _ if condition.reason == "SomeSilent" => Mark::Warning,
-                _ => Mark::Broken,
-            };
-            wrong(mark, &sentence)
-        }
-        None if !status.conditions.iter().any(|it| it.kind == "Ready") => {
-            wrong(Mark::Broken, "ISM2618 it is not judged yet. Fix: see that its controller runs.")
-        }
-        None if let Some(ready) = refused(&status) => {
-            let sentence = format!(
-                "ISM2618 its newest credential is not used ({}), the one before it goes on until its end: \
-                 {}",
-                ready.reason, ready.message
-            );
-            wrong(Mark::Broken, &sentence)
-        }
-        None if nothing_imported(&status) => wrong(
-            Mark::Warning,
-            "ISM2619 it is accepted for no namespace, so nothing is imported. Fix: name namespaces in \
-             spec.import.namespaces of the ClusterLink, or isthmus link --import.",
-        ),
-        None => {
-            let heard = status.last_heard.as_ref().map_or_else(String::new, |at| {
-                format!(", heard {} ago", output::age(seen.now - at.0.as_second()))
-            });
-            let (services, endpoints) = (status.services, status.endpoints);
-            let said = format!(
-                "Ready, {}, {}{heard}",
-                output::count(services, "service"),
-                output::count(endpoints, "endpoint")
-            );
-            Item::good(Group::Links, About::Other, &pair, said)
-        }
+    if let Some(condition) = fails(status) {
+        let hurts = hurts(condition, status);
+        let otherwise = format!("isthmus link {context} {peer} makes it anew.");
+        let age = output::age(now - condition.last_transition_time.0.as_second());
+        let (what, fix) = condition.message.split_once("Fix: ").unwrap_or((&condition.message, ""));
+        let what = what.trim_end();
+        let sentence = format!(
+            "ISM2618 {}={} for {age} ({}): {what} {hurts} Fix: {}",
+            condition.kind,
+            condition.status,
+            condition.reason,
+            if fix.is_empty() { &otherwise } else { fix }
+        );
+        let mark = match condition.kind.as_str() {
+            "CredentialRenewed" => Mark::Warning,
+            _ if condition.reason == "SomeSilent" => Mark::Warning,
+            _ => Mark::Broken,
+        };
+        return Some((mark, sentence));
     }
+    if !status.conditions.iter().any(|it| it.kind == "Ready") {
+        return broken("ISM2618 it is not judged yet. Fix: see that its controller runs.");
+    }
+    if let Some(ready) = refused(status) {
+        return broken(&format!(
+            "ISM2618 its newest credential is not used ({}), the one before it goes on until its end: {}",
+            ready.reason, ready.message
+        ));
+    }
+    nothing_imported(status).then(|| {
+        let sentence = "ISM2619 it is accepted for no namespace, so nothing is imported. Fix: name \
+            namespaces in spec.import.namespaces of the ClusterLink, or isthmus link --import.";
+        (Mark::Warning, sentence.to_owned())
+    })
 }
 
 /// How the operator calls the cluster behind a link.

@@ -16,6 +16,8 @@ use mesh::inventory::Inventory;
 use std::collections::{BTreeMap, BTreeSet};
 use trust::bundle::Bundle;
 
+/// Deployment, and Service, of the program that the webhook should ask.
+const CONTROL_PLANE: &str = "isthmus-control-plane";
 /// Seconds before a pod is judged: an image may need them.
 const YOUNG: i64 = 30;
 /// Seconds that a Lease may be old whose node is Ready: it is renewed every 10, and taken for dead
@@ -260,14 +262,9 @@ fn webhook(seen: &Seen, cluster: &Cluster, look: &Look, hook: &Webhook, items: &
                      the control plane runs."
                 ),
             )),
-            Tried::Failed(why) => items.push(mute(
-                Mark::Broken,
-                &format!(
-                    "ISM2630 the API server cannot call the webhook {CONFIGURATION}: {why}; \
-                     {effect}. Fix: see that the control plane runs and is ready, and that its certificate \
-                     is good (`kubectl --context {context} -n {root} get pods`)."
-                ),
-            )),
+            Tried::Failed(why) => {
+                items.push(mute(Mark::Broken, &failed(hook, why, context, root, effect)));
+            }
             Tried::Late => items.push(mute(
                 Mark::Warning,
                 &format!(
@@ -298,6 +295,46 @@ fn webhook(seen: &Seen, cluster: &Cluster, look: &Look, hook: &Webhook, items: &
             ),
         ));
     }
+}
+
+/// Why the API server could not call our webhook, as a sentence.
+fn failed(hook: &Webhook, why: &str, context: &str, root: &str, effect: &str) -> String {
+    let program = format!("{root}/{CONTROL_PLANE}");
+    let place = hook.places.iter().find(|place| **place != program).unwrap_or(&program);
+    // A URL is somebody's own, who knows what is there.
+    let elsewhere = *place != program && !place.contains("://");
+    let anew =
+        format!("`isthmus install --context {context}` leads it to the control plane again.");
+    // Go's words, for both ends of a certificate's life.
+    if why.contains("x509: certificate has expired or is not yet valid") {
+        let fix = if elsewhere {
+            anew
+        } else if why.contains(" is before ") {
+            "set the clocks of the API server's machine and of the nodes by NTP or chrony; the control plane \
+             signs by its own."
+                .into()
+        } else {
+            format!(
+                "`kubectl --context {context} -n {root} rollout restart deployment/{CONTROL_PLANE}` lets it \
+                 sign another; where that is no better, see how long Secret cacerts is good, and the clocks."
+            )
+        };
+        return format!(
+            "ISM2635 the certificate that {place} shows for the webhook {CONFIGURATION} is not good now: \
+             {why}; {effect}. Fix: {fix}"
+        );
+    }
+    let fix = if elsewhere {
+        anew
+    } else {
+        format!(
+            "see that the control plane runs and is ready, and that its certificate is good (`kubectl \
+             --context {context} -n {root} get pods`)."
+        )
+    };
+    format!(
+        "ISM2630 the API server cannot call the webhook {CONFIGURATION} at {place}: {why}; {effect}. Fix: {fix}"
+    )
 }
 
 fn clocks(context: &str, nodes: &[NodeClock]) -> Option<Item> {

@@ -159,3 +159,53 @@ fn a_door_is_dead_or_somebody_elses() {
     seen.doors = door(Probed::Foreign("another identity".into()));
     check(&seen, &["ISM2617", "another identity"]);
 }
+
+#[test]
+fn another_root_is_named_with_the_way_back_to_the_meshs() {
+    let phrase = "a long passphrase";
+    let root = trust::root::create("other", phrase).unwrap();
+    let back = ["isthmus trust issue west --dir DIR --apply --context west", "--trust-dir DIR"];
+    let (certificate, key) = (&root.certificate_pem, &root.encrypted_key_pem);
+    let domain = "west.mesh".parse().unwrap();
+    let day = Duration::from_secs(86_400);
+    let made = trust::root::issue_intermediate(certificate, key, phrase, &domain, day).unwrap();
+    let cacerts = cluster::secret::Cacerts {
+        ca_cert: made.ca_cert,
+        ca_key: made.ca_key.reveal().into(),
+        root_cert: made.root_cert,
+        cert_chain: made.cert_chain,
+    };
+    let words = ["ISM2609", "another root", back[0], back[1], "isthmus install --context west`"];
+    check(&seen(Ok(Look { cacerts: Ok(cacerts), ..installed() })), &words);
+
+    // Of three, the one that is alone.
+    let named = |name: &str, root: &str| {
+        let mut look = installed();
+        if let Ok((Some(mesh), _)) = &mut look.mesh {
+            mesh.cluster = name.parse().unwrap();
+            mesh.root_certificates = root.into();
+        }
+        look.uid = Ok(name.into());
+        let link = |name| {
+            let link = serde_json::json!({"metadata": {"name": name}, "spec": {}});
+            serde_json::from_value(link).unwrap()
+        };
+        let others = ["east", "north", "west"].into_iter().filter(|it| *it != name);
+        look.links = Ok(others.map(link).collect());
+        Cluster { context: name.into(), ..seen(Ok(look)).clusters.remove(0) }
+    };
+    let own = root_certificate();
+    let clusters = vec![named("east", own), named("north", own), named("west", certificate)];
+    let mut all = Seen { clusters, now: 1_800_000_000, ..Seen::default() };
+    let roots = |all: &Seen| judge(all).into_iter().find(|it| it.code == "ISM2608");
+    let said = roots(&all).unwrap();
+    assert_eq!(said.cluster, "west");
+    assert!(back.iter().all(|words| said.fix.contains(words)), "{said}");
+    // Who is not linked may have another, unless somebody means to link it.
+    for cluster in &mut all.clusters {
+        cluster.look.as_mut().unwrap().links = Ok(vec![]);
+    }
+    assert_eq!(roots(&all), None);
+    all.pre = true;
+    assert_eq!(roots(&all).unwrap().cluster, "west");
+}

@@ -29,6 +29,8 @@ pub const TRY_MAX: Duration = Duration::from_secs(2);
 pub struct Webhook {
     /// What the API server trusts it by, each once: PEM, as written.
     pub bundles: BTreeSet<String>,
+    /// Where it asks, each once: `NAMESPACE/NAME` of a Service, or a URL.
+    pub places: BTreeSet<String>,
     pub tried: Tried,
     /// Other injectors (`CONFIGURATION: WEBHOOK`) that want the same namespaces, with these.
     pub rivals: BTreeMap<String, BTreeSet<String>>,
@@ -69,6 +71,7 @@ impl Operator {
             String::from_utf8_lossy(bundle.unwrap_or_default()).into_owned()
         };
         let bundles = ours.webhooks.iter().flatten().map(bundle).collect();
+        let places = ours.webhooks.iter().flatten().filter_map(place).collect();
         let asking: BTreeMap<&str, &NamespaceLabels> = namespaces
             .iter()
             .filter(|(name, labels)| asks(name, labels))
@@ -82,7 +85,7 @@ impl Operator {
             Some((name, labels)) => self.dry_run(name, labels).await,
             None => Tried::Not,
         };
-        Ok(Some(Webhook { bundles, tried, rivals, cut }))
+        Ok(Some(Webhook { bundles, places, tried, rivals, cut }))
     }
 
     /// Asks for a pod that is never made.
@@ -105,6 +108,13 @@ impl Operator {
             Err(_) => Tried::Not,
         }
     }
+}
+
+/// Where the API server asks.
+fn place(hook: &MutatingWebhook) -> Option<String> {
+    let config = &hook.client_config;
+    let service = config.service.as_ref().map(|it| format!("{}/{}", it.namespace, it.name));
+    service.or_else(|| config.url.as_deref().map(|url| theirs(url, REASON_MAX)))
 }
 
 /// What a pod that would have been made says of the webhook.
@@ -230,6 +240,7 @@ mod tests {
         assert!(!hooks.is_empty());
         for hook in hooks {
             assert!(hook.name.ends_with(OURS), "{}", hook.name);
+            assert_eq!(place(&hook).as_deref(), Some("isthmus-system/isthmus-control-plane"));
             let selector = hook.namespace_selector.unwrap();
             let names = selector.match_expressions.into_iter().flatten().find(|it| {
                 (it.key.as_str(), it.operator.as_str()) == ("kubernetes.io/metadata.name", "NotIn")

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 /// A pod is judged when it is 30 s old; an image that is nowhere needs its time, too.
 const NAMED: Duration = Duration::from_secs(120);
-const LIMIT: Duration = Duration::from_secs(120);
-const HOOK: &str = "sidecar-injector.isthmus.dev";
+pub(super) const LIMIT: Duration = Duration::from_secs(120);
+pub(super) const HOOK: &str = "sidecar-injector.isthmus.dev";
 const GATEWAY: &str = "isthmus-eastwestgateway";
 
 const EARLY: &str = "a pod made before its namespace's label";
@@ -23,7 +23,7 @@ const RESTART: &str = "-n early rollout restart deployment/early";
 const LABEL: &str = "label namespace shop istio-injection=enabled";
 
 /// A mistake, its code, and the words that its line has.
-type Named = (&'static str, &'static str, &'static [&'static str]);
+pub(super) type Named = (&'static str, &'static str, &'static [&'static str]);
 
 pub(super) async fn pod_mistakes(stage: &Stage<'_>) -> Result<()> {
     stage.in_use([1, 2, 1]).await?;
@@ -76,7 +76,7 @@ pub(super) async fn status(stage: &Stage<'_>) -> Result<String> {
     Ok(stage.isthmus(&call).await.unwrap_or_else(|error| error.to_string()))
 }
 
-async fn spotless(stage: &Stage<'_>) -> Result<String> {
+pub(super) async fn spotless(stage: &Stage<'_>) -> Result<String> {
     let (seconds, wrong) = check(stage).await?;
     let said: Vec<String> = wrong.iter().map(sentence).collect();
     ensure!(said.is_empty(), "{}", said.join("; "));
@@ -96,7 +96,7 @@ pub(super) fn find(wrong: &[Value], (_, code, words): &Named) -> Option<String> 
 }
 
 /// Waits until check names all of them, then judges each.
-async fn named(stage: &Stage<'_>, mistakes: &[Named]) -> Result<()> {
+pub(super) async fn named(stage: &Stage<'_>, mistakes: &[Named]) -> Result<()> {
     let mut last = vec![];
     _ = until(NAMED, "check naming all of them", async || {
         last = check(stage).await?.1;
@@ -279,17 +279,7 @@ async fn webhook(stage: &Stage<'_>) -> Result<()> {
         ["-n", "shop", "get", "configmap", "kube-root-ca.crt", "-o", "jsonpath={.data.ca\\.crt}"];
     let bundle = stage.kubectl("west", &get).await?;
     let bundle = base64::engine::general_purpose::STANDARD.encode(bundle);
-    let hooks = ["get", "mutatingwebhookconfiguration", HOOK, "-o", "jsonpath={.webhooks[*].name}"];
-    let count = stage.kubectl("west", &hooks).await?.split_whitespace().count();
-    let patch: Vec<Value> = (0..count)
-        .map(|hook| {
-            let path = format!("/webhooks/{hook}/clientConfig/caBundle");
-            json!({"op": "replace", "path": path, "value": bundle})
-        })
-        .collect();
-    let patch = Value::from(patch).to_string();
-    let call = ["patch", "mutatingwebhookconfiguration", HOOK, "--type=json", "-p", &patch];
-    stage.kubectl("west", &call).await?;
+    patch_hooks(stage, "caBundle", &json!(bundle)).await?;
     let words: &[&str] = &["west", "caBundle", "x509", "isthmus install --context west"];
     named(stage, &[("a caBundle of another authority", "ISM2629", words)]).await?;
     stage.install().await?;
@@ -308,6 +298,19 @@ async fn webhook(stage: &Stage<'_>) -> Result<()> {
     silent(stage, "silence after its fix", &["ISM2630"]).await
 }
 
+/// Writes one field of the client configuration of all of west's webhooks.
+pub(super) async fn patch_hooks(stage: &Stage<'_>, field: &str, value: &Value) -> Result<()> {
+    let hooks = ["get", "mutatingwebhookconfiguration", HOOK, "-o", "jsonpath={.webhooks[*].name}"];
+    let count = stage.kubectl("west", &hooks).await?.split_whitespace().count();
+    let one = |hook| {
+        let path = format!("/webhooks/{hook}/clientConfig/{field}");
+        json!({"op": "replace", "path": path, "value": value})
+    };
+    let patch = Value::from((0..count).map(one).collect::<Vec<_>>()).to_string();
+    let call = ["patch", "mutatingwebhookconfiguration", HOOK, "--type=json", "-p", &patch];
+    stage.kubectl("west", &call).await.map(|_| ())
+}
+
 /// The clock of a node cannot be set apart from its machine's: its Lease is written as such a node's
 /// kubelet would, until the true one renews it 10 s later.
 async fn lease(stage: &Stage<'_>) -> Result<()> {
@@ -315,16 +318,24 @@ async fn lease(stage: &Stage<'_>) -> Result<()> {
     let node = node.lines().next().context("west has no node")?.replace("node/", "");
     let mistake: Named =
         ("a node's Lease renewed 5 minutes ago by its clock", "ISM2631", &["west", "s behind"]);
-    let found = until(NAMED, "check naming the clock", async || {
+    let old = async || {
         let past = jiff::Timestamp::now() - jiff::SignedDuration::from_mins(5);
         let patch = json!({"spec": {"renewTime": format!("{past:.6}")}}).to_string();
         let call = ["-n", "kube-node-lease", "patch", "lease", &node, "--type=merge", "-p", &patch];
-        stage.kubectl("west", &call).await?;
-        find(&check(stage).await?.1, &mistake).context("it is not named")
+        stage.kubectl("west", &call).await
+    };
+    let found = until(NAMED, "check and status naming the clock", async || {
+        old().await?;
+        let said = find(&check(stage).await?.1, &mistake).context("check does not name it")?;
+        old().await?;
+        let line = status(stage).await?;
+        let line = line.lines().any(|it| it.contains("ISM2631") && it.contains(&node));
+        ensure!(line, "status does not name it");
+        Ok(said)
     })
     .await;
     stage.judge(
-        &format!("{}: check names the node by {}", mistake.0, mistake.1),
+        &format!("{}: check and status name the node by {}", mistake.0, mistake.1),
         &found.as_ref().map_or_else(|error| format!("{error:#}"), Clone::clone),
         found.is_ok_and(|said| said.contains(&node)),
     );

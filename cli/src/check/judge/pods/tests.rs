@@ -25,7 +25,8 @@ fn pod(name: &str, sidecar: Sidecar) -> PodState {
 fn hook(tried: Tried) -> Webhook {
     let mesh = installed().mesh.unwrap().0.unwrap();
     let bundles = [mesh.root_certificates].into();
-    Webhook { bundles, tried, rivals: BTreeMap::new(), cut: false }
+    let places = ["isthmus-system/isthmus-control-plane".to_owned()].into();
+    Webhook { bundles, places, tried, rivals: BTreeMap::new(), cut: false }
 }
 
 fn world(all: Vec<PodState>, webhook: Option<Webhook>) -> Look {
@@ -129,11 +130,33 @@ fn a_container_that_does_not_start_names_its_image() {
 }
 
 #[test]
+fn a_webhooks_certificate_that_ended_is_told_from_one_that_is_not_answered() {
+    let said = |end: &str| {
+        let text = "tls: failed to verify certificate: x509: certificate has expired or is not yet \
+                    valid: current time 2026-11-29T07:00:00Z is";
+        Tried::Failed(format!("{text} {end} 2026-11-28T07:00:00Z"))
+    };
+    let restart = "-n isthmus-system rollout restart deployment/isthmus-control-plane";
+    let own = ["ISM2635", "isthmus-system/isthmus-control-plane", "is after 2026-11-28", restart];
+    check(world(vec![], Some(hook(said("after")))), Mark::Broken, &own);
+    check(world(vec![], Some(hook(said("before")))), Mark::Broken, &["ISM2635", "chrony"]);
+    // Another's certificate is not mended by ours.
+    let mut elsewhere = hook(said("after"));
+    elsewhere.places = ["old/injector".to_owned()].into();
+    let words = ["ISM2635", "that old/injector shows", "isthmus install --context west"];
+    check(world(vec![], Some(elsewhere)), Mark::Broken, &words);
+}
+
+#[test]
 fn a_webhook_is_believed_by_the_meshs_root_and_answers() {
     let said = |tried| world(vec![], Some(hook(tried)));
     check(said(Tried::Failed("refused".into())), Mark::Broken, &["ISM2630", "refused"]);
     check(said(Tried::PassedOver("shop".into())), Mark::Broken, &["ISM2630", "namespace shop"]);
     check(said(Tried::Late), Mark::Warning, &["ISM2630", "15017"]);
+    let mut elsewhere = hook(Tried::Failed("no such host".into()));
+    elsewhere.places.insert("old/injector".into());
+    let words = ["ISM2630", "at old/injector", "isthmus install --context west"];
+    check(world(vec![], Some(elsewhere)), Mark::Broken, &words);
     let other = trust::root::create("other", "a long passphrase").unwrap().certificate_pem;
     let text = "x509: certificate signed by unknown authority";
     let mut foreign = hook(Tried::Failed(text.into()));
@@ -374,7 +397,9 @@ fn what_was_not_read_whole_says_so_beside_any_mistake() {
 
 #[test]
 fn a_command_names_the_namespace_that_isthmus_is_in() {
-    let look = world(vec![], Some(hook(Tried::Failed("connection refused".into()))));
+    let mut hook = hook(Tried::Failed("connection refused".into()));
+    hook.places = ["mesh-system/isthmus-control-plane".to_owned()].into();
+    let look = world(vec![], Some(hook));
     let world = Seen { root_namespace: "mesh-system".into(), ..seen(Ok(look)) };
     let lines = red(&world);
     let hook = lines.iter().find(|line| line.item.code == "ISM2630").unwrap();
