@@ -115,7 +115,7 @@ fn its_build_lays_out_the_files_of_the_images() {
         // The very command, with this test's folders in place of those in Docker.
         let here = run
             .replace("/out/", &format!("{}/", out.display()))
-            .replace("target/dist", &programs.display().to_string());
+            .replace("target/image/dist", &programs.display().to_string());
         let done = Command::new("sh").args(["-c", &here]).current_dir(root()).output().unwrap();
         assert!(done.status.success(), "{run}: {}", String::from_utf8_lossy(&done.stderr));
     }
