@@ -6,7 +6,7 @@ mod nodes;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser};
 use e2e::scenario::{self, Driver};
-use fleet::image::{programs, write_oci};
+use fleet::image::{compare, programs, write_oci};
 use fleet::nodes::{init, load_balancer};
 use fleet::verdict::{self, Pillar, Verdict};
 use fleet::{exact, forger, hello, hellos, load, parts, smuggling, streams};
@@ -42,6 +42,14 @@ enum Command {
         out: PathBuf,
         #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
         tag: String,
+    },
+    /// Compares the OCI layouts in two folders; fails at the first file that differs.
+    ImageCompare {
+        one: PathBuf,
+        other: PathBuf,
+        /// A text that no file may hold, such as a folder's path.
+        #[arg(long)]
+        never: Vec<String>,
     },
     /// Removes what a crashed fleet in namespaces left behind.
     Clean {
@@ -159,6 +167,12 @@ fn run() -> Result<()> {
             Ok(())
         }
         Command::Image { from, out, tag } => images(from, &out, &tag),
+        Command::ImageCompare { one, other, never } => {
+            for (name, digest) in compare::folders(&one, &other, &never)? {
+                println!("{name}  {digest}  the same twice");
+            }
+            Ok(())
+        }
         Command::Clean { prefix } => fleet::clean(&prefix),
         Command::Hello(options) => runtime()?.block_on(hello::run(options)),
         Command::Hellos(options) => runtime()?.block_on(hellos::run(options)),

@@ -24,6 +24,7 @@ type stage struct {
 	Name       string            `json:"name"`
 	Base       string            `json:"base"`
 	Env        map[string]string `json:"env"`
+	Labels     map[string]string `json:"labels"`
 	Folder     string            `json:"folder"`
 	User       string            `json:"user"`
 	Entrypoint []string          `json:"entrypoint"`
@@ -71,12 +72,16 @@ func read(path string) ([]stage, error) {
 	}
 	var stages []stage
 	for _, one := range read {
-		said := stage{Name: one.Name, Base: one.BaseName, Env: map[string]string{}}
+		said := stage{Name: one.Name, Base: one.BaseName, Env: map[string]string{}, Labels: map[string]string{}}
 		for _, command := range one.Commands {
 			switch it := command.(type) {
 			case *instructions.EnvCommand:
 				for _, pair := range it.Env {
 					said.Env[pair.Key] = pair.Value
+				}
+			case *instructions.LabelCommand:
+				for _, pair := range it.Labels {
+					said.Labels[pair.Key] = pair.Value
 				}
 			case *instructions.WorkdirCommand:
 				said.Folder = it.Path

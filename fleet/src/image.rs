@@ -1,5 +1,6 @@
 //! Images without Docker: an OCI image layout of given files as one tar, the same bytes each time.
 
+pub mod compare;
 pub mod programs;
 
 use anyhow::{Context, Result, bail, ensure};

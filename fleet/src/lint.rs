@@ -1,5 +1,5 @@
 //! Others' own readers of files that nothing on this machine can run: kind's for its configurations,
-//! BuildKit's for Dockerfiles. Built from their Go modules the first time, and kept in the cache.
+//! BuildKit's for Dockerfiles, a registry client's for images. Built from their Go modules the first time, and kept in the cache.
 
 use crate::peers::Own;
 use anyhow::{Context, Result, ensure};
@@ -13,6 +13,9 @@ const KIND: &str = "v0.33.0";
 
 /// The release whose reader judges `deploy/image/Dockerfile`.
 const BUILDKIT: &str = "v0.34.2";
+
+/// The release of go-containerregistry whose reader judges OCI layouts.
+const REGISTRY_CLIENT: &str = "v0.22.1";
 
 /// What kind makes of a configuration, its defaults filled in.
 #[derive(Debug, Deserialize)]
@@ -52,6 +55,7 @@ pub struct Stage {
     /// What it is `FROM`.
     pub base: String,
     pub env: BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
     /// `WORKDIR`.
     pub folder: String,
     pub user: String,
@@ -79,6 +83,43 @@ pub fn dockerfile(path: &Path) -> Result<Vec<Stage>> {
         requires: ("github.com/moby/buildkit", BUILDKIT),
     };
     read(&reader, path)
+}
+
+/// An image, as a container runtime would be told of it.
+#[derive(Debug, Deserialize)]
+pub struct Read {
+    pub digest: String,
+    /// `linux/amd64`.
+    pub platform: String,
+    pub user: String,
+    pub entrypoint: Vec<String>,
+    pub labels: BTreeMap<String, String>,
+    /// In the order of its layers.
+    pub files: Vec<Packed>,
+}
+
+/// A file of it.
+#[derive(Debug, Deserialize)]
+pub struct Packed {
+    /// Without a slash before it.
+    pub path: String,
+    pub mode: u32,
+    pub user: u32,
+    /// Seconds since 1970.
+    pub time: i64,
+}
+
+/// Reads an unpacked OCI layout as go-containerregistry does, every digest and size; its complaint where it
+/// would refuse it.
+pub fn oci_layout(folder: &Path) -> Result<Read> {
+    let reader = Own {
+        name: "oci-layout",
+        about: "go-containerregistry's reader of layouts",
+        source: include_str!("../go/oci_layout.go"),
+        module: "isthmus/oci-layout",
+        requires: ("github.com/google/go-containerregistry", REGISTRY_CLIENT),
+    };
+    read(&reader, folder)
 }
 
 fn read<T: for<'a> Deserialize<'a>>(reader: &Own, path: &Path) -> Result<T> {

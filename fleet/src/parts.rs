@@ -72,7 +72,9 @@ impl Parts {
             let etcd = asset("etcd").unwrap_or(program_or_install("etcd", "etcd-server")?);
             Server::Kube { kube_apiserver: kubernetes::program(Program::ApiServer)?, etcd }
         };
-        Ok(Self { server, crds: [foreign_crds()?, own_crds()?].concat(), isthmus, own })
+        let own_crds = OWN_CRDS.map(str::to_owned);
+        let crds = foreign_crds()?.into_iter().chain(own_crds).collect();
+        Ok(Self { server, crds, isthmus, own })
     }
 
     /// This program alone is everything, its other roles below `verb`. It needs nothing from
@@ -81,7 +83,7 @@ impl Parts {
         let program = std::env::current_exe().context("the path of this program")?;
         Ok(Self {
             server: Server::Embedded,
-            crds: CRDS.map(str::to_owned).to_vec(),
+            crds: OWN_CRDS.into_iter().chain(FOREIGN_CRDS).map(str::to_owned).collect(),
             isthmus: program.clone(),
             own: Own { program, verb: Some(verb) },
         })
@@ -145,10 +147,14 @@ fn programs(isthmus: Option<PathBuf>) -> Result<(PathBuf, Own)> {
     Ok((isthmus, Own { program, verb: None }))
 }
 
-/// What our programs write or need where nothing can be fetched: the makers' own files.
-const CRDS: [&str; 9] = [
+/// Our own CRDs, as `cargo xtask codegen` wrote them.
+const OWN_CRDS: [&str; 2] = [
     include_str!("../../deploy/crds/clusterlinks.isthmus.dev.yaml"),
     include_str!("../../deploy/crds/exportedservices.isthmus.dev.yaml"),
+];
+
+/// What our programs write or need where nothing can be fetched: the makers' own files.
+const FOREIGN_CRDS: [&str; 7] = [
     include_str!("../../deploy/foreign-crds/serviceentries.networking.istio.io.yaml"),
     include_str!("../../deploy/foreign-crds/gateways.networking.istio.io.yaml"),
     include_str!("../../deploy/foreign-crds/peerauthentications.security.istio.io.yaml"),
@@ -294,19 +300,6 @@ fn foreign_crds() -> Result<Vec<String>> {
     Ok(documents)
 }
 
-/// Our own CRDs, as `cargo xtask codegen` wrote them.
-fn own_crds() -> Result<Vec<String>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
-    let files = std::fs::read_dir(&folder)
-        .with_context(|| format!("{}: run cargo xtask codegen", folder.display()))?;
-    let paths = files.filter_map(|entry| Some(entry.ok()?.path()));
-    let named = |path: &Path| path.to_string_lossy().ends_with(".isthmus.dev.yaml");
-    let yaml = paths.filter(|path| named(path));
-    let texts: Vec<String> = yaml.map(std::fs::read_to_string).collect::<Result<_, _>>()?;
-    ensure!(texts.len() >= 2, "{} holds {} CRDs, not 2", folder.display(), texts.len());
-    Ok(texts)
-}
-
 /// Finds `program` on PATH; as root on Debian, installs `package` where it is missing.
 pub fn program_or_install(program: &str, package: &str) -> Result<PathBuf> {
     if let Some(path) = on_path(program) {
@@ -350,4 +343,19 @@ fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("starting {command:?}"))?;
     ensure!(status.success(), "{command:?} ended with {status}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_of_our_crds_is_part_of_the_program() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
+        let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let crds = paths.filter(|path| path.to_string_lossy().ends_with(".isthmus.dev.yaml"));
+        let texts: Vec<_> = crds.map(|path| std::fs::read_to_string(path).unwrap()).collect();
+        assert_eq!(texts.len(), OWN_CRDS.len());
+        assert!(texts.iter().all(|text| OWN_CRDS.contains(&text.as_str())));
+    }
 }

@@ -58,6 +58,7 @@ fn differs(stage: &Stage, image: &Image) -> Option<String> {
         ("files", copies == [("build", &from[..], "/")]),
         ("user", stage.user == image.user),
         ("environment", stage.env == env),
+        ("label", stage.labels == image.labels),
         ("entrypoint", stage.entrypoint.as_ref() == Some(&image.entrypoint)),
         ("arguments", image.command.is_empty()),
         ("folder", stage.folder == "/"),
@@ -114,7 +115,7 @@ fn its_build_lays_out_the_files_of_the_images() {
         // The very command, with this test's folders in place of those in Docker.
         let here = run
             .replace("/out/", &format!("{}/", out.display()))
-            .replace("target/dist", &programs.display().to_string());
+            .replace("target/image/dist", &programs.display().to_string());
         let done = Command::new("sh").args(["-c", &here]).current_dir(root()).output().unwrap();
         assert!(done.status.success(), "{run}: {}", String::from_utf8_lossy(&done.stderr));
     }
@@ -173,5 +174,6 @@ fn what_buildkit_refuses_or_warns_of_and_what_differs_from_an_image_is_noticed()
     };
     assert!(other("USER 65532:65532", "USER 0:0").contains("another user"));
     assert!(other("/isthmus-gateway\"]", "/isthmus\"]").contains("another entrypoint"));
+    assert!(other("version=0.1.0", "version=0.0.9").contains("another label"));
     assert!(other("/out/gateway /\n", "/out/isthmus /\n").contains("another files"));
 }

@@ -1,5 +1,6 @@
 //! The project's chores, as CI runs them: `cargo xtask codegen|test|e2e|fleet|bench`.
 
+mod image;
 #[cfg(test)]
 mod keeper;
 mod witness;
@@ -32,11 +33,7 @@ enum Chore {
     /// Three clusters with real nodes on this machine: `cargo xtask fleet up`, `shell`, `down`.
     Fleet(E2e),
     /// OCI layouts of the programs as they ship, in target/images: no Docker is needed.
-    Image {
-        /// The build to take: `dist` ships, `dev` is quicker.
-        #[arg(long, default_value = "dist")]
-        profile: String,
-    },
+    Image(image::Image),
     /// Ratios against peers on this machine.
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -58,7 +55,7 @@ fn main() -> std::process::ExitCode {
         Chore::Test { no_e2e } => test(no_e2e),
         Chore::E2e(options) => e2e(&options.rest),
         Chore::Fleet(options) => fleet(&options.rest),
-        Chore::Image { profile } => image(&profile),
+        Chore::Image(options) => image::image(&options),
         Chore::Bench { rest } => bench(&rest),
     };
     match end {
@@ -346,24 +343,6 @@ fn part(verb: &str) -> Result<String> {
     let out = Command::new(program).arg(verb).stderr(std::process::Stdio::inherit()).output()?;
     ensure!(out.status.success(), "isthmus-e2e {verb} ended with {}", out.status);
     Ok(String::from_utf8(out.stdout)?.trim().to_owned())
-}
-
-/// What the harness makes of programs built so.
-fn image(profile: &str) -> Result<()> {
-    build()?;
-    if profile != "dev" {
-        let rooms = ["cli", "control-plane", "federation-controller", "gateway"];
-        let packages: Vec<String> = rooms.iter().map(|room| format!("-pisthmus-{room}")).collect();
-        let packages = packages.iter().map(String::as_str);
-        let args: Vec<&str> =
-            ["build", "--profile", profile, "--locked"].into_iter().chain(packages).collect();
-        run_cargo(&args)?;
-    }
-    let folder = if profile == "dev" { "debug" } else { profile };
-    let from = built("")?.with_file_name(folder);
-    let out = built("")?.with_file_name("images");
-    let mut command = Command::new(built("isthmus-e2e")?);
-    run(command.arg("image").arg("--from").arg(from).arg("--out").arg(out))
 }
 
 /// Both programs as they ship, and the rival from PATH.

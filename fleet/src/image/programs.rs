@@ -3,6 +3,7 @@
 use super::{File, Image, libraries};
 use crate::parts::program_or_install;
 use anyhow::{Context, Result};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -33,9 +34,20 @@ pub fn of_mesh(folder: &Path, tag: &str, scratch: &Path) -> Result<Vec<Image>> {
             }
             let path = "/usr/local/bin:/usr/sbin:/usr/bin".to_owned();
             image.env.push(("PATH".into(), path));
+            image.labels = labels(program);
             Ok(image)
         })
         .collect()
+}
+
+/// What registries and scanners show of an image (image-spec v1.1, `annotations.md`).
+fn labels(program: &str) -> BTreeMap<String, String> {
+    let labels = [
+        ("title", program.to_owned()),
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("licenses", env!("CARGO_PKG_LICENSE").to_owned()),
+    ];
+    labels.map(|(key, value)| (format!("org.opencontainers.image.{key}"), value)).into()
 }
 
 /// What `isthmus sidecar-redirect` starts, with its libraries.
