@@ -343,7 +343,7 @@ fn signing(seen: &Seen, cluster: &Cluster, look: &Look, items: &mut Vec<Item>) {
         let item = broken(&format!(
             "ISM2609 Secret cacerts leads to another root than ConfigMap {}/isthmus-mesh says, so what is \
              signed is refused everywhere. Fix: where the Secret is wrong, {}; where the ConfigMap is, \
-             `isthmus install --context {context}` writes the Secret's root into it.",
+             `isthmus install --context {context} --trust-dir DIR` with the folder of the Secret's root.",
             seen.root_namespace,
             remedy::another_root(context, mesh.cluster.as_str())
         ));

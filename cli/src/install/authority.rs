@@ -1,6 +1,7 @@
 //! The signing key of each cluster: kept where it is good, else issued from the root's folder.
 
 use super::site::Site;
+use crate::remedy;
 use crate::trust::{cacerts_secret, passphrase};
 use ::trust::bundle::Bundle;
 use ::trust::issue::Issuer;
@@ -65,9 +66,13 @@ impl Root {
 
     /// The root certificates that a cluster's workloads trust.
     pub(super) fn pem<'a>(&'a self, site: &'a Site) -> Result<&'a str> {
-        let given = self.files.as_ref().map(|files| files.certificate_pem.as_str());
+        if let Some(files) = &self.files {
+            return Ok(&files.certificate_pem);
+        }
         let stands = site.cacerts.as_ref().map(|cacerts| cacerts.root_cert.as_str());
-        given.or(stands).with_context(|| no_root(site))
+        let stands = stands.with_context(|| no_root(site))?;
+        agreed(site, stands)?;
+        Ok(stands)
     }
 }
 
@@ -84,6 +89,24 @@ fn no_root(site: &Site) -> String {
         site.operator.context,
         cluster::secret::NAMESPACE
     )
+}
+
+/// Where a cluster that is installed trusts other roots than those of its signing key, only the operator
+/// knows which are meant.
+fn agreed(site: &Site, stands: &str) -> Result<()> {
+    // Roots that cannot be read are trusted by nobody, and written anew.
+    let Some(Ok(roots)) = site.roots.as_deref().map(Bundle::from_pem) else { return Ok(()) };
+    let context = &site.operator.context;
+    ensure!(
+        roots == Bundle::from_pem(stands)?,
+        "ISM2089 Secret {}/cacerts of {context} is of another root than ConfigMap {}/isthmus-mesh names: \
+         what it signs is refused by every cluster that trusts those. Nothing was changed. Fix: where the \
+         Secret is wrong, {}; where it is right, pass its root's folder as --trust-dir",
+        cluster::secret::NAMESPACE,
+        mesh::export::ROOT_NAMESPACE,
+        remedy::another_root(context, site.name())
+    );
+    Ok(())
 }
 
 fn need(site: &Site, files: Option<&RootFiles>) -> Result<Need> {
@@ -104,6 +127,9 @@ fn need(site: &Site, files: Option<&RootFiles>) -> Result<Need> {
             &stands[..16],
             &given[..16]
         );
+    }
+    if files.is_none() {
+        agreed(site, &cacerts.root_cert)?;
     }
     let issuer = Issuer::from_cacerts(
         &cacerts.ca_cert,

@@ -18,6 +18,8 @@ pub(super) struct Site {
     pub(super) uid: String,
     /// The signing key that stands, where one does.
     pub(super) cacerts: Option<Cacerts>,
+    /// The root certificates that its workloads trust, where it is installed already; PEM.
+    pub(super) roots: Option<String>,
 }
 
 /// An API server must answer its first request within this, and all of them within the second.
@@ -104,6 +106,7 @@ impl Site {
             Err(why) => return Err(unread("Secret cacerts", &why)),
         };
         Ok(Self {
+            roots: mesh.map(|mesh| mesh.root_certificates.clone()),
             operator,
             cluster,
             network,

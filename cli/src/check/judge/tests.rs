@@ -175,7 +175,7 @@ fn another_root_is_named_with_the_way_back_to_the_meshs() {
         root_cert: made.root_cert,
         cert_chain: made.cert_chain,
     };
-    let words = ["ISM2609", "another root", back[0], back[1], "isthmus install --context west`"];
+    let words = ["ISM2609", "another root", back[0], back[1], "folder of the Secret's root"];
     check(&seen(Ok(Look { cacerts: Ok(cacerts), ..installed() })), &words);
 
     // Of three, the one that is alone.

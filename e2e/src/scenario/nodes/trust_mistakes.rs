@@ -191,7 +191,15 @@ async fn moved_and_judged(stage: &Stage<'_>, other: &Root) -> Result<()> {
         stage.kubectl("east", &[&scale[..], &[&replicas]].concat()).await
     };
     scale("0").await?;
-    stage.isthmus(&["install", "--context", "west"]).await?;
+    let said = stage.isthmus(&["install", "--context", "west"]).await;
+    let said =
+        said.map_or_else(|error| format!("{error:#}"), |said| format!("it installed: {said}"));
+    stage.judge(
+        "install does not choose between that key's root and the one that west's workloads trust",
+        &said,
+        said.contains("ISM2089") && said.contains(ISSUE),
+    );
+    stage.isthmus(&["install", "--context", "west", "--trust-dir", &other.dir]).await?;
     programs_anew(stage).await?;
     anew(stage).await?;
     let words: &[&str] = &["west", "different root certificates", ISSUE, "--trust-dir DIR"];
