@@ -115,7 +115,7 @@ async fn events(stage: &Stage<'_>) -> Result<BTreeMap<String, u64>> {
     let said: serde_json::Value = serde_json::from_str(&stage.kubectl("east", &get).await?)?;
     let mut all = BTreeMap::new();
     for event in said["items"].as_array().context("kubectl lists no events")? {
-        let count = event["series"]["count"].as_u64().or(event["count"].as_u64());
+        let count = event["series"]["count"].as_u64().or_else(|| event["count"].as_u64());
         let reason = event["reason"].as_str().context("an event has no reason")?;
         *all.entry(reason.to_owned()).or_default() += count.unwrap_or(1).max(1);
     }
