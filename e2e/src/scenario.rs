@@ -130,7 +130,7 @@ scenarios! {
 }
 
 /// Played only by their names, not by `all`. `rush`: two cores, on which both ends and both clusters
-/// share, are full with 2,000 new connections a second, and what is lost then is the machine's doing.
+/// share, are all but full with 2,000 new connections a second.
 /// `smuggling`: it takes minutes; its table is sent to our own servers by proxy-http/tests/http.
 pub const APART: [&str; 2] = ["rush", "smuggling"];
 

@@ -15,10 +15,18 @@ const LEAST_RATE: f64 = 250.0;
 /// Until the load's programs have started.
 const STARTING: Duration = Duration::from_secs(1);
 
-/// Starts the 1,000 a second of the promises and lets it run for `before`; a machine that is full
-/// then gets half of it, and half again. What was played is part of the verdict.
+/// Starts the 1,000 a second of the promises, as [`carried_of`].
 pub(super) async fn carried(stage: &Stage<'_>, before: Duration) -> Result<(Load, Rates)> {
-    let mut rates = THOUSAND;
+    carried_of(stage, THOUSAND, before).await
+}
+
+/// Starts a load and lets it run for `before`; a machine that is full then gets half of it, and half
+/// again. What was played is part of the verdict.
+pub(super) async fn carried_of(
+    stage: &Stage<'_>,
+    mut rates: Rates,
+    before: Duration,
+) -> Result<(Load, Rates)> {
     loop {
         let load = Load::start(stage.fleet, stage.client()?, HOST, rates)?;
         tokio::time::sleep(STARTING).await;
