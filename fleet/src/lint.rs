@@ -1,5 +1,6 @@
 //! Others' own readers of files that nothing on this machine can run: kind's for its configurations,
-//! BuildKit's for Dockerfiles, a registry client's for images. Built from their Go modules the first time, and kept in the cache.
+//! BuildKit's for Dockerfiles, a registry client's for images. Built from their Go modules the first time,
+//! and kept in the cache.
 
 use crate::peers::Own;
 use anyhow::{Context, Result, ensure};
@@ -87,7 +88,7 @@ pub fn dockerfile(path: &Path) -> Result<Vec<Stage>> {
 
 /// An image, as a container runtime would be told of it.
 #[derive(Debug, Deserialize)]
-pub struct Read {
+pub struct OciLayout {
     pub digest: String,
     /// `linux/amd64`.
     pub platform: String,
@@ -111,7 +112,7 @@ pub struct Packed {
 
 /// Reads an unpacked OCI layout as go-containerregistry does, every digest and size; its complaint where it
 /// would refuse it.
-pub fn oci_layout(folder: &Path) -> Result<Read> {
+pub fn oci_layout(folder: &Path) -> Result<OciLayout> {
     let reader = Own {
         name: "oci-layout",
         about: "go-containerregistry's reader of layouts",
