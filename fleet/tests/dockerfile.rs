@@ -1,5 +1,7 @@
 //! `deploy/image/Dockerfile` as BuildKit itself reads it, held to the images that this program writes.
 
+mod support;
+
 use fleet::image::programs::of_mesh;
 use fleet::image::{Content, Image};
 use fleet::lint::{Stage, dockerfile};
@@ -7,20 +9,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-/// Whether what is needed is here; in CI it must be.
-fn ready() -> bool {
-    let ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false");
-    let there = |program: &str, asked: &str| Command::new(program).arg(asked).output().is_ok();
-    let missing = [("go", "version"), ("strip", "--version"), ("ldd", "--version")]
-        .into_iter()
-        .find(|(program, asked)| !there(program, asked));
-    assert!(missing.is_none() || !ci, "{missing:?} is missing: install it");
-    if let Some((program, _)) = missing {
-        eprintln!("\n*** NOT RUN: {program} is missing.\n");
-    }
-    missing.is_none()
-}
+use support::ready;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()

@@ -1,21 +1,12 @@
 //! The layouts of `cargo xtask image`, as a registry client reads them.
 
+mod support;
+
 use fleet::image::programs::of_mesh;
 use fleet::image::write_oci;
 use fleet::lint::oci_layout;
 use std::path::Path;
-use std::process::Command;
-
-/// Whether what is needed is here; in CI it must be.
-fn ready() -> bool {
-    let ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false");
-    let there = Command::new("go").arg("version").output().is_ok();
-    assert!(there || !ci, "go is missing: install it");
-    if !there {
-        eprintln!("\n*** NOT RUN: go is missing.\n");
-    }
-    there
-}
+use support::ready;
 
 /// The layout of an image whose program is a small one, unpacked to `to/PROGRAM`; its digest.
 fn layouts(to: &Path) -> Vec<(String, String)> {
