@@ -101,8 +101,7 @@ impl Layout {
     /// The first file in which one of these texts stands, and what stands around it.
     fn holds(&self, texts: &[String]) -> Option<String> {
         self.layers.iter().flatten().find_map(|entry| {
-            let text = texts.iter().find(|text| find(&entry.bytes, text.as_bytes()).is_some())?;
-            let at = find(&entry.bytes, text.as_bytes())?;
+            let at = texts.iter().find_map(|text| find(&entry.bytes, text.as_bytes()))?;
             let around = around(&entry.bytes, at);
             Some(format!("/{} shows where it was built: `{around}`", entry.path.display()))
         })

@@ -1,6 +1,6 @@
 //! Go, by which real parts are fetched and built: asked again where the network failed it.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -35,7 +35,12 @@ const NETWORK: [&str; 12] = [
 /// It is not on the PATH, or ended without success: then with its last words.
 pub(crate) fn go(prepare: impl Fn(&mut Command)) -> Result<()> {
     let (status, _, said) = asked(&prepare, true)?;
-    ensure!(status.success(), "go ended with {status}: {said}");
+    if !status.success() {
+        let mut command = Command::new("go");
+        prepare(&mut command);
+        let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
+        bail!("go {} ended with {status}: {said}", words.join(" "));
+    }
     Ok(())
 }
 
