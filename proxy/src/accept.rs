@@ -11,6 +11,11 @@ use tokio_util::sync::CancellationToken;
 /// Rest after an accept that failed for want of descriptors or memory.
 const REST: Duration = Duration::from_millis(20);
 
+/// Accepted in a row, at most; then all that was begun before gets its turn. A proxy that is short of
+/// processor time takes in no more than it gets done: the others wait with the kernel, at no cost. Else
+/// it would spend all its time on beginning what its clients give up before it ends.
+const ROW: u32 = 16;
+
 /// How many connections may live at once.
 #[derive(Debug, Clone, Copy)]
 pub struct Caps {
@@ -71,7 +76,13 @@ pub async fn accept(
         Ok(place) => serve(stream, peer, place),
         Err(why) => shed(peer, why),
     };
+    let mut row = 0;
     loop {
+        if row == ROW {
+            row = 0;
+            tokio::task::yield_now().await;
+        }
+        row += 1;
         let accepted = tokio::select! {
             () = end.cancelled() => break,
             accepted = listener.accept() => accepted,
@@ -163,6 +174,35 @@ mod tests {
         let accepting = accept(listener, caps, end, |_, _| {}, serve);
         tokio::time::timeout(Duration::from_secs(10), accepting).await.unwrap();
         assert_eq!(served.into_inner(), 20);
+    }
+
+    #[tokio::test]
+    async fn what_was_begun_has_its_turn_before_more_is_accepted() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut clients = vec![];
+        for _ in 0..100 {
+            clients.push(TcpStream::connect(address).await.unwrap());
+        }
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let counted = accepted.clone();
+        let serve = move |_, _, _| {
+            counted.fetch_add(1, Ordering::Relaxed);
+        };
+        let caps = Caps { all: 100, per_source: 100 };
+        tokio::spawn(accept(listener, caps, CancellationToken::new(), |_, _| {}, serve));
+        // This task stands for all that was begun.
+        let (mut before, mut most) = (0, 0);
+        let turns = async {
+            while before < clients.len() {
+                tokio::task::yield_now().await;
+                let now = accepted.load(Ordering::Relaxed);
+                most = most.max(now - before);
+                before = now;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), turns).await.unwrap();
+        assert!(most <= ROW as usize, "{most} in a row");
     }
 
     #[tokio::test]
