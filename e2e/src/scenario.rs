@@ -20,6 +20,7 @@ mod propagation;
 mod rush;
 mod smuggling;
 mod sockets;
+mod starved;
 mod swaps;
 
 use anyhow::{Context, Result, bail};
@@ -117,6 +118,8 @@ scenarios! {
         "100,000 requests while configuration changes 20 times";
     "rush" Apiserver false rush::rush:
         "2,000 new connections a second while configuration changes 20 times and a gateway drains";
+    "starved" Apiserver false starved::starved:
+        "2,000 new connections a second while other programs take the processors for 10 s";
     "drain-gateway" Apiserver false faults::drain_gateway:
         "SIGTERM one of west's gateways under load";
     "envoy-sidecar" Apiserver false envoy::envoy_sidecar:
@@ -130,9 +133,10 @@ scenarios! {
 }
 
 /// Played only by their names, not by `all`. `rush`: two cores, on which both ends and both clusters
-/// share, are all but full with 2,000 new connections a second.
+/// share, are all but full with 2,000 new connections a second. `starved`: those who want the processors
+/// at the same time must not be suites.
 /// `smuggling`: it takes minutes; its table is sent to our own servers by proxy-http/tests/http.
-pub const APART: [&str; 2] = ["rush", "smuggling"];
+pub const APART: [&str; 3] = ["rush", "starved", "smuggling"];
 
 /// What a scenario sees of the run.
 pub struct Stage<'a> {

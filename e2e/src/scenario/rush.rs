@@ -1,7 +1,7 @@
 //! New connections in plenty while configuration changes and a gateway ends: none is lost, and no
 //! listener is made anew.
 
-use super::headroom::carried_of;
+use super::headroom::{AT_ALL, carried_of};
 use super::sockets::listening;
 use super::{HOST, Load, Rates, Stage, swaps};
 use anyhow::{Context, Result, bail, ensure};
@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 /// What is promised, of what is sent: that is a little more, as starts are jittered.
 const PROMISED: f64 = 2_000.0 / SENT;
 /// What is sent, a second.
-const SENT: f64 = 2_040.0;
+pub(super) const SENT: f64 = 2_040.0;
 /// Until it is known what the load leaves of the machine.
 const LEAVES: Duration = Duration::from_secs(4);
 /// Changes of configuration, and the time between two of them.
@@ -33,7 +33,7 @@ const SNI: &str = "outbound_.80_._.hello.shop.global";
 pub(super) async fn rush(stage: &Stage<'_>) -> Result<()> {
     let before = listeners(stage)?;
     let changing = Rates { fresh: SENT, seconds: 40.0, ..NOTHING };
-    let (load, Rates { fresh: sent, .. }) = carried_of(stage, changing, LEAVES).await?;
+    let (load, Rates { fresh: sent, .. }) = carried_of(stage, changing, LEAVES, AT_ALL).await?;
     let slowest = change(stage).await?;
     let records = load.finish(LOAD_MAX).await?;
     judge(
@@ -76,7 +76,8 @@ pub(super) async fn rush(stage: &Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-const NOTHING: Rates = Rates { gets: 0.0, posts: 0.0, connects: 0.0, fresh: 0.0, seconds: 0.0 };
+pub(super) const NOTHING: Rates =
+    Rates { gets: 0.0, posts: 0.0, connects: 0.0, fresh: 0.0, seconds: 0.0 };
 
 /// All changes, one after the other; how long the slowest took to be seen.
 async fn change(stage: &Stage<'_>) -> Result<Duration> {
