@@ -233,6 +233,27 @@ fn settings(
     ]
 }
 
+/// How such a folder is called, before the number of its process.
+const SCRATCH: &str = "isthmus-image-check-";
+/// Its gigabytes; the layouts are the rest.
+const LARGE: [&str; 3] = ["home", "source", "target"];
+
+/// Clears away what runs that were interrupted left behind; layouts to compare stay.
+fn sweep(folder: &Path, is_dead: impl Fn(&str) -> bool) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let (name, path) = (entry.file_name(), entry.path());
+        let process = name.to_str().and_then(|name| name.strip_prefix(SCRATCH));
+        if !process.is_some_and(|pid| pid.parse::<u32>().is_ok() && is_dead(pid)) {
+            continue;
+        }
+        let all: &[&str] = if path.join("theirs").exists() { &LARGE } else { &[""] };
+        for part in all {
+            // Another user's stays.
+            let _ = std::fs::remove_dir_all(path.join(part));
+        }
+    }
+}
+
 /// A folder of this run alone, below TMPDIR, that goes with it.
 struct Scratch {
     path: PathBuf,
@@ -241,8 +262,11 @@ struct Scratch {
 
 impl Scratch {
     fn new() -> Result<Self> {
-        let name = format!("isthmus-image-check-{}", std::process::id());
-        let path = std::env::temp_dir().canonicalize()?.join(name);
+        let folder = std::env::temp_dir().canonicalize()?;
+        sweep(&folder, |pid| {
+            Path::new("/proc/self").exists() && !Path::new("/proc").join(pid).exists()
+        });
+        let path = folder.join(format!("{SCRATCH}{}", std::process::id()));
         std::fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
         Ok(Self { path, keep: false })
     }
@@ -250,8 +274,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // Kept are the layouts alone, the rest is gigabytes.
-        let gone: &[&str] = if self.keep { &["home", "source", "target"] } else { &[""] };
+        let gone: &[&str] = if self.keep { &LARGE } else { &[""] };
         for part in gone {
             let _ = std::fs::remove_dir_all(self.path.join(part));
         }
@@ -261,6 +284,24 @@ impl Drop for Scratch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn interrupted_checks_leave_their_layouts_at_most() {
+        let folder = std::env::temp_dir().join(format!("isthmus-sweep-{}", std::process::id()));
+        let make = |path: &str| std::fs::create_dir_all(folder.join(path)).unwrap();
+        for path in ["7/home/x", "7/ours", "8/target", "8/theirs", "9/target", "old/target"] {
+            make(&format!("{SCRATCH}{path}"));
+        }
+        make("other/target");
+        sweep(&folder, |pid| pid != "9");
+        let left = |path: &str| folder.join(path).exists();
+        let ours = |path: &str| left(&format!("{SCRATCH}{path}"));
+        assert!(!ours("7"), "it had nothing to compare");
+        assert!(ours("8/theirs") && !ours("8/target"), "what differed is looked at");
+        assert!(ours("9/target"), "it runs");
+        assert!(ours("old/target") && left("other/target"), "none of ours");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 
     fn names() -> Vec<Renamed> {
         [("/srv/isthmus", "/isthmus"), ("/srv/a b/.cargo", "/cargo")]
