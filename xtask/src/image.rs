@@ -289,7 +289,7 @@ mod tests {
     fn interrupted_checks_leave_their_layouts_at_most() {
         let folder = std::env::temp_dir().join(format!("isthmus-sweep-{}", std::process::id()));
         let make = |path: &str| std::fs::create_dir_all(folder.join(path)).unwrap();
-        for path in ["7/home/x", "7/ours", "8/target", "8/theirs", "9/target", "old/target"] {
+        for path in ["7/source/x", "7/ours", "8/target", "8/theirs", "9/target", "old/target"] {
             make(&format!("{SCRATCH}{path}"));
         }
         make("other/target");
