@@ -156,14 +156,20 @@ mod tests {
         assert!(counts.sources.get(&b).is_none(), "an idle source takes no memory");
     }
 
-    #[tokio::test]
-    async fn who_waits_at_the_end_is_served() {
+    /// A listener at which as many wait already.
+    async fn awaited(many: usize) -> (TcpListener, Vec<TcpStream>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut clients = vec![];
-        for _ in 0..20 {
+        for _ in 0..many {
             clients.push(TcpStream::connect(address).await.unwrap());
         }
+        (listener, clients)
+    }
+
+    #[tokio::test]
+    async fn who_waits_at_the_end_is_served() {
+        let (listener, _clients) = awaited(20).await;
         let end = CancellationToken::new();
         end.cancel();
         let served = AtomicUsize::new(0);
@@ -178,12 +184,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_begun_has_its_turn_before_more_is_accepted() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let mut clients = vec![];
-        for _ in 0..100 {
-            clients.push(TcpStream::connect(address).await.unwrap());
-        }
+        let (listener, clients) = awaited(100).await;
         let accepted = Arc::new(AtomicUsize::new(0));
         let counted = accepted.clone();
         let serve = move |_, _, _| {
