@@ -1,6 +1,7 @@
 //! Scenarios on clusters that kind makes in Docker.
 
 use crate::nodes::{plain, play_all};
+use crate::plays::Plays;
 use crate::{Run, conclude, interrupted, runtime};
 use anyhow::{Result, anyhow};
 use e2e::scenario::Driver;
@@ -43,7 +44,8 @@ pub(crate) fn play(options: Run) -> Result<()> {
             Err(error) => error,
         }
     };
-    let work = async |pods: &_| play_all(On::Pods(pods), &chosen, options.again).await;
+    let plays = Plays { logs: None, again: options.again };
+    let work = async |pods: &_| play_all(On::Pods(pods), &chosen, plays).await;
     let verdicts = runtime.block_on(fleet::kind::on_clusters(&fleet, &parts, end, tell, work));
     if options.keep {
         println!(

@@ -1,17 +1,20 @@
 //! `isthmus-e2e`: the harness, and the programs it runs inside its pods.
 
+mod evidence;
 mod kind;
 mod nodes;
+mod plays;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser};
 use e2e::scenario::{self, Driver};
 use fleet::image::{compare, programs, write_oci};
 use fleet::nodes::{init, load_balancer};
-use fleet::verdict::{self, Pillar, Verdict};
+use fleet::verdict::{Pillar, Verdict};
 use fleet::{exact, forger, hello, hellos, load, parts, smuggling, streams};
+use plays::Plays;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 #[derive(Parser)]
 #[command(about = "Shows the promises of Isthmus on real API servers in network namespaces")]
@@ -316,16 +319,13 @@ fn play_on_processes(options: Run, driver: Driver) -> Result<()> {
         let work = async {
             let fleet = bring_up(home, wan).await?;
             let mut verdicts = vec![];
+            // A sabotage's red verdicts are what it is for.
+            let logs = options.sabotage.is_none().then_some(fleet.home.logs.as_path());
+            let plays = Plays { logs, again: options.again };
             for (scenario, without) in chosen {
-                let begun = Instant::now();
-                let first = scenario::play(&fleet, scenario, without, options.sabotage).await;
-                println!("  {} took {:.0} s", scenario.name, begun.elapsed().as_secs_f64());
-                if options.again && first.iter().any(|verdict| !verdict.kept) {
-                    let second = scenario::play(&fleet, scenario, without, None).await;
-                    verdicts.extend(verdict::repeated(first, second));
-                } else {
-                    verdicts.extend(first);
-                }
+                let play =
+                    async || scenario::play(&fleet, scenario, without, options.sabotage).await;
+                verdicts.extend(plays.play(scenario.name, play).await);
             }
             println!("\nlogs of every program: {}", fleet.home.logs.display());
             anyhow::Ok(verdicts)

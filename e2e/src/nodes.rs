@@ -1,5 +1,6 @@
 //! The verbs about clusters with real nodes: up, down, shell, and scenarios on them.
 
+use crate::plays::Plays;
 use crate::{Run, conclude, interrupted, runtime};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Subcommand;
@@ -7,10 +8,9 @@ use e2e::scenario::nodes::{On, Scenario};
 use e2e::scenario::{self, Driver};
 use fleet::nodes::{Nodes, Remains};
 use fleet::parts;
-use fleet::verdict::{self, Verdict};
+use fleet::verdict::Verdict;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::time::Instant;
 
 #[derive(Subcommand)]
 pub(crate) enum Fleet {
@@ -132,19 +132,12 @@ pub(crate) fn plain(options: &Run) -> Result<()> {
     Ok(())
 }
 
-/// Plays scenarios one after the other; what they judged. One with a red verdict is played `again`.
-pub(crate) async fn play_all(on: On<'_>, chosen: &[&Scenario], again: bool) -> Vec<Verdict> {
+/// Plays scenarios one after the other; what they judged.
+pub(crate) async fn play_all(on: On<'_>, chosen: &[&Scenario], plays: Plays<'_>) -> Vec<Verdict> {
     let mut verdicts = vec![];
     for scenario in chosen {
-        let begun = Instant::now();
-        let first = scenario::nodes::play(on, scenario).await;
-        println!("  {} took {:.0} s", scenario.name, begun.elapsed().as_secs_f64());
-        if again && first.iter().any(|verdict| !verdict.kept) {
-            let second = scenario::nodes::play(on, scenario).await;
-            verdicts.extend(verdict::repeated(first, second));
-        } else {
-            verdicts.extend(first);
-        }
+        let play = async || scenario::nodes::play(on, scenario).await;
+        verdicts.extend(plays.play(scenario.name, play).await);
     }
     verdicts
 }
@@ -164,7 +157,8 @@ pub(crate) fn play(options: Run) -> Result<()> {
         let (fleet, end) = start_nodes(home, wan, node_parts, 1).await?;
         let work = async {
             end?;
-            let verdicts = play_all(On::Machines(&fleet), &chosen, options.again).await;
+            let plays = Plays { logs: Some(&fleet.home.logs), again: options.again };
+            let verdicts = play_all(On::Machines(&fleet), &chosen, plays).await;
             println!("\nlogs of every program: {}", fleet.home.logs.display());
             anyhow::Ok(verdicts)
         };

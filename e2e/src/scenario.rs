@@ -29,7 +29,7 @@ use fleet::load;
 use fleet::process::Process;
 use fleet::verdict::{Outcome, Pillar, Record, Verdict};
 use fleet::{Cluster, Fleet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The name all scenarios call.
@@ -184,6 +184,7 @@ pub async fn play(
         verdicts: Default::default(),
     };
     let end = async {
+        forget_loads(&fleet.home.logs)?;
         fleet.mend().await.context("making the fleet whole again")?;
         if scenario.name != "link-life" {
             links::linked(fleet).await?;
@@ -198,6 +199,15 @@ pub async fn play(
     let mut verdicts = stage.verdicts.into_inner().expect("no holder panics");
     verdicts.extend(end.err().map(|error| broken(&name, &error)));
     verdicts
+}
+
+/// Empties the folder of loads.
+fn forget_loads(logs: &Path) -> Result<()> {
+    let loads = logs.join(LOADS);
+    if loads.exists() {
+        std::fs::remove_dir_all(&loads).context("removing the last scenario's loads")?;
+    }
+    std::fs::create_dir(&loads).context("making a folder for loads")
 }
 
 /// The verdict on a scenario that could not be carried through.
@@ -263,10 +273,15 @@ impl Stage<'_> {
     }
 }
 
+/// Folder of a scenario's loads, among the logs.
+const LOADS: &str = "loads";
+
 /// A load under way.
 pub struct Load {
     process: Process,
     out: PathBuf,
+    /// Where its records stay until the next scenario, for whoever must find out why one was red.
+    kept: PathBuf,
 }
 
 /// What to send; the rest is the default.
@@ -319,7 +334,8 @@ impl Load {
             .args(["--seconds", &text(rates.seconds)])
             .args(["--out", &out.display().to_string()])
             .start()?;
-        Ok(Self { process, out })
+        let kept = fleet.home.logs.join(LOADS).join(out.file_name().context("a load has a name")?);
+        Ok(Self { process, out, kept })
     }
 
     /// Ends it now, with all that was recorded.
@@ -344,17 +360,15 @@ impl Load {
             bail!("the load ended with {status}: {}", self.process.last_words());
         }
         let text = std::fs::read_to_string(&self.out)?;
+        // Not renamed: pods live in memory, logs do not.
+        std::fs::write(&self.kept, &text)?;
         std::fs::remove_file(&self.out)?;
         text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
     }
 }
 
 /// A program inside a pod, as its application.
-async fn program_inside(
-    pod: &Pod,
-    program: &std::path::Path,
-    args: &[&str],
-) -> Result<std::process::Output> {
+async fn program_inside(pod: &Pod, program: &Path, args: &[&str]) -> Result<std::process::Output> {
     let out = tokio::process::Command::new("ip")
         .args(["netns", "exec", pod.spot.netns()?.name(), "setpriv"])
         .args([format!("--reuid={APP_USER}"), format!("--regid={APP_USER}")])

@@ -50,6 +50,8 @@ pub struct Figures {
     pub requests: usize,
     pub failed: usize,
     pub cut: usize,
+    /// When the first and the last that was not answered were due, in milliseconds after the first of all.
+    pub unanswered_ms: Option<(u64, u64)>,
     /// Longest time without a good answer while some were due, in milliseconds.
     pub longest_gap_ms: u64,
     /// From due to whole answer, of the answered.
@@ -83,6 +85,11 @@ pub fn figures(records: &[Record], kind: Kind, from_us: u64, until_us: u64) -> F
             }
             Outcome::Failed => figures.failed += 1,
             Outcome::Cut => figures.cut += 1,
+        }
+        if record.outcome != Outcome::Answered {
+            let at = (record.start_us - chosen[0].start_us) / 1000;
+            figures.unanswered_ms =
+                Some(figures.unanswered_ms.map_or((at, at), |(first, _)| (first, at)));
         }
         if let Some(error) = &record.error
             && (figures.errors.len() < 10 || figures.errors.contains_key(error))
@@ -144,6 +151,9 @@ impl fmt::Display for Figures {
         )?;
         for (by, count) in &self.by {
             write!(f, " {by}:{count}")?;
+        }
+        if let Some((first, last)) = self.unanswered_ms {
+            write!(f, "; those not answered were due {first} to {last} ms after the first")?;
         }
         for (error, count) in self.errors.iter().take(3) {
             write!(f, "; {count}x {error}")?;
@@ -248,6 +258,7 @@ mod tests {
         assert_eq!(figures.max_ms, 400);
         assert_eq!(figures.by["west/hello-1"], 4);
         assert_eq!(figures.errors["reset"], 2);
+        assert_eq!(figures.unanswered_ms, Some((30, 40)));
     }
 
     #[test]
