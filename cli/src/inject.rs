@@ -126,7 +126,9 @@ mod tests {
         };
         let data = [("image".to_owned(), "isthmus:test".to_owned())].into();
         let settings = Settings::new(&data, &mesh, "isthmus-system").unwrap();
-        let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{
+        let annotations = json!({"proxy.istio.io/config": "concurrency: 3"});
+        let metadata = json!({"name": "p", "annotations": annotations});
+        let pod = json!({"metadata": metadata, "spec": {"containers": [{
             "name": "app",
             "ports": [{"name": "http", "containerPort": 8080}],
             "livenessProbe": {"httpGet": {"path": "/a$b", "port": "http", "scheme": "HTTPS",
@@ -152,6 +154,7 @@ mod tests {
         config.check().unwrap();
         assert_eq!((config.pod.as_str(), config.namespace.as_str()), ("1234", "shop"));
         assert_eq!((config.account.as_str(), config.pod_addresses.len()), ("hello", 2));
+        assert_eq!(config.concurrency, Some(3));
         assert_eq!(
             config.control_plane.unwrap().to_string(),
             "isthmus-control-plane.isthmus-system.svc:15012"

@@ -22,7 +22,9 @@ mod why;
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::ExitCode;
+use tokio::runtime::Runtime;
 
 /// Joins the services of many Kubernetes clusters.
 ///
@@ -147,18 +149,7 @@ fn main() -> ExitCode {
         output::error(&e);
         return ExitCode::FAILURE;
     }
-    let cli = Cli::parse();
-    let done = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| {
-            let done = runtime.block_on(run(cli.verb));
-            // What still blocks a thread (a connect to somebody who is gone) is waited for by nobody.
-            runtime.shutdown_background();
-            done
-        });
-    match done {
+    match run(Cli::parse().verb) {
         Ok(code) => code,
         Err(e) => {
             output::error(&e);
@@ -167,25 +158,25 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
+fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
-        Verb::Demo(demo) => demo.run().await,
-        Verb::DemoPart(part) => part.run().await,
-        Verb::Trust(verb) => verb.run().await,
-        Verb::Install(call) => call.run().await,
-        Verb::Uninstall(call) => call.run().await,
-        Verb::CreateRemoteSecret(call) => call.run().await,
-        Verb::Link(call) => call.run().await,
-        Verb::Unlink(call) => call.run().await,
-        Verb::Export(call) => call.export().await,
-        Verb::Unexport(call) => call.unexport().await,
-        Verb::Dns(verb) => verb.run().await,
-        Verb::Inject(call) => call.run().await,
-        Verb::Status(call) => call.run().await,
-        Verb::Check(call) => call.run().await,
-        Verb::ProxyStatus(call) => call.run().await,
-        Verb::ProxyConfig(call) => call.run().await,
-        Verb::Why(call) => call.run().await,
+        Verb::Demo(demo) => work(demo.run()),
+        Verb::DemoPart(part) => work(part.run()),
+        Verb::Trust(verb) => work(verb.run()),
+        Verb::Install(call) => work(call.run()),
+        Verb::Uninstall(call) => work(call.run()),
+        Verb::CreateRemoteSecret(call) => work(call.run()),
+        Verb::Link(call) => work(call.run()),
+        Verb::Unlink(call) => work(call.run()),
+        Verb::Export(call) => work(call.export()),
+        Verb::Unexport(call) => work(call.unexport()),
+        Verb::Dns(verb) => work(verb.run()),
+        Verb::Inject(call) => work(call.run()),
+        Verb::Status(call) => work(call.run()),
+        Verb::Check(call) => work(call.run()),
+        Verb::ProxyStatus(call) => work(call.run()),
+        Verb::ProxyConfig(call) => work(call.run()),
+        Verb::Why(call) => work(call.run()),
         Verb::Explain(call) => call.run(),
         Verb::Completion(call) => call.run(),
         Verb::Man(call) => call.run(),
@@ -195,12 +186,30 @@ async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Verb::Apiserver(config) => config.run(apiserver::run).await,
-        Verb::ControlPlane(config) => config.run(control_plane::run).await,
-        Verb::FederationController(config) => config.run(federation_controller::run).await,
-        Verb::Gateway(config) => config.run(gateway::run).await,
-        Verb::Sidecar(config) => config.run(sidecar::run).await,
-        Verb::Agent(call) => call.run().await,
+        Verb::Apiserver(config) => config.run(|_| every_processor(), apiserver::run),
+        Verb::ControlPlane(config) => config.run(|_| every_processor(), control_plane::run),
+        Verb::FederationController(config) => {
+            config.run(|_| every_processor(), federation_controller::run)
+        }
+        Verb::Gateway(config) => config.run(|_| every_processor(), gateway::run),
+        Verb::Sidecar(config) => config.run(sidecar::threads, sidecar::run),
+        Verb::Agent(call) => work(call.run()),
         Verb::SidecarRedirect(redirect) => redirect.run().map(|()| ExitCode::SUCCESS),
     }
+}
+
+fn work(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    block_on(every_processor()?, Box::pin(work))
+}
+
+fn every_processor() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}
+
+/// Behind a pointer, so that it is compiled once for all verbs.
+fn block_on<T>(runtime: Runtime, work: Pin<Box<dyn Future<Output = T> + '_>>) -> T {
+    let done = runtime.block_on(work);
+    // What still blocks a thread (a connect to somebody who is gone) is waited for by nobody.
+    runtime.shutdown_background();
+    done
 }

@@ -1,10 +1,11 @@
 //! The mesh's programs as verbs: a configuration file in, a clean end on SIGTERM out.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Args;
 use serde::de::DeserializeOwned;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 #[derive(Debug, Args)]
@@ -18,8 +19,10 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    pub(crate) async fn run<T, F>(
+    /// Runs `program` on the threads that `threads` makes for its configuration.
+    pub(crate) fn run<T, F>(
         self,
+        threads: impl FnOnce(&T) -> std::io::Result<Runtime>,
         program: impl FnOnce(T, CancellationToken) -> F,
     ) -> Result<ExitCode>
     where
@@ -32,8 +35,12 @@ impl Config {
             (None, Some(name)) => runtime::config::load_variable(name)?,
             (None, None) => unreachable!("clap asks for one of both"),
         };
-        let end = runtime::shutdown::on_signal()?;
-        program(config, end).await?;
+        let threads = threads(&config).context("starting the program's threads")?;
+        let work = async {
+            let end = runtime::shutdown::on_signal()?;
+            program(config, end).await
+        };
+        crate::block_on(threads, Box::pin(work))?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -8,6 +8,7 @@ mod containers;
 mod document;
 mod policy;
 mod probes;
+mod proxy;
 mod settings;
 mod state;
 mod traffic;
@@ -241,8 +242,10 @@ fn attempt(
     let (probes, mut warnings) = probes::rewrite(pod, &typed);
     let (arguments, said) = traffic::arguments(&typed);
     warnings.extend(said);
+    let (proxy, said) = proxy::proxy(&typed, settings);
+    warnings.extend(said);
     warnings.extend(policy::doubts(&typed, spec, namespace));
-    let configuration = containers::configuration(settings, &probes.handed);
+    let configuration = containers::configuration(settings, &proxy, &probes.handed);
     if configuration.len() > CONFIGURATION_MAX {
         return Err(Why::TooLarge("sidecar's configuration (probes and root certificates)"));
     }
@@ -250,8 +253,10 @@ fn attempt(
     add_to_map(&mut operations, pod, "labels", label::TLS_MODE, "istio");
     add_to_map(&mut operations, pod, "annotations", STATUS, &containers::status());
     // One after the other at the front: what else is to run before the application has the network.
-    let ours =
-        [containers::init(settings, &arguments), containers::sidecar(settings, &configuration)];
+    let ours = [
+        containers::init(settings, &arguments),
+        containers::sidecar(settings, &proxy, &configuration),
+    ];
     operations.extend(probes.operations);
     add_to_list(&mut operations, pod, "/spec/initContainers", ours, Place::Front);
     add_to_list(&mut operations, pod, "/spec/volumes", containers::volumes(), Place::Back);

@@ -64,6 +64,10 @@ pub struct Config {
     /// Where they are asked for; by default port 15020 of every family.
     pub prober: Option<SocketAddr>,
 
+    /// Threads that carry traffic, as Istio's ProxyConfig has it: 0 for one per processor that this process
+    /// may use (its share of CPU time, where a limit is set). Never more than that; 2 where nothing is said,
+    /// since the node is there for the application.
+    pub concurrency: Option<u16>,
     /// Ranges of the mesh's virtual addresses: what is unknown in them is refused, not passed on.
     #[serde(default = "vip_ranges")]
     pub vip_ranges: Vec<IpNet>,
@@ -193,7 +197,18 @@ impl DnsConfig {
     }
 }
 
+/// Threads where nothing is said.
+const THREADS: usize = 2;
+
 impl Config {
+    /// How many threads carry traffic, on so many processors.
+    pub(crate) fn threads(&self, processors: usize) -> usize {
+        match self.concurrency.map(usize::from) {
+            Some(0) => processors,
+            some => some.unwrap_or(THREADS).min(processors),
+        }
+    }
+
     /// `port` of loopback, in the families the pod has: one without IPv6 may not be able to bind it.
     fn of_loopback(&self, port: u16) -> Vec<SocketAddr> {
         let v6 = self.has_v6().then(|| (Ipv6Addr::LOCALHOST, port).into());
@@ -410,6 +425,15 @@ token: token
         let config = load(&text).unwrap();
         assert!(matches!(config.root_certificates, agent::RootCertificates::Text(_)));
         assert_eq!(config.control_plane.unwrap().to_string(), "cp.isthmus-system.svc:15012");
+    }
+
+    #[test]
+    fn a_large_node_is_its_applications() {
+        let threads =
+            |said: &str, processors| load(&format!("{FINE}{said}")).unwrap().threads(processors);
+        assert_eq!([1, 2, 64].map(|processors| threads("", processors)), [1, 2, 2]);
+        assert_eq!([1, 64].map(|processors| threads("concurrency: 0", processors)), [1, 64]);
+        assert_eq!([1, 64].map(|processors| threads("concurrency: 8", processors)), [1, 8]);
     }
 
     #[test]

@@ -17,4 +17,4 @@ mod sniff;
 pub use config::{Config, DnsConfig, Many, SvidFiles};
 pub use loopback::{Loopback, Name, Slots};
 pub use probe::{Grpc, Header, HttpGet, Probe, Scheme, TcpSocket};
-pub use run::run;
+pub use run::{run, threads};

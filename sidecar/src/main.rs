@@ -36,7 +36,7 @@ fn main() -> anyhow::Result<()> {
             anyhow::bail!("ISM1000 no configuration. Fix: pass --config FILE or --config-env NAME")
         }
     };
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+    sidecar::threads(&config)?.block_on(async {
         let end = runtime::shutdown::on_signal()?;
         sidecar::run(config, end).await
     })

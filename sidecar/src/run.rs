@@ -17,16 +17,30 @@ use runtime::admin::{self, Listen, Pages};
 use runtime::metrics::Metrics;
 use runtime::readiness::Readiness;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 
 /// At the end, inbound connections are taken for so long after the last new one …
 const QUIET: Duration = Duration::from_millis(1_000);
 /// … and no longer than this: by then everybody has heard that this pod goes (decision 25).
 const WITHDRAWAL_MAX: Duration = Duration::from_secs(5);
+
+/// The threads that [`run`] is to work on.
+///
+/// # Errors
+/// What the kernel says where it starts none.
+pub fn threads(config: &Config) -> std::io::Result<Runtime> {
+    // Counts a limit of the container's, too.
+    let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let threads = config.threads(processors);
+    tracing::info!(threads, processors, "threads carry traffic");
+    Builder::new_multi_thread().worker_threads(threads).enable_all().build()
+}
 
 /// Serves until `end`, then drains.
 pub fn run(config: Config, end: CancellationToken) -> runtime::Work<'static> {

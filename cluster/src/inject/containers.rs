@@ -1,6 +1,7 @@
 //! What a pod gets: an init container that captures its traffic, the sidecar as a native sidecar
 //! container, and two volumes.
 
+use super::proxy::Proxy;
 use super::{CONFIGURATION, INIT_CONTAINER, SIDECAR_USER, Settings};
 use crate::parse::pod::SIDECAR_CONTAINER;
 use serde_json::{Map, Value, json};
@@ -23,7 +24,11 @@ const STATE_SIZE: &str = "64Mi";
 /// The sidecar's configuration, YAML's JSON form. `$(NAME)` is filled in by the kubelet; a dollar
 /// sign from elsewhere is doubled, which the kubelet undoes (`k8s.io/kubernetes/third_party/forked/
 /// golang/expansion`).
-pub(super) fn configuration(settings: &Settings, probes: &Map<String, Value>) -> String {
+pub(super) fn configuration(
+    settings: &Settings,
+    proxy: &Proxy,
+    probes: &Map<String, Value>,
+) -> String {
     let mut whole = json!({
         "cluster": settings.cluster.as_str(),
         "network": settings.network.as_str(),
@@ -36,6 +41,9 @@ pub(super) fn configuration(settings: &Settings, probes: &Map<String, Value>) ->
         // Upstreams are the pod's own nameservers.
         "dns": {},
     });
+    if let Some(concurrency) = proxy.concurrency {
+        whole["concurrency"] = concurrency.into();
+    }
     if !probes.is_empty() {
         whole["probes"] = Value::Object(probes.clone());
     }
@@ -72,7 +80,7 @@ pub(super) fn init(settings: &Settings, arguments: &[String]) -> Value {
         "name": INIT_CONTAINER,
         "image": settings.image,
         "args": arguments,
-        "resources": {"requests": requests(settings)},
+        "resources": {"requests": settings.requests()},
         "securityContext": {
             "allowPrivilegeEscalation": false,
             "capabilities": {"add": ["NET_ADMIN", "NET_RAW"], "drop": ["ALL"]},
@@ -91,7 +99,7 @@ pub(super) fn init(settings: &Settings, arguments: &[String]) -> Value {
 
 /// Ready before what comes after it starts: the kubelet waits for the startup probe of an init
 /// container that restarts always.
-pub(super) fn sidecar(settings: &Settings, configuration: &str) -> Value {
+pub(super) fn sidecar(settings: &Settings, proxy: &Proxy, configuration: &str) -> Value {
     let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}});
     let ready = json!({"path": "/healthz/ready", "port": HEALTH, "scheme": "HTTP"});
     let mut container = json!({
@@ -114,7 +122,7 @@ pub(super) fn sidecar(settings: &Settings, configuration: &str) -> Value {
         "readinessProbe": {
             "httpGet": ready, "periodSeconds": 5, "timeoutSeconds": 3, "failureThreshold": 3,
         },
-        "resources": {"requests": requests(settings)},
+        "resources": proxy.resources,
         "securityContext": {
             "allowPrivilegeEscalation": false,
             "capabilities": {"drop": ["ALL"]},
@@ -132,10 +140,6 @@ pub(super) fn sidecar(settings: &Settings, configuration: &str) -> Value {
     });
     pull(&mut container, settings);
     container
-}
-
-fn requests(settings: &Settings) -> Value {
-    json!({"cpu": settings.cpu_request, "memory": settings.memory_request})
 }
 
 fn pull(container: &mut Value, settings: &Settings) {

@@ -8,11 +8,15 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::{Api, Client};
 use mesh::inventory::MeshConfig;
 use mesh::name::{ClusterId, Network, TrustDomain};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// Name of the ConfigMap with [`Settings`]' own keys, in the root namespace.
 pub const CONFIG_MAP: &str = "isthmus-injection";
-const KEYS: [&str; 5] = ["image", "imagePullPolicy", "controlPlane", "cpuRequest", "memoryRequest"];
+const KEYS: [&str; 6] =
+    ["image", "imagePullPolicy", "controlPlane", "cpuRequest", "memoryRequest", "concurrency"];
+/// Most threads that a sidecar may be told to have.
+const THREADS_MAX: u16 = 1_024;
 /// Longest value of a key, bytes.
 const VALUE_MAX: usize = 1_024;
 
@@ -27,6 +31,8 @@ pub struct Settings {
     /// Kubernetes quantities, what each sidecar asks of its node.
     pub cpu_request: String,
     pub memory_request: String,
+    /// Threads of each sidecar, 0 for one per processor; its own choice where nothing is said.
+    pub concurrency: Option<u16>,
     pub cluster: ClusterId,
     pub network: Network,
     pub trust_domain: TrustDomain,
@@ -71,11 +77,17 @@ impl Settings {
             return Err(wrong("imagePullPolicy", "it is unknown", "Always, IfNotPresent or Never"));
         }
         let request = |key: &str, default: &str| match said(key) {
-            Some(text) if !quantity(text) => {
+            Some(text) if !is_quantity(text) => {
                 Err(wrong(key, &format!("{text:?} is no quantity"), &format!("like {default}")))
             }
             text => Ok(text.unwrap_or(default).to_owned()),
         };
+        let concurrency = said("concurrency").map(|text| {
+            threads(text).ok_or_else(|| {
+                let problem = format!("{text:?} is no number of threads");
+                wrong("concurrency", &problem, "like \"2\", or \"0\" for one per processor")
+            })
+        });
         let place = said("controlPlane").map_or_else(
             || format!("isthmus-control-plane.{root_namespace}.svc:15012"),
             str::to_owned,
@@ -99,6 +111,7 @@ impl Settings {
             control_plane: place,
             cpu_request: request("cpuRequest", "10m")?,
             memory_request: request("memoryRequest", "48Mi")?,
+            concurrency: concurrency.transpose()?,
             cluster: mesh.cluster.clone(),
             network: mesh.network.clone(),
             trust_domain: mesh.trust_domain.clone(),
@@ -108,8 +121,20 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// A container's `resources.requests`.
+    pub(super) fn requests(&self) -> Value {
+        json!({"cpu": self.cpu_request, "memory": self.memory_request})
+    }
+}
+
+/// How many threads, as people write it.
+pub(super) fn threads(text: &str) -> Option<u16> {
+    text.parse().ok().filter(|count| *count <= THREADS_MAX)
+}
+
 /// A Kubernetes quantity as people write one: digits, a point, a suffix.
-fn quantity(text: &str) -> bool {
+pub(super) fn is_quantity(text: &str) -> bool {
     let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let suffix = &text[number.len()..];
     let digits = number.split('.').collect::<Vec<_>>();
@@ -180,6 +205,11 @@ pub(super) mod tests {
         }
     }
 
+    /// Of a mesh that says this beside its image.
+    pub(crate) fn settings(also: &str) -> Settings {
+        read(&format!("{{image: i, {also}}}")).unwrap()
+    }
+
     fn read(data: &str) -> Result<Settings> {
         Settings::new(&serde_saphyr::from_str(data).unwrap(), &mesh(), "isthmus-system")
     }
@@ -194,8 +224,9 @@ pub(super) mod tests {
         );
         assert_eq!(settings.vip_ranges, ["240.240.0.0/16", "2001:2::/48"]);
         let all = "{image: i, imagePullPolicy: Never, controlPlane: 'cp:1', cpuRequest: '0.5', \
-                   memoryRequest: 1Gi}";
+                   memoryRequest: 1Gi, concurrency: '8'}";
         assert_eq!(read(all).unwrap().cpu_request, "0.5");
+        assert_eq!((settings.concurrency, read(all).unwrap().concurrency), (None, Some(8)));
     }
 
     #[test]
@@ -206,6 +237,8 @@ pub(super) mod tests {
             ("{image: i, imagePullPolicy: never}", "data.imagePullPolicy"),
             ("{image: i, controlPlane: cp}", "data.controlPlane"),
             ("{image: i, cpuRequest: lots}", "data.cpuRequest"),
+            ("{image: i, concurrency: all}", "data.concurrency"),
+            ("{image: i, concurrency: '1025'}", "data.concurrency"),
             ("{image: i, memoryRequest: '.5Gi'}", "data.memoryRequest"),
             ("{image: i, imaje: j}", "data.imaje"),
         ] {

@@ -17,7 +17,7 @@ pub(super) fn arguments(pod: &Pod) -> (Vec<String>, Vec<String>) {
     let (mut arguments, mut warnings) = (vec!["sidecar-redirect".to_owned()], Vec::new());
     let annotations = pod.metadata.annotations.iter().flatten();
     for (name, value) in annotations {
-        if KNOWN.contains(&name.as_str()) {
+        if KNOWN.contains(&name.as_str()) || super::proxy::follows(name) {
             continue;
         }
         let list = match name.strip_prefix(PREFIX) {
@@ -43,28 +43,33 @@ pub(super) fn arguments(pod: &Pod) -> (Vec<String>, Vec<String>) {
         match list {
             Ok(Some(argument)) => arguments.push(argument),
             Ok(None) => {}
-            Err(member) => warnings.push(format!(
-                "ISM2730 annotation {name}: {member:?} is not what it should be, and the whole \
-                 annotation has no effect. Fix: correct it"
-            )),
+            Err(member) => warnings.push(wrong(name, member)),
         }
     }
     (arguments, warnings)
 }
 
+/// What is said of an annotation that is not as it should be.
+pub(super) fn wrong(name: &str, what: &str) -> String {
+    let what: String = what.chars().take(64).collect();
+    format!(
+        "ISM2730 annotation {name}: {what:?} is not what it should be, and the whole annotation has no \
+         effect. Fix: correct it"
+    )
+}
+
 /// One flag with all members, nothing for an empty list, or the member that is wrong.
-fn list(
+fn list<'a>(
     flag: &str,
-    value: &str,
+    value: &'a str,
     member: fn(&str) -> Option<String>,
-) -> Result<Option<String>, String> {
+) -> Result<Option<String>, &'a str> {
     let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
     let mut members = Vec::new();
     for part in parts {
-        let short = || part.chars().take(64).collect::<String>();
-        members.push(member(part).ok_or_else(short)?);
+        members.push(member(part).ok_or(part)?);
         if members.len() > MEMBERS_MAX {
-            return Err(short());
+            return Err(part);
         }
     }
     Ok((!members.is_empty()).then(|| format!("{flag}={}", members.join(","))))
@@ -123,10 +128,10 @@ mod tests {
              traffic.sidecar.istio.io/excludeInboundPorts: '', \
              traffic.sidecar.istio.io/excludeOutboundIPRanges: 10.0.0.0/33, \
              traffic.sidecar.istio.io/includeOutboundIPRanges: 10.0.0.0/8, \
-             sidecar.istio.io/proxyCPU: 100m, sidecar.istio.io/inject: 'true'",
+             sidecar.istio.io/proxyImage: x, sidecar.istio.io/inject: 'true'",
             &[],
             &[
-                "proxyCPU is not supported",
+                "proxyImage is not supported",
                 "ISM2730 annotation traffic.sidecar.istio.io/excludeOutboundIPRanges: \"10.0.0.0/33\"",
                 "\"80;443\" is not what",
                 "includeOutboundIPRanges is not supported",

@@ -147,7 +147,12 @@ impl Generator {
             ),
             ("traffic.sidecar.istio.io/includeOutboundIPRanges", &["*", "10.0.0.0/8"]),
             ("sidecar.istio.io/rewriteAppHTTPProbers", &["false", "true"]),
-            ("sidecar.istio.io/proxyCPU", &["1"]),
+            ("sidecar.istio.io/proxyCPU", &["1", "100m", "x$(Y)"]),
+            ("sidecar.istio.io/proxyMemoryLimit", &["1Gi", ""]),
+            (
+                "proxy.istio.io/config",
+                &["concurrency: 4", "{tracing: {}, concurrency: x}", "- {", ""],
+            ),
             ("sidecar.istio.io/status", &["{}"]),
         ] {
             if self.rarely() {

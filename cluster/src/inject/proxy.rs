@@ -1,0 +1,144 @@
+//! What a pod's annotations say of its sidecar itself: threads, processors and memory.
+
+use super::Settings;
+use super::settings::{is_quantity, threads};
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+/// Istio's ProxyConfig of one pod, YAML.
+const CONFIG: &str = "proxy.istio.io/config";
+/// Istio's annotations of resources: the list, and the resource in it.
+const RESOURCES: [(&str, &str, &str); 4] = [
+    ("sidecar.istio.io/proxyCPU", "requests", "cpu"),
+    ("sidecar.istio.io/proxyCPULimit", "limits", "cpu"),
+    ("sidecar.istio.io/proxyMemory", "requests", "memory"),
+    ("sidecar.istio.io/proxyMemoryLimit", "limits", "memory"),
+];
+
+/// How one pod's sidecar runs.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Proxy {
+    /// The sidecar's own choice where nothing is said.
+    pub(super) concurrency: Option<u16>,
+    /// The container's `resources`.
+    pub(super) resources: Value,
+}
+
+/// Whether [`proxy`] follows this annotation.
+pub(super) fn follows(annotation: &str) -> bool {
+    annotation == CONFIG || RESOURCES.iter().any(|(name, ..)| *name == annotation)
+}
+
+/// What the mesh says, and over it what the pod says; and what of that is not followed.
+pub(super) fn proxy(pod: &Pod, settings: &Settings) -> (Proxy, Vec<String>) {
+    let none = BTreeMap::new();
+    let annotations = pod.metadata.annotations.as_ref().unwrap_or(&none);
+    let mut warnings = Vec::new();
+    let mut lists = Map::new();
+    lists.insert("requests".into(), settings.requests());
+    for (name, list, resource) in RESOURCES {
+        let Some(text) = annotations.get(name).map(|text| text.trim()) else { continue };
+        if !is_quantity(text) {
+            warnings.push(super::traffic::wrong(name, text));
+            continue;
+        }
+        let list = lists.entry(list).or_insert_with(|| json!({}));
+        list[resource] = text.into();
+    }
+    let mut concurrency = settings.concurrency;
+    if let Some(text) = annotations.get(CONFIG) {
+        match serde_saphyr::from_str::<BTreeMap<String, Value>>(text) {
+            Err(_) => warnings.push(super::traffic::wrong(CONFIG, text)),
+            Ok(fields) => {
+                for (field, value) in fields {
+                    match (field.as_str(), &value) {
+                        ("concurrency", value) => match threads(&value.to_string()) {
+                            Some(count) => concurrency = Some(count),
+                            None => warnings.push(super::traffic::wrong(
+                                &format!("{CONFIG} concurrency"),
+                                &value.to_string(),
+                            )),
+                        },
+                        // Every sidecar is ready before what it serves is started.
+                        ("holdApplicationUntilProxyStarts", Value::Bool(true)) => {}
+                        _ => warnings.push(format!(
+                            "ISM2731 annotation {CONFIG}: {field} is not supported and has no \
+                             effect. Fix: remove it; concurrency is"
+                        )),
+                    }
+                }
+            }
+        }
+    }
+    (Proxy { concurrency, resources: Value::Object(lists) }, warnings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inject::settings::tests::settings;
+    use crate::parse::check::object;
+
+    #[track_caller]
+    fn check(annotations: &Value, concurrency: Option<u16>, resources: &Value, warned: &[&str]) {
+        let pod = json!({"metadata": {"annotations": annotations}, "spec": {"containers": []}});
+        let (proxy, warnings) = proxy(&object(&pod.to_string()), &settings("concurrency: '4'"));
+        assert_eq!((proxy.concurrency, &proxy.resources), (concurrency, resources));
+        assert_eq!(warnings.len(), warned.len(), "{warnings:?}");
+        for (warning, part) in warnings.iter().zip(warned) {
+            assert!(warning.contains(part), "{warning}");
+        }
+    }
+
+    #[test]
+    fn the_pod_speaks_over_the_mesh() {
+        let usual = json!({"requests": {"cpu": "10m", "memory": "48Mi"}});
+        check(&json!({}), Some(4), &usual, &[]);
+        check(
+            &json!({
+                "proxy.istio.io/config": "concurrency: 0\nholdApplicationUntilProxyStarts: true\n",
+                "sidecar.istio.io/proxyCPU": "100m",
+                "sidecar.istio.io/proxyCPULimit": "2",
+                "sidecar.istio.io/proxyMemoryLimit": "1Gi",
+            }),
+            Some(0),
+            &json!({
+                "requests": {"cpu": "100m", "memory": "48Mi"},
+                "limits": {"cpu": "2", "memory": "1Gi"},
+            }),
+            &[],
+        );
+    }
+
+    #[test]
+    fn what_is_not_followed_is_said() {
+        let usual = json!({"requests": {"cpu": "10m", "memory": "48Mi"}});
+        let config = |text: &str| json!({"proxy.istio.io/config": text});
+        check(
+            &config("- a"),
+            Some(4),
+            &usual,
+            &["ISM2730 annotation proxy.istio.io/config: \"- a\""],
+        );
+        check(&config("concurrency: many"), Some(4), &usual, &["config concurrency: \"\\\"many"]);
+        check(
+            &config("concurrency: -1"),
+            Some(4),
+            &usual,
+            &["config concurrency: \"-1\" is not what"],
+        );
+        check(
+            &config("{tracing: {sampling: 10}, concurrency: 3}"),
+            Some(3),
+            &usual,
+            &["ISM2731 annotation proxy.istio.io/config: tracing is not supported"],
+        );
+        check(
+            &json!({"sidecar.istio.io/proxyMemory": "much", "sidecar.istio.io/proxyCPU": "1"}),
+            Some(4),
+            &json!({"requests": {"cpu": "1", "memory": "48Mi"}}),
+            &["ISM2730 annotation sidecar.istio.io/proxyMemory: \"much\""],
+        );
+    }
+}
