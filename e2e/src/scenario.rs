@@ -299,7 +299,15 @@ pub struct Rates {
 const THOUSAND: Rates =
     Rates { gets: 850.0, posts: 100.0, connects: 50.0, fresh: 0.0, seconds: 16.0 };
 
+/// New connections a second for the promises about 2,000: a little more, as starts are jittered.
+const TWO_THOUSAND: f64 = 2_040.0;
+
 impl Rates {
+    /// New connections alone.
+    fn fresh(fresh: f64, seconds: f64) -> Self {
+        Self { gets: 0.0, posts: 0.0, connects: 0.0, fresh, seconds }
+    }
+
     /// Requests and connections a second.
     fn sum(self) -> f64 {
         self.gets + self.posts + self.connects + self.fresh

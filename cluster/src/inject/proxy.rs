@@ -2,8 +2,9 @@
 
 use super::Settings;
 use super::settings::{is_quantity, threads};
+use super::traffic::wrong;
 use k8s_openapi::api::core::v1::Pod;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// Istio's ProxyConfig of one pod, YAML.
@@ -35,43 +36,43 @@ pub(super) fn proxy(pod: &Pod, settings: &Settings) -> (Proxy, Vec<String>) {
     let none = BTreeMap::new();
     let annotations = pod.metadata.annotations.as_ref().unwrap_or(&none);
     let mut warnings = Vec::new();
-    let mut lists = Map::new();
-    lists.insert("requests".into(), settings.requests());
+    let mut resources = json!({"requests": settings.requests()});
     for (name, list, resource) in RESOURCES {
-        let Some(text) = annotations.get(name).map(|text| text.trim()) else { continue };
-        if !is_quantity(text) {
-            warnings.push(super::traffic::wrong(name, text));
-            continue;
+        match annotations.get(name).map(|text| text.trim()) {
+            Some(text) if is_quantity(text) => resources[list][resource] = text.into(),
+            Some(text) => warnings.push(wrong(name, text)),
+            None => {}
         }
-        let list = lists.entry(list).or_insert_with(|| json!({}));
-        list[resource] = text.into();
     }
-    let mut concurrency = settings.concurrency;
-    if let Some(text) = annotations.get(CONFIG) {
-        match serde_saphyr::from_str::<BTreeMap<String, Value>>(text) {
-            Err(_) => warnings.push(super::traffic::wrong(CONFIG, text)),
-            Ok(fields) => {
-                for (field, value) in fields {
-                    match (field.as_str(), &value) {
-                        ("concurrency", value) => match threads(&value.to_string()) {
-                            Some(count) => concurrency = Some(count),
-                            None => warnings.push(super::traffic::wrong(
-                                &format!("{CONFIG} concurrency"),
-                                &value.to_string(),
-                            )),
-                        },
-                        // Every sidecar is ready before what it serves is started.
-                        ("holdApplicationUntilProxyStarts", Value::Bool(true)) => {}
-                        _ => warnings.push(format!(
-                            "ISM2731 annotation {CONFIG}: {field} is not supported and has no \
-                             effect. Fix: remove it; concurrency is"
-                        )),
-                    }
+    let said = annotations.get(CONFIG).and_then(|text| concurrency(text, &mut warnings));
+    (Proxy { concurrency: said.or(settings.concurrency), resources }, warnings)
+}
+
+/// The one field of a ProxyConfig that we follow.
+fn concurrency(text: &str, warnings: &mut Vec<String>) -> Option<u16> {
+    let Ok(fields) = serde_saphyr::from_str::<BTreeMap<String, Value>>(text) else {
+        warnings.push(wrong(CONFIG, text));
+        return None;
+    };
+    let mut found = None;
+    for (field, value) in fields {
+        match (field.as_str(), value) {
+            ("concurrency", value) => {
+                let value = value.to_string();
+                found = threads(&value);
+                if found.is_none() {
+                    warnings.push(wrong(&format!("{CONFIG} concurrency"), &value));
                 }
             }
+            // Every sidecar is ready before what it serves is started.
+            ("holdApplicationUntilProxyStarts", Value::Bool(true)) => {}
+            _ => warnings.push(format!(
+                "ISM2731 annotation {CONFIG}: {field} is not supported and has no effect. Fix: remove \
+                 it; concurrency is"
+            )),
         }
     }
-    (Proxy { concurrency, resources: Value::Object(lists) }, warnings)
+    found
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use super::headroom::{AT_ALL, carried_of};
 use super::sockets::listening;
-use super::{HOST, Load, Rates, Stage, swaps};
+use super::{HOST, Load, Rates, Stage, TWO_THOUSAND, swaps};
 use anyhow::{Context, Result, bail, ensure};
 use fleet::load::micros_now;
 use fleet::process::Process;
@@ -13,10 +13,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// What is promised, of what is sent: that is a little more, as starts are jittered.
-const PROMISED: f64 = 2_000.0 / SENT;
-/// What is sent, a second.
-pub(super) const SENT: f64 = 2_040.0;
+/// What is promised, of what is sent.
+const PROMISED: f64 = 2_000.0 / TWO_THOUSAND;
 /// Until it is known what the load leaves of the machine.
 const LEAVES: Duration = Duration::from_secs(4);
 /// Changes of configuration, and the time between two of them.
@@ -32,7 +30,7 @@ const SNI: &str = "outbound_.80_._.hello.shop.global";
 
 pub(super) async fn rush(stage: &Stage<'_>) -> Result<()> {
     let before = listeners(stage)?;
-    let changing = Rates { fresh: SENT, seconds: 40.0, ..NOTHING };
+    let changing = Rates::fresh(TWO_THOUSAND, 40.0);
     let (load, Rates { fresh: sent, .. }) = carried_of(stage, changing, LEAVES, AT_ALL).await?;
     let slowest = change(stage).await?;
     let records = load.finish(LOAD_MAX).await?;
@@ -55,7 +53,7 @@ pub(super) async fn rush(stage: &Stage<'_>) -> Result<()> {
         &[],
     );
 
-    let draining = Rates { fresh: sent, seconds: 12.0, ..NOTHING };
+    let draining = Rates::fresh(sent, 12.0);
     let load = Load::start(stage.fleet, stage.client()?, HOST, draining)?;
     drain(stage).await?;
     let records = load.finish(LOAD_MAX).await?;
@@ -75,9 +73,6 @@ pub(super) async fn rush(stage: &Stage<'_>) -> Result<()> {
     );
     Ok(())
 }
-
-pub(super) const NOTHING: Rates =
-    Rates { gets: 0.0, posts: 0.0, connects: 0.0, fresh: 0.0, seconds: 0.0 };
 
 /// All changes, one after the other; how long the slowest took to be seen.
 async fn change(stage: &Stage<'_>) -> Result<Duration> {

@@ -1,8 +1,7 @@
 //! Other programs take the processors for a while: what comes after that is answered as before.
 
 use super::headroom::{IN_TIME, carried_of};
-use super::rush::{NOTHING, SENT};
-use super::{Rates, Stage};
+use super::{Rates, Stage, TWO_THOUSAND};
 use anyhow::Result;
 use fleet::load::micros_now;
 use fleet::verdict::{Kind, figures};
@@ -28,7 +27,7 @@ const LOAD_MAX: Duration = Duration::from_secs(90);
 const P99_MAX_MS: u64 = 250;
 
 pub(super) async fn starved(stage: &Stage<'_>) -> Result<()> {
-    let rates = Rates { fresh: SENT, seconds: SECONDS, ..NOTHING };
+    let rates = Rates::fresh(TWO_THOUSAND, SECONDS);
     let (load, Rates { fresh: sent, .. }) = carried_of(stage, rates, LEAVES, IN_TIME).await?;
     let begun = micros_now();
     let busy = Busy::start(THREADS);
