@@ -1,14 +1,17 @@
 //! `isthmus export` and `unexport`: a ServiceExport (MCS API) beside a Service.
 
-use crate::look::look;
+use crate::look::{Peers, look};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use cluster::operator::Operator;
-use mesh::authorize;
+use mesh::authorize::{self, Callers};
+use mesh::inventory::Inventory;
 use mesh::name::ServiceName;
 use mesh::world::World;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 #[derive(Debug, Args)]
 pub(crate) struct Call {
@@ -25,6 +28,20 @@ pub(crate) struct Call {
     dry_run: bool,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    #[command(flatten)]
+    call: Call,
+    #[command(flatten)]
+    peers: Peers,
+}
+
+impl Export {
+    pub(crate) async fn run(self) -> Result<ExitCode> {
+        self.call.export(&self.peers).await
+    }
+}
+
 impl Call {
     fn name(&self) -> Result<ServiceName> {
         let name = match self.service.split_once('/') {
@@ -38,8 +55,10 @@ impl Call {
             .context("ISM2020 no such service. Fix: svc/NAME -n NAMESPACE")
     }
 
-    pub(crate) async fn export(self) -> Result<ExitCode> {
+    async fn export(&self, peers: &Peers) -> Result<ExitCode> {
         let name = self.name()?;
+        let kubeconfig = self.targets.kubeconfig.as_deref();
+        let peers = peers.look(kubeconfig, &self.root_namespace).await;
         for cluster in self.targets.load().await? {
             let service = cluster.service(&name.namespace, &name.name).await?.with_context(|| {
                 format!(
@@ -63,7 +82,7 @@ impl Call {
             });
             if self.dry_run {
                 println!("  {:<12}would apply ServiceExport {name} ({version})", cluster.context);
-                self.callers(&cluster, &name).await;
+                self.callers(&cluster, &name, &peers).await;
                 continue;
             }
             cluster.apply(&[object]).await?;
@@ -77,7 +96,7 @@ impl Call {
                 })
                 .collect();
             println!("  {:<12}exported {name}, ports {}", cluster.context, ports.join(" "));
-            self.callers(&cluster, &name).await;
+            self.callers(&cluster, &name, &peers).await;
         }
         println!("  {:<12}{}  {}", "names", name.global_host(), name.clusterset_host());
         Ok(ExitCode::SUCCESS)
@@ -85,14 +104,14 @@ impl Call {
 
     /// Which policies stand in front, and whom they let in. The export stands without it, so what
     /// cannot be seen is said and is no error.
-    async fn callers(&self, cluster: &Operator, name: &ServiceName) {
+    async fn callers(&self, cluster: &Operator, name: &ServiceName, peers: &[Arc<Inventory>]) {
         let say = |what: &str, text: &str| println!("    {what:<10}{text}");
         let own = match look(cluster, &self.root_namespace).await {
             Ok(own) => own,
             Err(problem) => return say("callers", &format!("not known: {problem:#}")),
         };
         let world = World::new(own);
-        let Some(found) = authorize::audience(&world, name) else {
+        let Some(found) = authorize::audience(&world, name, peers) else {
             return say("callers", "not known: the Service has just come or gone");
         };
         for (policy, action) in &found.policies {
@@ -107,8 +126,18 @@ impl Call {
         for (port, callers) in &found.ports {
             say("callers", &format!("port {port}: {callers}"));
         }
-        if found.ports.values().any(|callers| !callers.elsewhere.is_empty()) {
-            say("", "how many workloads other clusters have is not known here");
+        let uncounted: BTreeSet<_> = found.ports.values().flat_map(Callers::uncounted).collect();
+        if !uncounted.is_empty() {
+            let names = uncounted.iter().map(|cluster| cluster.as_str());
+            let names = names.collect::<Vec<_>>().join(", ");
+            let count = uncounted.len();
+            let clusters = if count == 1 { "cluster" } else { "clusters" };
+            say(
+                "",
+                &format!(
+                    "{count} linked {clusters} not looked at: {names} (--peer CONTEXT counts its workloads)"
+                ),
+            );
         }
         for rule in found.any_domain(&world) {
             say(

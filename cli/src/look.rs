@@ -1,9 +1,12 @@
 //! One whole look at a cluster, as its control plane sees it.
 
 use anyhow::{Context as _, Result};
+use clap::Args;
 use cluster::operator::Operator;
 use cluster::watch;
+use futures::future::join_all;
 use mesh::inventory::Inventory;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -26,4 +29,34 @@ pub(crate) async fn look(operator: &Operator, root_namespace: &str) -> Result<Ar
         .context("ISM2031 the watch ended")?
         .clone()
         .context("ISM2031 the cluster has not been seen")
+}
+
+/// Clusters at the other end of links, where the operator may read them too.
+#[derive(Debug, Args)]
+pub(crate) struct Peers {
+    /// Context of a linked cluster to look at as well; may be given several times.
+    #[arg(long = "peer", value_name = "CONTEXT")]
+    contexts: Vec<String>,
+}
+
+impl Peers {
+    /// All that show themselves, at the same time; of the others it is said why they do not.
+    pub(crate) async fn look(
+        &self,
+        kubeconfig: Option<&Path>,
+        root_namespace: &str,
+    ) -> Vec<Arc<Inventory>> {
+        let looks = self.contexts.iter().map(async |context| {
+            let operator = Operator::load(kubeconfig, Some(context)).await?;
+            look(&operator, root_namespace).await
+        });
+        let mut seen = Vec::new();
+        for (context, found) in self.contexts.iter().zip(join_all(looks).await) {
+            match found {
+                Ok(found) => seen.push(found),
+                Err(problem) => eprintln!("peer {context} is left out: {problem:#}"),
+            }
+        }
+        seen
+    }
 }

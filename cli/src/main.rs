@@ -100,7 +100,7 @@ enum Verb {
     /// Take a link down, also while the peer is dead.
     Unlink(link::Unlink),
     /// Make a service callable from linked clusters (writes a ServiceExport).
-    Export(export::Call),
+    Export(export::Export),
     /// Take an export back.
     Unexport(export::Call),
     /// Let pods without a sidecar ask the cluster's DNS for the mesh's names.
@@ -168,7 +168,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::CreateRemoteSecret(call) => work(call.run()),
         Verb::Link(call) => work(call.run()),
         Verb::Unlink(call) => work(call.run()),
-        Verb::Export(call) => work(call.export()),
+        Verb::Export(call) => work(call.run()),
         Verb::Unexport(call) => work(call.unexport()),
         Verb::Dns(verb) => work(verb.run()),
         Verb::Inject(call) => work(call.run()),

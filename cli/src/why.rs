@@ -3,13 +3,14 @@
 
 use crate::Target;
 use crate::check::wrong_link;
-use crate::look::look;
+use crate::look::{Peers, look};
 use crate::output::{self, Format};
 use crate::remedy::remedy;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use cluster::api::cluster_link::ClusterLink;
 use cluster::operator::look::pods::PodState;
+use futures::future::join;
 use mesh::explain::{self, Explanation, Hint, Meaning, Step};
 use mesh::inventory::{Inventory, WorkloadName};
 use mesh::name::Identity;
@@ -31,6 +32,8 @@ pub(crate) struct Call {
     root_namespace: String,
     #[command(flatten)]
     target: Target,
+    #[command(flatten)]
+    peers: Peers,
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 }
@@ -118,10 +121,16 @@ impl Call {
                 )
             })?;
         let operator = self.target.load().await?;
-        let own = look(&operator, &self.root_namespace).await?;
+        let (own, peers) = join(
+            look(&operator, &self.root_namespace),
+            self.peers.look(self.target.kubeconfig.as_deref(), &self.root_namespace),
+        )
+        .await;
+        let own = own?;
         let view = self.view(&own, pod)?;
         let world = World::new(Arc::clone(&own));
-        let explanation = explain::why(&world, &view, &host, port);
+        let peers: Vec<World> = peers.into_iter().map(World::new).collect();
+        let explanation = explain::why(&world, &view, &host, port, &peers);
         // Who may not read what this rests on is told the rest.
         let state = operator.pod_state(&self.namespace, pod).await.ok().flatten();
         let sidecar = state.and_then(|state| without_sidecar(&operator.context, &state));

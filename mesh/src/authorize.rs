@@ -10,7 +10,7 @@ mod audience;
 mod findings;
 mod rule;
 
-pub use audience::{Audience, Callers, Elsewhere, audience};
+pub use audience::{Audience, Callers, Count, Elsewhere, Judged, audience, through_gateway};
 pub use findings::findings;
 pub use rule::{AccountName, Caller, Clause, NotAPattern, Operation, Pattern, Rule, Source, block};
 

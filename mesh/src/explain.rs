@@ -1,6 +1,6 @@
 //! Reasons as sentences: what `isthmus why` prints, from the decisions the proxies take.
 
-use crate::authorize::{self, Authorization, Caller};
+use crate::authorize::{self, Authorization, Caller, Judged};
 use crate::compile::horizon::{Copies, Place, Reach, Tier, reach, tier};
 use crate::compile::inbound::Policy;
 use crate::compile::outbound::{
@@ -119,13 +119,16 @@ pub enum Step {
     },
     /// Whether such a pod lets the client in, and which rule decides.
     Authorization {
+        /// The pod's cluster, where that is another one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cluster: Option<ClusterId>,
         workload: String,
         port: u16,
         /// What the client proves; `None` for plaintext.
         caller: Option<Identity>,
         decision: authorize::Verdict,
     },
-    /// Copies of another cluster: its own policies decide there.
+    /// Copies of another cluster that was not looked at: its own policies decide there.
     AuthorizationElsewhere {
         cluster: ClusterId,
     },
@@ -185,12 +188,12 @@ pub enum Plain {
 }
 
 /// Explains what happens when the client of `view` dials `host:port`. A short host is completed as
-/// the search list of a pod does.
-pub fn why(world: &World, view: &View, host: &str, port: u16) -> Explanation {
+/// the search list of a pod does. `peers`: other clusters as they were seen, whose policies are judged too.
+pub fn why(world: &World, view: &View, host: &str, port: u16, peers: &[World]) -> Explanation {
     let asked = format!("{host}:{port}");
     let mut steps = Vec::new();
-    let verdict = explain(world, view, host, port, &mut steps).unwrap_or(Verdict::Unreachable);
-    Explanation { asked, steps, verdict }
+    let verdict = explain(world, view, host, port, peers, &mut steps);
+    Explanation { asked, steps, verdict: verdict.unwrap_or(Verdict::Unreachable) }
 }
 
 fn explain(
@@ -198,6 +201,7 @@ fn explain(
     view: &View,
     asked: &str,
     port: u16,
+    peers: &[World],
     steps: &mut Vec<Step>,
 ) -> Option<Verdict> {
     let lower = asked.trim_end_matches('.').to_ascii_lowercase();
@@ -279,7 +283,7 @@ fn explain(
     }
     let endpoints = resource(world, view, &name(ResourceKind::Endpoints))?;
     let Resource::Endpoints(endpoints) = &*endpoints else { return None };
-    let reachable = explain_copies(world, view, &named(world, &cluster)?, endpoints, steps);
+    let reachable = explain_copies(world, view, &named(world, &cluster)?, endpoints, peers, steps);
     Some(if reachable { Verdict::Reachable } else { Verdict::Unreachable })
 }
 
@@ -291,6 +295,7 @@ fn explain_copies(
     view: &View,
     found: &Named<'_>,
     endpoints: &Endpoints,
+    peers: &[World],
     steps: &mut Vec<Step>,
 ) -> bool {
     let target = &found.target;
@@ -325,7 +330,6 @@ fn explain_copies(
     for ((tier, locality, cluster, mtls, _), (count, way)) in alike {
         let priority = priority_of(endpoints, &way, locality, cluster);
         if matches!(way, Reach::Through(_)) && priority.is_some() {
-            answered = true;
             elsewhere.insert(cluster);
         }
         steps.push(Step::Copies {
@@ -345,9 +349,11 @@ fn explain_copies(
         steps.push(Step::Identities { cluster, expected });
     }
     for copies in &all {
-        let used = priority_of(endpoints, &reach(from, copies), copies.locality, copies.cluster);
+        let way = reach(from, copies);
+        let used = priority_of(endpoints, &way, copies.locality, copies.cluster);
         let Some((inbound, authorization)) = inbound(world, view, found, copies) else {
-            answered |= used.is_some();
+            // Those behind a gateway are judged below.
+            answered |= used.is_some() && !matches!(way, Reach::Through(_));
             continue;
         };
         let denied =
@@ -355,9 +361,28 @@ fn explain_copies(
         answered |= used.is_some() && !denied;
         steps.extend([inbound, authorization]);
     }
-    let elsewhere = elsewhere.into_iter().cloned();
-    steps.extend(elsewhere.map(|cluster| Step::AuthorizationElsewhere { cluster }));
+    for cluster in elsewhere {
+        let seen = peers.iter().find(|peer| peer.own.mesh.cluster == *cluster);
+        let judged = seen.map(|peer| judged_there(peer, view, found)).unwrap_or_default();
+        if judged.is_empty() {
+            answered = true;
+            steps.push(Step::AuthorizationElsewhere { cluster: cluster.clone() });
+        }
+        answered |= judged.iter().any(|judged| judged.decision.allows());
+        steps.extend(judged.into_iter().map(|Judged { workload, port, decision }| {
+            let (cluster, caller) = (Some(cluster.clone()), Some(view.identity.clone()));
+            Step::Authorization { cluster, workload, port, caller, decision }
+        }));
+    }
     answered
+}
+
+/// What the copies of a peer that was seen decide on this client.
+fn judged_there(peer: &World, view: &View, found: &Named<'_>) -> Vec<Judged> {
+    let Some(service) = found.target.form.service() else { return Vec::new() };
+    let port = found.port.number;
+    let sni = Sni { port, subset: String::new(), host: found.host.clone() };
+    authorize::through_gateway(peer, service, port, &view.identity, &sni.to_string())
 }
 
 /// The priority these copies have in what the proxy gets.
@@ -404,8 +429,13 @@ fn inbound(
         identity: identity.clone(),
     };
     let decision = authorize::decide(&Authorization::of(&world.own, workload), &caller);
-    let authorization =
-        Step::Authorization { workload: pod.into(), port, caller: identity, decision };
+    let authorization = Step::Authorization {
+        cluster: None,
+        workload: pod.into(),
+        port,
+        caller: identity,
+        decision,
+    };
     Some((inbound, authorization))
 }
 

@@ -204,12 +204,22 @@ async fn told_while_denied(stage: &Stage<'_>, west: &Cluster, caller: &str) -> R
     let words = ["in west its own AuthorizationPolicies decide"];
     let kept = said.code == Some(0) && said.says(&words);
     stage.judge("why in east says that west's policies decide", &said.figure(), kept, &[]);
+    let said = isthmus(stage, None, &[&args[..], &["--peer", "west"]].concat()).await?;
+    let words =
+        ["of west, port", "denies the caller by rules[0] of AuthorizationPolicy shop/no-east"];
+    let kept = said.code == Some(1) && said.says(&words);
+    stage.judge("and which rule, where it may look at west", &said.figure(), kept, &[]);
     let args = ["export", "svc/hello", "-n", "shop", "--context", "west", "--dry-run"];
     let said = isthmus(stage, None, &args).await?;
     let but = format!("every workload of east (east.mesh) but {caller}");
     let words = ["AuthorizationPolicy shop/no-east (DENY)", "workloads here", &but];
     let kept = said.code == Some(0) && said.says(&words);
     stage.judge("export names the policy in front and whom it lets in", &said.figure(), kept, &[]);
+    let peers = ["--peer", "east", "--peer", "north"];
+    let said = isthmus(stage, None, &[&args[..], &peers].concat()).await?;
+    let kept = said.code == Some(0) && said.says(&[" in east, ", " in north: ", " of 3 clusters;"]);
+    let promise = "and counts the workloads that may call, where it may look at their clusters";
+    stage.judge(promise, &said.figure(), kept, &[]);
     Ok(())
 }
 

@@ -1,17 +1,18 @@
 //! Who may call a service, counted from what one cluster knows.
 
 use super::rule::principal;
-use super::{Authorization, Caller, Pattern, Source, decide, selecting};
+use super::{Authorization, Caller, Pattern, Source, Verdict, decide, selecting};
 use crate::compile::inbound::Policy as Mtls;
 use crate::export::ROOT_NAMESPACE;
 use crate::finding::ObjectRef;
-use crate::inventory::{Endpoint, MtlsMode, PolicyAction, Workload, WorkloadName};
+use crate::inventory::{Endpoint, Inventory, MtlsMode, PolicyAction, Workload, WorkloadName};
 use crate::name::{ClusterId, Identity, ServiceName, TrustDomain};
 use crate::world::World;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 /// Who may call a service's ready meshed copies.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -33,9 +34,29 @@ pub struct Callers {
     pub own: usize,
     /// Pods of this cluster.
     pub own_all: usize,
-    /// Other trust domains whose workloads may connect at all: those of accepted links. How many
-    /// workloads they have is not known here.
+    /// The same of other clusters, where those were looked at.
+    pub counted: BTreeMap<ClusterId, Count>,
+    /// Other trust domains whose workloads may connect at all: those of accepted links.
     pub elsewhere: BTreeMap<TrustDomain, Elsewhere>,
+}
+
+/// Pods of one cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Count {
+    /// Who may call.
+    pub may: usize,
+    pub all: usize,
+}
+
+/// What one copy decides on a caller of another cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judged {
+    /// The copy's pod.
+    pub workload: String,
+    /// The copy's own port.
+    pub port: u16,
+    pub decision: Verdict,
 }
 
 /// Who of another trust domain is let in, as far as policies name somebody.
@@ -58,10 +79,25 @@ struct Door {
 }
 
 impl Door {
-    fn lets_in(&self, identity: Option<Identity>, source: IpAddr, server_name: &str) -> bool {
+    fn new(world: &World, copy: &Endpoint, workload: &Workload, port: u16) -> Option<Self> {
+        let target = *copy.ports.get(&port)?;
+        Some(Self {
+            destination: (copy.address, target).into(),
+            mtls: Mtls::of(world, workload).at(target),
+            authorization: Authorization::of(&world.own, workload),
+        })
+    }
+
+    /// `None` where nobody is let in who proves no name, and this one does not.
+    fn decide(
+        &self,
+        identity: Option<Identity>,
+        source: IpAddr,
+        server_name: &str,
+    ) -> Option<Verdict> {
         let proven = identity.is_some() && self.mtls != MtlsMode::Disable;
         if !proven && self.mtls == MtlsMode::Strict {
-            return false;
+            return None;
         }
         let caller = Caller {
             identity: identity.filter(|_| proven),
@@ -69,43 +105,64 @@ impl Door {
             destination: self.destination,
             server_name: proven.then(|| server_name.to_owned()),
         };
-        decide(&self.authorization, &caller).allows()
+        Some(decide(&self.authorization, &caller))
+    }
+
+    fn lets_in(&self, identity: Option<Identity>, source: IpAddr, server_name: &str) -> bool {
+        self.decide(identity, source, server_name).is_some_and(|verdict| verdict.allows())
     }
 }
 
-/// Who may call this service of the own cluster; `None` where there is none of that name.
-pub fn audience(world: &World, name: &ServiceName) -> Option<Audience> {
+/// Ready copies of a service of the own cluster that are in the mesh.
+fn meshed<'a>(own: &'a Inventory, name: &ServiceName) -> Vec<(&'a Endpoint, &'a Workload)> {
+    let copies = own.endpoints.get(name).map(Vec::as_slice).unwrap_or_default();
+    let meshed = copies.iter().filter(|copy| copy.meshed);
+    let found = meshed.filter_map(|copy| {
+        let pod = WorkloadName { namespace: name.namespace.clone(), name: copy.pod.clone() };
+        Some((copy, own.workloads.get(&pod)?))
+    });
+    found.collect()
+}
+
+/// What each ready meshed copy of a service of `world`'s own cluster decides on a caller of another cluster,
+/// whom the gateway hands on.
+pub fn through_gateway(
+    world: &World,
+    name: &ServiceName,
+    port: u16,
+    caller: &Identity,
+    server_name: &str,
+) -> Vec<Judged> {
+    let source = gateway_address(&world.own);
+    let judged = meshed(&world.own, name).into_iter().filter_map(|(copy, workload)| {
+        let door = Door::new(world, copy, workload, port)?;
+        let decision = door.decide(Some(caller.clone()), source, server_name)?;
+        Some(Judged { workload: copy.pod.clone(), port: door.destination.port(), decision })
+    });
+    judged.collect()
+}
+
+/// Who may call this service of the own cluster; `None` where there is none of that name. `peers`:
+/// other clusters as they were seen, whose workloads are counted too.
+pub fn audience(world: &World, name: &ServiceName, peers: &[Arc<Inventory>]) -> Option<Audience> {
     let own = &world.own;
     let service = own.services.get(name)?;
-    let copies = own.endpoints.get(name).map(Vec::as_slice).unwrap_or_default();
-    let meshed: Vec<(&Endpoint, &Workload)> = copies
-        .iter()
-        .filter(|copy| copy.meshed)
-        .filter_map(|copy| {
-            let pod = WorkloadName { namespace: name.namespace.clone(), name: copy.pod.clone() };
-            Some((copy, own.workloads.get(&pod)?))
-        })
-        .collect();
+    let meshed = meshed(own, name);
     let policies = meshed.iter().flat_map(|(_, workload)| selecting(own, workload));
     let policies = policies.map(|policy| (policy.object.clone(), policy.action)).collect();
-    let door = |(copy, workload): &(&Endpoint, &Workload), port: u16| {
-        let target = *copy.ports.get(&port)?;
-        Some(Door {
-            destination: (copy.address, target).into(),
-            mtls: Mtls::of(world, workload).at(target),
-            authorization: Authorization::of(own, workload),
-        })
-    };
     let ports = service.ports.iter().filter_map(|port| {
-        let doors: Vec<Door> = meshed.iter().filter_map(|copy| door(copy, port.number)).collect();
+        let doors = meshed.iter();
+        let doors: Vec<Door> = doors
+            .filter_map(|(copy, workload)| Door::new(world, copy, workload, port.number))
+            .collect();
         let sni = format!("outbound_.{}_._.{}", port.number, name.global_host());
-        (!doors.is_empty()).then(|| (port.number, callers(world, &doors, &sni)))
+        (!doors.is_empty()).then(|| (port.number, callers(world, &doors, &sni, peers)))
     });
     let (ports, copies) = (ports.collect(), meshed.len());
     Some(Audience { policies, copies, ports })
 }
 
-fn callers(world: &World, doors: &[Door], sni: &str) -> Callers {
+fn callers(world: &World, doors: &[Door], sni: &str, peers: &[Arc<Inventory>]) -> Callers {
     let own = &world.own;
     let home = &own.mesh.trust_domain;
     let mut known: BTreeMap<_, bool> = BTreeMap::new();
@@ -123,7 +180,35 @@ fn callers(world: &World, doors: &[Door], sni: &str) -> Callers {
     let shared = own.remote_gateways.values().any(|door| door.trust_domain.as_ref() == Some(home));
     let foreign = world.trust_domains().iter().filter(|domain| shared || *domain != home);
     let elsewhere = foreign.map(|domain| (domain.clone(), of_domain(world, domain, doors, sni)));
-    Callers { own: may, own_all: own.workloads.len(), elsewhere: elsewhere.collect() }
+    let others = peers.iter().filter(|peer| peer.mesh.cluster != own.mesh.cluster);
+    let counted =
+        others.map(|peer| (peer.mesh.cluster.clone(), count(world, doors, sni, peer))).collect();
+    Callers { own: may, own_all: own.workloads.len(), counted, elsewhere: elsewhere.collect() }
+}
+
+/// Pods of a peer that may call. One without a sidecar proves no name, and no gateway lets it in; nor one of a
+/// cluster that is not linked.
+fn count(world: &World, doors: &[Door], sni: &str, peer: &Inventory) -> Count {
+    let domain = &peer.mesh.trust_domain;
+    let linked = world.trust_domains().contains(domain);
+    let source = gateway_address(&world.own);
+    let mut known: BTreeMap<Identity, bool> = BTreeMap::new();
+    let mut may = 0;
+    for pod in peer.workloads.values().filter(|pod| linked && pod.meshed) {
+        let who = identity(domain, &pod.name.namespace, &pod.account);
+        let may_call = || doors.iter().any(|door| door.lets_in(Some(who.clone()), source, sni));
+        may += usize::from(*known.entry(who.clone()).or_insert_with(may_call));
+    }
+    Count { may, all: peer.workloads.len() }
+}
+
+/// Whom a workload sees as the source of calls from other clusters: a gateway of its own.
+fn gateway_address(own: &Inventory) -> IpAddr {
+    let gateway = own.workloads.values().find(|pod| {
+        pod.name.namespace == ROOT_NAMESPACE
+            && pod.labels.get("istio").is_some_and(|it| it == "eastwestgateway")
+    });
+    gateway.and_then(|pod| pod.addresses.first().copied()).unwrap_or(NOWHERE)
 }
 
 /// Stands where no address is known.
@@ -137,11 +222,7 @@ fn identity(domain: &TrustDomain, namespace: &str, account: &str) -> Identity {
 
 fn of_domain(world: &World, domain: &TrustDomain, doors: &[Door], sni: &str) -> Elsewhere {
     let own = &world.own;
-    let gateway = own.workloads.values().find(|pod| {
-        pod.name.namespace == ROOT_NAMESPACE
-            && pod.labels.get("istio").is_some_and(|it| it == "eastwestgateway")
-    });
-    let source = gateway.and_then(|pod| pod.addresses.first().copied()).unwrap_or(NOWHERE);
+    let source = gateway_address(own);
     let let_in = |namespace: &str, account: &str| {
         let who = identity(domain, namespace, account);
         doors.iter().any(|door| door.lets_in(Some(who.clone()), source, sni))
@@ -238,9 +319,31 @@ impl Audience {
     }
 }
 
+impl Callers {
+    /// How many workloads may call, in how many clusters, of those that were looked at.
+    pub fn total(&self) -> (usize, usize) {
+        let all = self.counted.values().map(|count| count.may).chain([self.own]);
+        let some: Vec<usize> = all.filter(|may| *may > 0).collect();
+        (some.iter().sum(), some.len())
+    }
+
+    /// Clusters that may connect at all and were not looked at.
+    pub fn uncounted(&self) -> BTreeSet<&ClusterId> {
+        let all = self.elsewhere.values().flat_map(|it| &it.clusters);
+        all.filter(|cluster| !self.counted.contains_key(*cluster)).collect()
+    }
+}
+
 impl fmt::Display for Callers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of {} workloads here", self.own, self.own_all)?;
+        for (cluster, Count { may, all }) in &self.counted {
+            write!(f, ", {may} of {all} in {cluster}")?;
+        }
+        if !self.counted.is_empty() {
+            let (workloads, clusters) = self.total();
+            write!(f, ": {workloads} in {clusters} of {} clusters", self.counted.len() + 1)?;
+        }
         for (domain, it) in &self.elsewhere {
             let clusters: Vec<&str> = it.clusters.iter().map(ClusterId::as_str).collect();
             let place = match &clusters[..] {

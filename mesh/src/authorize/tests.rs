@@ -274,7 +274,7 @@ fn who_may_call_is_counted_from_what_is_known() {
     let callers = |policies: &str| {
         let text = format!("{text}\n{}", policies.replace("policy", "\neast policy"));
         let world = world(linked(&clusters(&text), "east"));
-        let audience = audience(&world, &crate::fixture::service("shop/hello")).unwrap();
+        let audience = audience(&world, &crate::fixture::service("shop/hello"), &[]).unwrap();
         assert_eq!(audience.copies, 2);
         (audience.ports[&80].to_string(), audience.any_domain(&world).len())
     };
@@ -304,6 +304,42 @@ fn who_may_call_is_counted_from_what_is_known() {
     ] {
         assert_eq!(callers(policies), (expected.to_owned(), any_domain), "{policies}");
     }
+}
+
+#[test]
+fn workloads_of_clusters_that_were_seen_are_counted() {
+    let text = format!(
+        "{SHOP}
+        west service shop/web 10.96.0.2 80/http
+        west pod shop/web w1 10.244.0.3 us/a account=web
+        west pod shop/web w2 10.244.0.4 us/a account=client
+        west pod shop/web w3 10.244.0.5 us/a account=client unmeshed
+        east export shop/hello"
+    );
+    let callers = |policies: &str, peers: &[&str]| {
+        let text = format!("{text}\n{}", policies.replace("policy", "\neast policy"));
+        let all = clusters(&text);
+        let world = world(linked(&all, "east"));
+        let peers: Vec<_> = peers.iter().map(|peer| Arc::new(linked(&all, peer))).collect();
+        let audience = audience(&world, &crate::fixture::service("shop/hello"), &peers).unwrap();
+        audience.ports[&80].clone()
+    };
+    let text = |policies: &str, peers: &[&str]| callers(policies, peers).to_string();
+    let west = "every workload of west (west.mesh)";
+    assert_eq!(text("", &[]), format!("2 of 2 workloads here; {west}"));
+    assert_eq!(
+        text("", &["west"]),
+        format!("2 of 2 workloads here, 2 of 3 in west: 4 in 2 of 2 clusters; {west}"),
+        "one in west has no sidecar"
+    );
+    let client = "policy shop/a ALLOW rule principal=west.mesh/ns/shop/sa/client";
+    assert_eq!(
+        text(client, &["west"]),
+        "0 of 2 workloads here, 1 of 3 in west: 1 in 1 of 2 clusters; of west (west.mesh) only \
+         west.mesh/ns/shop/sa/client"
+    );
+    assert_eq!(callers("", &[]).uncounted().len(), 1);
+    assert!(callers("", &["west"]).uncounted().is_empty());
 }
 
 #[test]

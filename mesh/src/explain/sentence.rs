@@ -106,8 +106,12 @@ impl Display for Step {
                     None => write!(f, " (no PeerAuthentication)"),
                 }
             }
-            Self::Authorization { workload, port, caller, decision } => {
-                write!(f, "pod {workload}, port {port}, {decision}; the caller is ")?;
+            Self::Authorization { cluster, workload, port, caller, decision } => {
+                write!(f, "pod {workload}")?;
+                if let Some(cluster) = cluster {
+                    write!(f, " of {cluster}")?;
+                }
+                write!(f, ", port {port}, {decision}; the caller is ")?;
                 match caller {
                     Some(identity) => write!(f, "{identity}"),
                     None => f.write_str("nobody that proves a name (plaintext)"),
@@ -115,8 +119,8 @@ impl Display for Step {
             }
             Self::AuthorizationElsewhere { cluster } => write!(
                 f,
-                "in {cluster} its own AuthorizationPolicies decide, which are not known here \
-                 (isthmus export there names them)"
+                "in {cluster} its own AuthorizationPolicies decide, which were not looked at \
+                 (--peer and its context does)"
             ),
         }
     }

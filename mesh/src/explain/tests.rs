@@ -25,7 +25,7 @@ const WORLD: &str = "
 fn check(host: &str, port: u16, expected: Expect) {
     let own = linked(&clusters(WORLD), "east");
     let view = view(&own, "sidecar shop/web eu/a");
-    let mut text = why(&world(own), &view, host, port).to_string();
+    let mut text = why(&world(own), &view, host, port, &[]).to_string();
     text.push('\n');
     expected.assert_eq(&text);
 }
@@ -45,7 +45,7 @@ fn a_call_is_explained_to_its_endpoints() {
               2 in west, us/a (another network): through gateway 203.0.113.2:15443, 203.0.113.3:15443, mTLS, priority 0
               in north the server must be spiffe://north.mesh/ns/shop/sa/hello
               in west the server must be spiffe://west.mesh/ns/shop/sa/hello
-              in west its own AuthorizationPolicies decide, which are not known here (isthmus export there names them)
+              in west its own AuthorizationPolicies decide, which were not looked at (--peer and its context does)
             It can be called.
         "#]],
     );
@@ -163,7 +163,7 @@ fn the_rule_that_decides_is_named() {
     let steps = |policies: &str| {
         let own = linked(&clusters(&format!("{text}\n{policies}")), "east");
         let view = view(&own, "sidecar shop/web eu/a");
-        let found = why(&world(own), &view, "hello", 80);
+        let found = why(&world(own), &view, "hello", 80, &[]);
         let lines = found.to_string();
         let lines = lines.lines().filter(|line| line.contains("the caller"));
         (found.verdict, lines.map(|line| line.trim().to_owned()).collect::<Vec<_>>())
@@ -185,15 +185,44 @@ fn the_rule_that_decides_is_named() {
 }
 
 #[test]
+fn a_peer_that_was_seen_names_its_rule() {
+    let steps = |policies: &str, peers: &[&str]| {
+        let all = clusters(&format!("{WORLD}\n{policies}"));
+        let own = linked(&all, "east");
+        let view = view(&own, "sidecar shop/web eu/a");
+        let peers: Vec<_> = peers.iter().map(|peer| world(linked(&all, peer))).collect();
+        let found = why(&world(own), &view, "hello.shop.west.global", 80, &peers);
+        let lines = found.to_string();
+        let lines =
+            lines.lines().filter(|line| line.contains("caller") || line.contains("own Auth"));
+        (found.verdict, lines.map(|line| line.trim().to_owned()).collect::<Vec<_>>())
+    };
+    let web = "rule principal=east.mesh/ns/shop/sa/web";
+    let who = "; the caller is spiffe://east.mesh/ns/shop/sa/web";
+    let line = |pod: &str, what: &str| format!("pod {pod} of west, port 8080, {what}{who}");
+    let (verdict, lines) = steps(&format!("west policy shop/no DENY {web}"), &["west", "north"]);
+    let denied = "denies the caller by rules[0] of AuthorizationPolicy shop/no";
+    let both = vec![line("w1", denied), line("w2", denied)];
+    assert_eq!((verdict, lines), (Verdict::Unreachable, both));
+    let (verdict, lines) = steps("", &["west"]);
+    let open = "lets everybody in (no ALLOW policy selects it)";
+    assert_eq!((verdict, lines), (Verdict::Reachable, vec![line("w1", open), line("w2", open)]));
+    // Who is not looked at may let it in.
+    let (verdict, lines) = steps(&format!("west policy shop/no DENY {web}"), &["north"]);
+    assert_eq!(verdict, Verdict::Reachable);
+    assert!(lines.len() == 1 && lines[0].contains("were not looked at"), "{lines:?}");
+}
+
+#[test]
 fn an_explanation_agrees_with_what_the_proxy_gets() {
     let own = linked(&clusters(WORLD), "east");
     let view = view(&own, "sidecar shop/web eu/a");
     let world = world(own);
-    let explained = why(&world, &view, "hello", 80);
+    let explained = why(&world, &view, "hello", 80, &[]);
     let json = serde_json::to_value(&explained).unwrap();
     assert_eq!(json["verdict"], "reachable");
     assert_eq!(json["steps"][0]["step"], "completed");
-    let verdict = |host: &str| why(&world, &view, host, 80).verdict;
+    let verdict = |host: &str| why(&world, &view, host, 80, &[]).verdict;
     assert_eq!(verdict("10.96.0.1"), Verdict::Reachable);
     assert_eq!(verdict("HELLO.shop.Global."), Verdict::Reachable);
     assert_eq!(verdict("hello.shop.north.global"), Verdict::Unreachable);
@@ -207,7 +236,7 @@ fn a_pod_without_a_sidecar_reaches_what_is_here() {
         let own = linked(&clusters(&text), "east");
         let mut view = view(&own, "sidecar shop/web eu/a");
         view.workload = "tools".into();
-        expected.assert_eq(&format!("{}\n", why(&world(own), &view, host, 80)));
+        expected.assert_eq(&format!("{}\n", why(&world(own), &view, host, 80, &[])));
     };
     check(
         "",
