@@ -13,6 +13,9 @@ use tokio::time::{Instant, timeout_at};
 
 /// A question is given up after this, for all its upstreams together.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest answer that is read from a datagram, bytes: what we ask for is shorter ([`UDP_ANSWER_MAX`]), and
+/// thousands of questions may wait at once.
+const UDP_ANSWER_READ: usize = 4_096;
 /// Upstreams asked at the same time.
 const PARALLEL: usize = 2;
 
@@ -103,7 +106,7 @@ async fn over_udp(
     let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect(upstream).await?;
     socket.send(question).await?;
-    let mut buffer = vec![0; usize::from(u16::MAX)];
+    let mut buffer = vec![0; UDP_ANSWER_READ];
     loop {
         let length = socket.recv(&mut buffer).await?;
         if answers(&buffer[..length], id, query) {

@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// At the end, inbound connections are taken for so long after the last new one …
@@ -141,13 +142,14 @@ async fn work(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     });
     let stop = CancellationToken::new();
     let last = Arc::new(Last::new());
+    let mut accepting = JoinSet::new();
     for listener in outbound {
         let out = out.clone();
         let serve = move |stream, peer, live| {
             let out = out.clone();
             async move { out.serve(stream, peer, live).await }
         };
-        listen(listener, config.max_connections, &stop, &drain, serve);
+        accepting.spawn(listen(listener, config.max_connections, &stop, &drain, serve));
     }
     for listener in inbound {
         let (into, last) = (into.clone(), last.clone());
@@ -156,7 +158,7 @@ async fn work(config: Config, end: CancellationToken) -> anyhow::Result<()> {
             let into = into.clone();
             async move { into.serve(stream, peer, live).await }
         };
-        listen(listener, config.max_connections, &stop, &drain, serve);
+        accepting.spawn(listen(listener, config.max_connections, &stop, &drain, serve));
     }
     if let Some(names) = names {
         tokio::spawn(names.run(agent.snapshot.clone(), agent.want.is_some(), closed.clone()));
@@ -168,6 +170,8 @@ async fn work(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     readiness.wait_for("end", "this pod is going");
     last.quiet().await;
     stop.cancel();
+    // Each serves what waits at its listener first, and that is to be drained, too.
+    while accepting.join_next().await.is_some() {}
     let cut = drain.drain(Duration::from_secs(config.drain_seconds)).await;
     tracing::info!(cut, "drained");
     proxy::access::flush().await;
@@ -185,20 +189,22 @@ fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
     Ok(listeners)
 }
 
+/// Accepts until `stop`, and then what waits by then.
 fn listen<F, A>(
     listener: TcpListener,
     max: usize,
     stop: &CancellationToken,
     drain: &Drain,
     serve: F,
-) where
+) -> impl Future<Output = ()> + Send + 'static
+where
     F: Fn(TcpStream, SocketAddr, Live) -> A + Send + Sync + 'static,
     A: Future<Output = ()> + Send + 'static,
 {
     let (stop, drain) = (stop.clone(), drain.clone());
     // Outbound comes from one address and inbound through few gateways: no cap per source.
     let caps = Caps { all: max, per_source: max };
-    tokio::spawn(async move {
+    async move {
         let shed = |peer: SocketAddr, why| tracing::warn!(%peer, ?why, "a connection was shed");
         accept(listener, caps, stop, shed, |stream, peer, place| {
             let serving = serve(stream, peer, drain.live());
@@ -208,7 +214,7 @@ fn listen<F, A>(
             });
         })
         .await;
-    });
+    }
 }
 
 fn own(config: &Config) -> Own {

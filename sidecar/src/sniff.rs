@@ -1,7 +1,7 @@
 //! What a peer begins to say, without losing a byte of it: mutual TLS of the mesh, or anything else.
 
 use bytes::BytesMut;
-use proxy::peek::{HELLO_MAX, Peek, peek};
+use proxy::peek::{HELLO_MAX, Peek, Reader};
 use std::io;
 use std::time::Duration;
 use tokio::io::AsyncReadExt as _;
@@ -40,6 +40,8 @@ pub(crate) async fn sniff(stream: &mut TcpStream, read: &mut BytesMut) -> io::Re
 
 async fn go_on(stream: &mut TcpStream, read: &mut BytesMut) -> io::Result<Sniffed> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    // Each byte is looked at once, in however small pieces a peer sends them.
+    let (mut hello, mut looked_at) = (Reader::new(), 0);
     loop {
         if read.len() < PREFACE.len() && PREFACE.starts_with(read) {
             // Not decided yet; no HTTP/1 request begins so.
@@ -50,7 +52,9 @@ async fn go_on(stream: &mut TcpStream, read: &mut BytesMut) -> io::Result<Sniffe
                 return Ok(if http { Sniffed::Http } else { Sniffed::Plain });
             }
         } else {
-            match peek(read) {
+            let piece = hello.push(&read[looked_at..]);
+            looked_at = read.len();
+            match piece {
                 Peek::Hello(hello) => {
                     let ours = hello.alpn.iter().any(|name| name.starts_with(b"istio"));
                     return Ok(if ours { Sniffed::Mesh } else { Sniffed::Tls });

@@ -105,11 +105,13 @@ impl Plan {
         for (health, available) in chosen {
             let share = if all >= 100 { health.min(left) } else { health };
             left = left.saturating_sub(share);
-            let weights: u64 = available.iter().map(Available::effective).sum();
+            let weights: u128 = available.iter().map(|group| u128::from(group.effective())).sum();
             for group in available {
-                // Millionths keep small localities alive in integer arithmetic.
-                let load =
-                    (share * 1_000_000 * group.effective()).checked_div(weights).unwrap_or(0);
+                // Millionths keep small localities alive in integer arithmetic; of the largest weights
+                // they need more than 64 bits.
+                let load = u128::from(share * 1_000_000) * u128::from(group.effective());
+                let load = load.checked_div(weights).and_then(|load| load.try_into().ok());
+                let load: u64 = load.unwrap_or(0);
                 if load == 0 || group.seats.is_empty() {
                     continue;
                 }
@@ -285,6 +287,15 @@ mod tests {
         let found = shares(&groups, Stage::Sound, &[WELL, Verdict::Ejected, WELL]);
         near(found.get(&0), 70);
         near(found.get(&2), 30);
+    }
+
+    #[test]
+    fn the_largest_weights_are_shared_as_small_ones() {
+        let heavy = |seats: &[usize], weight| Group { weight, ..group(0, seats) };
+        let groups = [heavy(&[0], u32::MAX), heavy(&[1], u32::MAX / 3)];
+        let found = shares(&groups, Stage::Sound, &[WELL, WELL]);
+        near(found.get(&0), 75);
+        near(found.get(&1), 25);
     }
 
     #[test]
