@@ -22,16 +22,21 @@ pub(crate) fn keep_red(logs: &Path, scenario: &str, verdicts: &[Verdict]) {
 
 fn keep(logs: &Path, scenario: &str) -> Result<PathBuf> {
     let all = logs.parent().context("the folder of logs lies in one")?.join("red");
-    let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    // Names in the order of time, for as long as seconds have ten digits.
-    let kept = all.join(format!("{at}-{scenario}"));
-    copy(logs, &kept)?;
+    std::fs::create_dir_all(&all).with_context(|| format!("making {}", all.display()))?;
     let mut plays = entries(&all)?;
     plays.sort();
-    for oldest in &plays[..plays.len().saturating_sub(KEPT_MAX)] {
+    // First, since the disk may be full of them.
+    for oldest in &plays[..plays.len().saturating_sub(KEPT_MAX - 1)] {
         std::fs::remove_dir_all(oldest)
             .with_context(|| format!("removing {}", oldest.display()))?;
     }
+    let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    // Names in the order of time, for as long as seconds have ten digits.
+    let kept = all.join(format!("{at}-{scenario}"));
+    copy(logs, &kept).inspect_err(|_| {
+        // Half of it would take the place of a whole one.
+        let _ = std::fs::remove_dir_all(&kept);
+    })?;
     Ok(kept)
 }
 

@@ -45,6 +45,19 @@ pub(super) fn proxy(pod: &Pod, settings: &Settings) -> (Proxy, Vec<String>) {
         }
     }
     let said = annotations.get(CONFIG).and_then(|text| concurrency(text, &mut warnings));
+    for resource in ["cpu", "memory"] {
+        let limit = !resources["limits"][resource].is_null();
+        let asked = RESOURCES.iter().any(|(name, list, of)| {
+            (*list, *of) == ("requests", resource) && annotations.contains_key(*name)
+        });
+        // The mesh's own request may be above the pod's limit, and no API server takes that.
+        if limit
+            && !asked
+            && let Some(requests) = resources["requests"].as_object_mut()
+        {
+            requests.remove(resource);
+        }
+    }
     (Proxy { concurrency: said.or(settings.concurrency), resources }, warnings)
 }
 
@@ -105,7 +118,7 @@ mod tests {
             }),
             Some(0),
             &json!({
-                "requests": {"cpu": "100m", "memory": "48Mi"},
+                "requests": {"cpu": "100m"},
                 "limits": {"cpu": "2", "memory": "1Gi"},
             }),
             &[],
