@@ -2,6 +2,7 @@
 
 use super::{HOST, Load, Rates, Stage};
 use anyhow::{Result, bail, ensure};
+use fleet::launcher::Pod;
 use fleet::objects::{apply, delete};
 use fleet::verdict::{Kind, figures};
 use serde_json::{Value, json};
@@ -16,7 +17,7 @@ const PACE: Duration = Duration::from_secs(4);
 const LOAD: Rates = Rates { gets: 1_000.0, posts: 0.0, connects: 20.0, fresh: 0.0, seconds: 104.0 };
 /// What a promise says is served.
 const REQUESTS: usize = 100_000;
-/// Longest time until a proxy runs what was applied.
+/// Longest time until all proxies run what was applied.
 const SEEN_MAX: Duration = Duration::from_secs(10);
 
 pub(super) async fn swaps(stage: &Stage<'_>) -> Result<()> {
@@ -52,18 +53,29 @@ pub(super) async fn swaps(stage: &Stage<'_>) -> Result<()> {
 }
 
 /// Changes how the client dials, whom the servers let in, and what the gateways route; how long it took
-/// until the client's sidecar ran that.
+/// until the client's sidecar, the servers' and the gateways all ran that.
 pub(super) async fn change(stage: &Stage<'_>, swap: u32) -> Result<Duration> {
     let (east, west) = (stage.cluster("east"), stage.cluster("west"));
-    let limit = 5_000 + swap;
+    let (limit, even) = (5_000 + swap, swap.is_multiple_of(2));
+    let taken = if even { "PERMISSIVE" } else { "STRICT" };
     apply(east.client(), &rule(limit)).await?;
-    apply(west.client(), &mode(if swap.is_multiple_of(2) { "PERMISSIVE" } else { "STRICT" }))
-        .await?;
-    match swap % 2 {
-        0 => delete(west.client(), &export("secret")).await?,
-        _ => apply(west.client(), &export("secret")).await.map(|_| ())?,
+    apply(west.client(), &mode(taken)).await?;
+    if even {
+        delete(west.client(), &export("secret")).await?;
+    } else {
+        apply(west.client(), &export("secret")).await?;
     }
-    seen(stage, limit).await
+    let dials = format!("\"max_connections\":{limit}");
+    let takes = format!("\"kind\":\"inbound\",\"mtls\":\"{taken}\"");
+    let mut all = vec![seen(stage.client()?, &dials, true)];
+    for copy in ["hello-1", "hello-2"] {
+        all.push(seen(west.pod(copy)?, &takes, true));
+    }
+    for gateway in ["gateway-1", "gateway-2"] {
+        all.push(seen(west.pod(gateway)?, "secret.shop", !even));
+    }
+    let took = futures::future::try_join_all(all).await?;
+    Ok(took.into_iter().max().unwrap_or_default())
 }
 
 /// Takes all of it back.
@@ -75,12 +87,11 @@ pub(super) async fn undo(stage: &Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Returns once the client's sidecar runs this limit.
-async fn seen(stage: &Stage<'_>, limit: u32) -> Result<Duration> {
-    let (start, door) = (Instant::now(), stage.client()?.spot.door());
-    let wanted = format!("\"max_connections\":{limit}");
+/// Returns once what a proxy runs holds this text, or does not.
+async fn seen(pod: &Pod, text: &str, there: bool) -> Result<Duration> {
+    let start = Instant::now();
     loop {
-        let door = door.clone();
+        let door = pod.spot.door();
         let page = tokio::task::spawn_blocking(move || {
             let admin = SocketAddr::from(([127, 0, 0, 1], 15_000));
             fleet::spot::http_get_at(&door, admin, "/config", Duration::from_secs(2))
@@ -88,12 +99,13 @@ async fn seen(stage: &Stage<'_>, limit: u32) -> Result<Duration> {
         // A page may be late on a machine under this load; the limit below is for all of them.
         if let Ok((_, page)) = page.await? {
             let page: String = page.chars().filter(|c| !c.is_whitespace()).collect();
-            if page.contains(&wanted) {
+            if page.contains(text) == there {
                 return Ok(start.elapsed());
             }
         }
         if start.elapsed() > SEEN_MAX {
-            bail!("the client's sidecar does not run {wanted} after {SEEN_MAX:?}");
+            let word = if there { "no" } else { "still" };
+            bail!("{} has {word} {text} in its configuration after {SEEN_MAX:?}", pod.name);
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
