@@ -20,6 +20,8 @@ use std::time::Duration;
 const LOAD: Rates = Rates { gets: 400.0, posts: 50.0, connects: 50.0, fresh: 0.0, seconds: 12.0 };
 /// Load before the fault.
 const BEFORE: Duration = Duration::from_secs(4);
+/// Until the control plane has told Envoy that a cluster's copies are gone.
+const MOVED_MAX: Duration = Duration::from_secs(3);
 /// Where the agent shows its numbers.
 const METRICS_PORT: u16 = 15020;
 
@@ -52,6 +54,9 @@ async fn judge(stage: &Stage<'_>, pod: &Pod) -> Result<()> {
         &[],
     );
     killed_copy(stage, pod).await?;
+    stage.fleet.mend().await?;
+    settle(stage, pod).await?;
+    killed_copies(stage, pod).await?;
     stage.fleet.mend().await?;
     settle(stage, pod).await?;
     hung_gateway(stage, pod).await?;
@@ -89,6 +94,33 @@ async fn killed_copy(stage: &Stage<'_>, pod: &Pod) -> Result<()> {
     for kind in [Kind::Post, Kind::Tcp] {
         stage.note(&format!("{kind:?} after: {}", figures(&records, kind, killed_us, u64::MAX)));
     }
+    Ok(())
+}
+
+/// All copies of the nearest cluster die: the next one answers.
+async fn killed_copies(stage: &Stage<'_>, pod: &Pod) -> Result<()> {
+    let load = Load::start(stage.fleet, pod, HOST, LOAD)?;
+    tokio::time::sleep(BEFORE).await;
+    for copy in ["hello-1", "hello-2"] {
+        let copy = stage.cluster("west").pod(copy)?;
+        for process in [copy.app.get(), copy.proxy.get()] {
+            process.context("west's copies run")?.kill();
+        }
+    }
+    let killed_us = micros_now();
+    let records = load.finish(Duration::from_secs(60)).await?;
+    let moved_us = killed_us + u64::try_from(MOVED_MAX.as_micros())?;
+    let moved = figures(&records, Kind::Get, moved_us, u64::MAX);
+    stage.judge(
+        "Envoy: every copy in west SIGKILLed, 3 s later north answers all",
+        &moved.to_string(),
+        moved.requests > 1_000
+            && moved.failed + moved.cut == 0
+            && moved.by.keys().all(|copy| copy.starts_with("north/")),
+        &[],
+    );
+    let between = figures(&records, Kind::Get, killed_us, moved_us);
+    stage.note(&format!("GETs of those 3 s: {between}"));
     Ok(())
 }
 
