@@ -9,7 +9,7 @@ use proxy::accept::Place;
 use proxy::access::{Line, timestamp};
 use proxy::drain::{Drain, Live};
 use proxy::prefixed::Prefixed;
-use proxy::telemetry::{Conversation, Party, Reporter, Tcp, Telemetry};
+use proxy::telemetry::{Conversation, Party, Reporter, Tcp, Telemetry, workload};
 use proxy::tunnel::{End, reset, splice};
 use proxy::{Ask, Engine, Established, Stream};
 use std::collections::HashMap;
@@ -274,7 +274,7 @@ impl Gateway {
                 ..Party::default()
             },
             destination: Party {
-                workload: joined.established.workload.clone(),
+                workload: workload(&joined.established.workload).to_owned(),
                 namespace: service_namespace.clone(),
                 app: service_name.clone(),
                 cluster: Some(self.cluster.clone()),

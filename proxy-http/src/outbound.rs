@@ -23,7 +23,7 @@ use hyper::body::Incoming;
 use mesh::name::{ClusterId, Identity};
 use mesh::program::{ClusterName, LbEndpoint, Resource, ResourceName, Retry, Route};
 use proxy::NotHere;
-use proxy::telemetry::{Conversation, Http, Party, Reporter};
+use proxy::telemetry::{Conversation, Http, Party, Reporter, workload};
 use proxy::upstream::Slot;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -161,7 +161,7 @@ impl Context {
         let service_name = names.next().unwrap_or_default();
         let service_namespace = names.next().unwrap_or_default();
         let destination = peer.map_or_else(Party::default, |(endpoint, identity)| Party {
-            workload: endpoint.workload.clone(),
+            workload: workload(&endpoint.workload).to_owned(),
             namespace: identity
                 .map_or_else(|| service_namespace.clone(), |identity| identity.namespace.clone()),
             principal: identity.map(ToString::to_string).unwrap_or_default(),

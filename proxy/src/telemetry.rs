@@ -1,8 +1,13 @@
 //! Istio's metric families with its standard labels; handles are looked up once per connection.
 
+mod conversation;
+
+pub use conversation::{Conversation, Party, Reporter, workload};
+
 use crate::upstream::Key;
 use crate::upstream::health::Evidence;
 use crate::upstream::probe::Probed;
+use conversation::Known;
 use mesh::name::ClusterId;
 use prometheus_client::encoding::{
     EncodeLabelKey, EncodeLabelSet, EncodeLabelValue, LabelSetEncoder,
@@ -13,37 +18,6 @@ use prometheus_client::metrics::histogram::Histogram;
 use runtime::metrics::Metrics;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Who told the metric.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Reporter {
-    Source,
-    Destination,
-}
-
-/// One side of a conversation. Unknown fields stay empty and are shown as `unknown`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub struct Party {
-    pub workload: String,
-    pub namespace: String,
-    /// SPIFFE identity as verified.
-    pub principal: String,
-    pub app: String,
-    pub cluster: Option<ClusterId>,
-}
-
-/// All standard labels but those of a single response.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Conversation {
-    pub reporter: Reporter,
-    pub source: Party,
-    pub destination: Party,
-    /// Host: `hello.shop.global`.
-    pub service: String,
-    pub service_name: String,
-    pub service_namespace: String,
-    pub mutual_tls: bool,
-}
 
 /// Istio's label set (Istio: "Istio Standard Metrics").
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -170,6 +144,8 @@ pub struct Telemetry {
     received: Family<Labels, Counter>,
     opened: Family<Labels, Counter>,
     closed: Family<Labels, Counter>,
+    known: Arc<Known>,
+    beyond: Counter,
 }
 
 /// Counters of one TCP conversation.
@@ -206,6 +182,8 @@ impl Telemetry {
             received: Family::default(),
             opened: Family::default(),
             closed: Family::default(),
+            known: Arc::default(),
+            beyond: Counter::default(),
         };
         metrics.register(|registry| {
             registry.register("istio_requests", "HTTP requests", this.requests.clone());
@@ -225,6 +203,8 @@ impl Telemetry {
             registry.register("istio_tcp_connections_opened", opened, this.opened.clone());
             let closed = "TCP connections closed";
             registry.register("istio_tcp_connections_closed", closed, this.closed.clone());
+            let beyond = "Conversations told as \"other\", since there are too many to tell apart";
+            registry.register("isthmus_conversations_beyond_limit", beyond, this.beyond.clone());
         });
         this
     }
@@ -232,7 +212,7 @@ impl Telemetry {
     /// `flags` are Envoy's, empty for none.
     pub fn tcp(&self, conversation: &Conversation, flags: &str) -> Tcp {
         let labels = Labels {
-            conversation: Arc::new(conversation.clone()),
+            conversation: self.admit(conversation),
             protocol: "tcp",
             flags: flags.into(),
             code: None,
@@ -248,7 +228,15 @@ impl Telemetry {
     }
 
     pub fn http(&self, conversation: &Conversation) -> Http {
-        Http { telemetry: self.clone(), conversation: Arc::new(conversation.clone()) }
+        Http { telemetry: self.clone(), conversation: self.admit(conversation) }
+    }
+
+    fn admit(&self, conversation: &Conversation) -> Arc<Conversation> {
+        let (admitted, beyond) = self.known.admit(conversation);
+        if beyond {
+            self.beyond.inc();
+        }
+        admitted
     }
 }
 
@@ -291,7 +279,8 @@ impl Http {
             protocol: if answered.grpc { "grpc" } else { "http" },
             flags: flags.into(),
             code: Some(code),
-            grpc_status: answered.grpc_status,
+            // Codes that gRPC does not know are its UNKNOWN (grpc: "Status codes and their use").
+            grpc_status: answered.grpc_status.map(|status| if status > 16 { 2 } else { status }),
         };
         let Telemetry { requests, durations, request_bytes: asked, response_bytes: said, .. } =
             &self.telemetry;

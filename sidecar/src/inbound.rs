@@ -25,7 +25,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use trust::bundle::Bundle;
@@ -99,6 +99,12 @@ impl Terms {
         *made = Some(current);
         chosen
     }
+}
+
+/// The end was asked for, and what comes with the last packets has had its time.
+async fn asked_and_silent(live: &Live) {
+    live.asked_to_end().await;
+    sleep(SILENCE).await;
 }
 
 /// One connection and what is known of it.
@@ -183,7 +189,11 @@ impl Inbound {
         // An HTTP client always speaks first; a connection made in advance may wait long.
         let requests = arrival.port.protocol.is_http();
         let patience = if requests { IDLE } else { SILENCE };
-        let first = timeout(patience, sniff(&mut stream, &mut read)).await;
+        let first = tokio::select! {
+            first = timeout(patience, sniff(&mut stream, &mut read)) => first,
+            // Who has said nothing by then loses nothing, and must not hold up the end.
+            () = asked_and_silent(live) => return self.refusals.count("inbound", "silent"),
+        };
         let (sniffed, application) = match first {
             Ok(sniffed) => (sniffed, None),
             Err(_) if requests => return self.refusals.count("inbound", "silent"),
@@ -209,6 +219,8 @@ impl Inbound {
                     // the client says later is carried as it comes.
                     _ = server.readable() => Ok(Sniffed::Plain),
                     () = live.cut() => return,
+                    // Neither side begins.
+                    () = sleep(IDLE) => return self.refusals.count("inbound", "silent"),
                 };
                 (sniffed, Some(server))
             }

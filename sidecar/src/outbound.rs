@@ -11,7 +11,7 @@ use mesh::program::{ResourceKind, ResourceName};
 use proxy::access::{self, Line};
 use proxy::drain::Live;
 use proxy::prefixed::Prefixed;
-use proxy::telemetry::{Conversation, Party, Reporter, Telemetry};
+use proxy::telemetry::{Conversation, Party, Reporter, Telemetry, workload};
 use proxy::tunnel::{self, End, Transferred, reset};
 use proxy::{Ask, Engine, NotHere, Outcome, Stream};
 use proxy_http::{Downstream, Http};
@@ -201,7 +201,7 @@ impl Outbound {
             }
         };
         let destined = Party {
-            workload: established.endpoint.workload.clone(),
+            workload: workload(&established.endpoint.workload).to_owned(),
             namespace: established
                 .identity
                 .as_ref()

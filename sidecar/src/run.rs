@@ -11,7 +11,7 @@ use crate::refusal::Refusals;
 use proxy::Engine;
 use proxy::accept::{Caps, accept};
 use proxy::drain::{Drain, Live};
-use proxy::telemetry::{Party, Telemetry};
+use proxy::telemetry::{Party, Telemetry, workload};
 use proxy_http::Http;
 use runtime::admin::{self, Listen, Pages};
 use runtime::metrics::Metrics;
@@ -259,42 +259,5 @@ impl Last {
             }
         };
         let _ = tokio::time::timeout(WITHDRAWAL_MAX, wait).await;
-    }
-}
-
-/// The workload a pod belongs to, by how Kubernetes names pods: `hello-7d4b9c6f5-x2x9z` and
-/// `hello-0` are `hello`.
-fn workload(pod: &str) -> &str {
-    // Kubernetes makes suffixes of these characters only (apimachinery, `SafeEncodeString`).
-    let safe = |text: &str| text.bytes().all(|b| b"bcdfghjklmnpqrstvwxz2456789".contains(&b));
-    let Some((rest, last)) = pod.rsplit_once('-') else { return pod };
-    if !last.is_empty() && last.bytes().all(|b| b.is_ascii_digit()) && last.len() < 5 {
-        return rest;
-    }
-    if last.len() != 5 || !safe(last) {
-        return pod;
-    }
-    match rest.rsplit_once('-') {
-        Some((name, hash)) if (8..=10).contains(&hash.len()) && safe(hash) => name,
-        Some(_) | None => rest,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::workload;
-
-    #[test]
-    fn pods_belong_to_workloads() {
-        for (pod, name) in [
-            ("hello-7d4b9c6f5-x2x9z", "hello"),
-            ("hello-world-7d4b9c6f5-x2x9z", "hello-world"),
-            ("db-0", "db"),
-            ("agent-x2x9z", "agent"),
-            ("hello", "hello"),
-            ("hello-west", "hello-west"),
-        ] {
-            assert_eq!(workload(pod), name, "{pod}");
-        }
     }
 }
