@@ -7,7 +7,6 @@ use crate::{dial, numbers};
 use anyhow::Context as _;
 use futures::StreamExt as _;
 use mesh::world::Dialect;
-use prometheus_client::metrics::counter::Counter;
 use runtime::admin::{self, Listen, Pages};
 use runtime::metrics::Metrics;
 use runtime::readiness::Readiness;
@@ -59,7 +58,7 @@ async fn work(config: Config, beside: Beside, end: CancellationToken) -> anyhow:
     // Bound first, so that a socket of somebody else is said at once.
     let listener = socket::bind(&config.socket)?;
     let public = |address| Listen::Tcp { address, public: true };
-    let health = Pages::new().with_readiness(&readiness);
+    let health = Pages::new().with_readiness(&readiness).counted_in(&metrics);
     admin::serve(public(config.health), health, closed.clone()).await?;
     let pages = Pages::new().with_metrics(&metrics);
     admin::serve(public(config.metrics), pages, closed.clone()).await?;
@@ -75,9 +74,9 @@ async fn work(config: Config, beside: Beside, end: CancellationToken) -> anyhow:
     let connector =
         dial::connector(config.control_plane.clone(), Some(svid.clone()), bundle.clone(), &server);
     let heard = watch::Sender::new(Heard::default());
-    let refused = Counter::default();
-    numbers::register_relay(&metrics, heard.subscribe(), refused.clone());
-    let incoming = socket::accept(listener, &config.peers, refused).map(Local);
+    let counted = socket::Numbers::default();
+    numbers::register_relay(&metrics, heard.subscribe(), &counted);
+    let incoming = socket::accept(listener, &config.peers, counted).map(Local);
     tokio::spawn(configured(heard.subscribe(), readiness));
     let pairs = key_pair(svid, bundle, closed.clone());
     if let Some(file) = &beside.grpc_bootstrap {

@@ -1,5 +1,6 @@
 //! The workload's certificate in numbers: how long it lives, and whether it is renewed.
 
+use crate::socket;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
 use prometheus_client::metrics::MetricType;
@@ -25,32 +26,46 @@ pub(crate) fn register(metrics: &Metrics, svid: watch::Receiver<Arc<Svid>>, fail
     });
 }
 
-/// Registers what a foreign proxy said of its configuration; the counter is to be raised for each
-/// connection to the socket by another user.
-pub(crate) fn register_relay(metrics: &Metrics, heard: watch::Receiver<Heard>, refused: Counter) {
+/// Registers what a foreign proxy said of its configuration, and what happens at the socket.
+pub(crate) fn register_relay(
+    metrics: &Metrics,
+    heard: watch::Receiver<Heard>,
+    socket: &socket::Numbers,
+) {
+    let socket::Numbers { refused, full } = socket.clone();
     metrics.register(|registry| {
         registry.register(
             "isthmus_agent_peers_refused",
             "Connections to the agent's socket by users who may not use it",
             refused,
         );
-        registry.register_collector(Box::new(Said(heard)));
+        registry.register_collector(Box::new(Said { heard, full }));
     });
 }
 
 /// Looked at when somebody asks.
 #[derive(Debug)]
-struct Said(watch::Receiver<Heard>);
+struct Said {
+    heard: watch::Receiver<Heard>,
+    full: Counter,
+}
 
 impl Collector for Said {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Heard { accepted, refused, .. } = self.0.borrow().clone();
+        let Heard { accepted, refused, secrets_limited, .. } = self.heard.borrow().clone();
         let mut count = |name: &str, help: &str, value: u64| {
             let encoder = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             ConstCounter::new(value).encode(encoder)
         };
         count("isthmus_agent_xds_accepted", "Responses the proxy took", accepted)?;
-        count("isthmus_agent_xds_rejected", "Responses the proxy refused", refused)
+        count("isthmus_agent_xds_rejected", "Responses the proxy refused", refused)?;
+        let help = "How often a limit of what a foreign proxy may ask was met, by the limit";
+        let name = "isthmus_agent_limited";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (limit, count) in [("connections", self.full.get()), ("secrets", secrets_limited)] {
+            ConstCounter::new(count).encode(family.encode_family(&[("limit", limit)])?)?;
+        }
+        Ok(())
     }
 }
 
@@ -74,5 +89,28 @@ impl Collector for Life {
             MetricType::Gauge,
         )?;
         ConstGauge::new(left).encode(one)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_limit_of_the_socket_has_a_number_of_its_own() {
+        let (metrics, counted) = (Metrics::new(), socket::Numbers::default());
+        let (heard, hears) = watch::channel(Heard::default());
+        register_relay(&metrics, hears, &counted);
+        counted.refused.inc_by(2);
+        counted.full.inc_by(3);
+        heard.send_modify(|heard| heard.secrets_limited = 5);
+        let text = metrics.encode();
+        for line in [
+            "isthmus_agent_peers_refused_total 2",
+            "isthmus_agent_limited_total{limit=\"connections\"} 3",
+            "isthmus_agent_limited_total{limit=\"secrets\"} 5",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
     }
 }

@@ -109,19 +109,33 @@ pub(crate) struct Admitted {
     _place: OwnedSemaphorePermit,
 }
 
+/// What is counted at the socket. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Numbers {
+    /// Connections of users who may not use it.
+    pub(crate) refused: Counter,
+    /// How often all of [`CONNECTIONS_MAX`] were in use.
+    pub(crate) full: Counter,
+}
+
 /// Connections of this user and of `peers`, by what the kernel says of them (SO_PEERCRED); those
 /// of others are closed and counted.
 pub(crate) fn accept(
     listener: UnixListener,
     peers: &[u32],
-    refused: Counter,
+    numbers: Numbers,
 ) -> impl Stream<Item = Admitted> + Send + 'static {
     let me = nix::unistd::geteuid().as_raw();
     let allowed: BTreeSet<u32> = peers.iter().copied().chain([me]).collect();
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    futures::stream::unfold((listener, allowed, places, refused), |state| async move {
-        let (listener, allowed, places, refused) = state;
+    futures::stream::unfold((listener, allowed, places, numbers), |state| async move {
+        let (listener, allowed, places, numbers) = state;
         loop {
+            // Whether somebody waits meanwhile is not to be seen before it is accepted: so it is
+            // counted that all places are taken.
+            if places.available_permits() == 0 {
+                numbers.full.inc();
+            }
             let place =
                 places.clone().acquire_owned().await.expect("the semaphore is never closed");
             let stream = match listener.accept().await {
@@ -135,10 +149,10 @@ pub(crate) fn accept(
             match stream.peer_cred() {
                 Ok(peer) if allowed.contains(&peer.uid()) => {
                     let admitted = Admitted { stream, _place: place };
-                    return Some((admitted, (listener, allowed, places, refused)));
+                    return Some((admitted, (listener, allowed, places, numbers)));
                 }
                 Ok(peer) => {
-                    refused.inc();
+                    numbers.refused.inc();
                     tracing::warn!(
                         uid = peer.uid(),
                         "ISM1027 a process of another user asked the agent for its key and was \
@@ -146,7 +160,7 @@ pub(crate) fn accept(
                     );
                 }
                 Err(error) => {
-                    refused.inc();
+                    numbers.refused.inc();
                     tracing::warn!(%error, "a peer without credentials was refused");
                 }
             }
@@ -206,10 +220,32 @@ mod tests {
     async fn the_kernel_says_who_connects() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
-        let refused = Counter::default();
-        let mut accepted = Box::pin(accept(bind(&path).unwrap(), &[], refused.clone()));
+        let numbers = Numbers::default();
+        let mut accepted = Box::pin(accept(bind(&path).unwrap(), &[], numbers.clone()));
         let _client = UnixStream::connect(&path).await.unwrap();
         accepted.next().await.expect("our own user is let in");
-        assert_eq!(refused.get(), 0);
+        assert_eq!((numbers.refused.get(), numbers.full.get()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn there_are_so_many_connections_and_the_next_one_waits() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let numbers = Numbers::default();
+        let mut accepted = Box::pin(accept(bind(&path).unwrap(), &[], numbers.clone()));
+        let (mut clients, mut served) = (Vec::new(), Vec::new());
+        for _ in 0..CONNECTIONS_MAX {
+            clients.push(UnixStream::connect(&path).await.unwrap());
+            served.push(accepted.next().await.unwrap());
+        }
+        assert_eq!(numbers.full.get(), 0, "they all had room");
+        let _one_more = UnixStream::connect(&path).await.unwrap();
+        let waits = tokio::time::timeout(Duration::from_millis(100), accepted.next()).await;
+        assert!(waits.is_err(), "one more is served");
+        assert_eq!(numbers.full.get(), 1);
+        served.pop();
+        let next = tokio::time::timeout(Duration::from_secs(10), accepted.next()).await;
+        assert!(next.expect("a place is free").is_some());
+        assert_eq!((numbers.refused.get(), numbers.full.get()), (0, 1));
     }
 }

@@ -1,11 +1,14 @@
 //! `isthmus agent` as a program: whom its socket refuses, and what follows a renewal. One test, for
 //! it changes the user of the whole process for a moment.
 
+#[path = "../../runtime/tests/support/port.rs"]
+mod port;
 mod support;
 
 use agent::{Beside, Config, run};
 use nix::unistd::Uid;
-use std::io::Read as _;
+use port::Port;
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
@@ -17,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 /// `nobody`.
 const STRANGER: u32 = 65_534;
 
-fn config(machine: &Machine, control_plane: SocketAddr) -> Config {
+fn config(machine: &Machine, control_plane: SocketAddr, metrics: SocketAddr) -> Config {
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     Config {
         cluster: "west".parse().unwrap(),
@@ -34,7 +37,7 @@ fn config(machine: &Machine, control_plane: SocketAddr) -> Config {
         socket: machine.file("uds/socket"),
         peers: Vec::new(),
         proxy_admin: any,
-        metrics: any,
+        metrics,
         health: any,
         vip_ranges: Vec::new(),
         drain_seconds: 1,
@@ -53,6 +56,20 @@ fn is_closed(mut stream: UnixStream, limit: Duration) -> bool {
     stream.read_to_end(&mut all).is_ok() && all.is_empty()
 }
 
+/// A number of the program's, as somebody who scrapes it reads it.
+async fn number(metrics: SocketAddr, name: &str) -> u64 {
+    let read = move || {
+        let mut stream = std::net::TcpStream::connect(metrics).unwrap();
+        write!(stream, "GET /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+        let mut shown = String::new();
+        stream.read_to_string(&mut shown).unwrap();
+        shown
+    };
+    let shown = tokio::task::spawn_blocking(read).await.unwrap();
+    let number = shown.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    number.unwrap_or_else(|| panic!("{name} is not in\n{shown}")).parse().unwrap()
+}
+
 #[tokio::test]
 async fn strangers_are_refused_by_their_user_and_files_follow_renewals() {
     let machine = Machine::new();
@@ -60,7 +77,8 @@ async fn strangers_are_refused_by_their_user_and_files_follow_renewals() {
     *machine.control_plane.lifetime.lock().unwrap() = Duration::from_secs(60);
     let end = CancellationToken::new();
     let address = machine.serve("isthmus-control-plane", end.clone()).await;
-    let config = config(&machine, address);
+    let metrics = Port::held();
+    let config = config(&machine, address, metrics.address);
     let (socket, folder) = (config.socket.clone(), machine.file("uds"));
     let bootstrap = machine.file("grpc.json");
     let beside = Beside { grpc_bootstrap: Some(bootstrap.clone()), ..Beside::default() };
@@ -77,6 +95,12 @@ async fn strangers_are_refused_by_their_user_and_files_follow_renewals() {
     let own = UnixStream::connect(&socket).unwrap();
     let closed = tokio::task::spawn_blocking(|| is_closed(own, Duration::from_secs(1)));
     assert!(!closed.await.unwrap(), "our own user is let in");
+    let refused = "isthmus_agent_peers_refused_total";
+    assert_eq!(number(metrics.address, refused).await, 0);
+    for limit in ["connections", "secrets"] {
+        let name = format!("isthmus_agent_limited_total{{limit=\"{limit}\"}}");
+        assert_eq!(number(metrics.address, &name).await, 0);
+    }
     // Only root can be somebody else for a moment.
     let root = nix::unistd::geteuid().is_root();
     assert!(root || std::env::var_os("CI").is_none(), "in CI this test is root's");
@@ -94,6 +118,7 @@ async fn strangers_are_refused_by_their_user_and_files_follow_renewals() {
         let stranger = stranger.expect("files let anybody connect now");
         let closed = tokio::task::spawn_blocking(|| is_closed(stranger, Duration::from_secs(5)));
         assert!(closed.await.unwrap(), "a stranger is let in");
+        assert_eq!(number(metrics.address, refused).await, 1);
     }
     end.cancel();
     running.await.unwrap().unwrap();

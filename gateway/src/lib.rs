@@ -64,7 +64,7 @@ async fn begin(config: Config, end: CancellationToken) -> anyhow::Result<Running
     let over = CancellationToken::new();
     let guard = over.clone().drop_guard();
     let public = |address| Listen::Tcp { address, public: true };
-    let health = Pages::new().with_readiness(&readiness);
+    let health = Pages::new().with_readiness(&readiness).counted_in(&metrics);
     serve(public(config.health), health, over.clone()).await?;
     serve(public(config.metrics), Pages::new().with_metrics(&metrics), over.clone()).await?;
     let pages = Pages::new().with_readiness(&readiness).with_metrics(&metrics);

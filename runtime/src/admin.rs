@@ -10,6 +10,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::metrics::counter::Counter;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -48,6 +49,8 @@ pub enum Body {
 pub struct Pages {
     pages: BTreeMap<String, Page>,
     asked: BTreeMap<String, Asked>,
+    /// Raised whenever all of [`CONNECTIONS_MAX`] are in use.
+    full: Counter,
 }
 
 impl std::fmt::Debug for Pages {
@@ -104,10 +107,17 @@ impl Pages {
             .with("/healthz/ready", page(readiness.clone()))
     }
 
+    /// Counts the limits of these pages there, without showing a page of them.
+    pub fn counted_in(mut self, metrics: &Metrics) -> Self {
+        self.full = metrics.page_connections();
+        self
+    }
+
     /// `/metrics`, and the names under which Envoy and Istio show them.
     pub fn with_metrics(self, metrics: &Metrics) -> Self {
         let page = |metrics: Metrics| move |_: &str| Body::OpenMetrics(metrics.encode());
-        self.with("/metrics", page(metrics.clone()))
+        self.counted_in(metrics)
+            .with("/metrics", page(metrics.clone()))
             .with("/stats/prometheus", page(metrics.clone()))
     }
 
@@ -238,11 +248,16 @@ impl Accept for UnixListener {
 async fn accept_loop(listener: impl Accept, pages: Pages, end: CancellationToken) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let stream = tokio::select! {
+        // Whether somebody waits meanwhile is not to be seen before it is accepted: so it is
+        // counted that all places are taken.
+        if slots.available_permits() == 0 {
+            pages.full.inc();
+        }
+        let (slot, stream) = tokio::select! {
             () = end.cancelled() => return,
-            stream = listener.next() => stream,
+            both = async { (slots.clone().acquire_owned().await, listener.next().await) } => both,
         };
+        let slot = slot.expect("the semaphore is never closed");
         let stream = match stream {
             Ok(stream) => stream,
             Err(e) => {

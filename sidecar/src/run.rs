@@ -65,12 +65,13 @@ async fn work(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     let inbound = bind(&config.inbound_listeners())?;
     let names = Names::bind(&config, slots.clone(), &metrics)?;
     let public = |address| Listen::Tcp { address, public: true };
-    let health = Pages::new().with_readiness(&readiness);
+    let health = Pages::new().with_readiness(&readiness).counted_in(&metrics);
     admin::serve(public(config.health()), health, closed.clone()).await?;
     let numbers = Pages::new().with_metrics(&metrics);
     admin::serve(public(config.metrics()), numbers, closed.clone()).await?;
     if !config.probes.is_empty() {
         let probes = probe::pages(&config.probes, config.pod_addresses[0], &metrics);
+        let probes = probes.counted_in(&metrics);
         admin::serve(public(config.prober()), probes, closed.clone()).await?;
     }
 

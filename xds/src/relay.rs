@@ -16,9 +16,8 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
 use futures::{Stream, StreamExt};
 use mesh::program::ResourceKind;
-use std::collections::BTreeSet;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
@@ -28,13 +27,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status, Streaming};
 
+mod debts;
 mod sds;
 
+pub use crate::subscribe::WATCHDOG;
+use debts::{Clusters, Debts};
 pub use sds::KeyPair;
 
-/// A control plane that owes an answer for so long is stuck: its stream is ended, so that the
-/// proxy opens another, which a load balancer leads to another replica.
-pub const WATCHDOG: Duration = Duration::from_secs(45);
 /// How long dialling the control plane may take.
 const CONNECT: Duration = Duration::from_secs(10);
 /// Longest message, bytes: what a control plane takes, and what our own subscriber reads.
@@ -56,6 +55,8 @@ pub struct Heard {
     pub refused: u64,
     /// The last refusal: type and reason.
     pub refusal: Option<String>,
+    /// Streams ended since they asked for more secrets than a workload has.
+    pub secrets_limited: u64,
 }
 
 /// Serves until `end`. `incoming` yields local connections whose peers were checked; `connector`
@@ -71,11 +72,13 @@ where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let incoming = incoming.map(|io| Ok::<_, io::Error>(crate::serve::Accepted::new(io, None)));
-    let relay = Relay { connector, heard: Arc::new(heard), end: end.clone() };
+    let heard = Arc::new(heard);
+    let clusters = Arc::default();
+    let relay = Relay { connector, heard: Arc::clone(&heard), clusters, end: end.clone() };
     let ads = AggregatedDiscoveryServiceServer::new(relay)
         .max_decoding_message_size(REQUEST_MAX)
         .max_encoding_message_size(usize::MAX);
-    let sds = SecretDiscoveryServiceServer::new(sds::Secrets::new(certificate, end.clone()))
+    let sds = SecretDiscoveryServiceServer::new(sds::Secrets::new(certificate, heard, end.clone()))
         .max_decoding_message_size(REQUEST_MAX);
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -94,6 +97,7 @@ where
 struct Relay {
     connector: Connector,
     heard: Arc<watch::Sender<Heard>>,
+    clusters: Arc<Mutex<Clusters>>,
     end: CancellationToken,
 }
 
@@ -102,8 +106,13 @@ trait Asks: Send + 'static {
     fn type_url(&self) -> &str;
     /// True for an answer to a response, with the reason where that was refused.
     fn answers(&self) -> Option<Option<&str>>;
-    /// Whether a control plane must answer it, where it is the first of its type or not.
-    fn wants_answer(&self, first: bool) -> bool;
+    /// Notes what the control plane now owes.
+    fn asks(&self, now: Instant, debts: &mut Debts, clusters: &Mutex<Clusters>);
+}
+
+/// What both variants' responses say of what was owed.
+trait Tells: Send + 'static {
+    fn tells(&self, now: Instant, debts: &mut Debts, clusters: &Mutex<Clusters>);
 }
 
 impl Asks for DeltaDiscoveryRequest {
@@ -116,11 +125,14 @@ impl Asks for DeltaDiscoveryRequest {
         (!self.response_nonce.is_empty()).then_some(refusal)
     }
 
-    fn wants_answer(&self, first: bool) -> bool {
-        // What the proxy holds already may rightly be met by silence.
-        let held = &self.initial_resource_versions;
-        let news = self.resource_names_subscribe.iter().any(|name| !held.contains_key(name));
-        news || (first && self.resource_names_subscribe.is_empty() && held.is_empty())
+    fn asks(&self, now: Instant, debts: &mut Debts, _: &Mutex<Clusters>) {
+        debts.asks_delta(now, self);
+    }
+}
+
+impl Tells for DeltaDiscoveryResponse {
+    fn tells(&self, now: Instant, debts: &mut Debts, _: &Mutex<Clusters>) {
+        debts.tells_delta(now, self);
     }
 }
 
@@ -134,13 +146,14 @@ impl Asks for DiscoveryRequest {
         (!self.response_nonce.is_empty()).then_some(refusal)
     }
 
-    fn wants_answer(&self, first: bool) -> bool {
-        // A later request is an answer, or asks for what may not exist: silence says nothing then.
-        let full = matches!(
-            codec::kind_of(&self.type_url),
-            Some(ResourceKind::Listener | ResourceKind::Cluster)
-        );
-        first && full && self.version_info.is_empty()
+    fn asks(&self, now: Instant, debts: &mut Debts, clusters: &Mutex<Clusters>) {
+        debts.asks_world(now, self, &clusters.lock().expect("no holder panics"));
+    }
+}
+
+impl Tells for DiscoveryResponse {
+    fn tells(&self, now: Instant, debts: &mut Debts, clusters: &Mutex<Clusters>) {
+        debts.tells_world(now, self, &mut clusters.lock().expect("no holder panics"));
     }
 }
 
@@ -183,14 +196,15 @@ impl Relay {
     ) -> ReceiverStream<Result<R, Status>>
     where
         Q: Asks,
-        R: Send + 'static,
+        R: Tells,
         F: Future<Output = Result<Response<Streaming<R>>, Status>> + Send,
     {
         let (down, stream) = mpsc::channel(1);
         let (connector, heard, end) =
             (self.connector.clone(), Arc::clone(&self.heard), self.end.clone());
+        let clusters = Arc::clone(&self.clusters);
         tokio::spawn(async move {
-            let passing = exchange(requests, open, &connector, &heard, &down);
+            let passing = exchange(requests, open, &connector, &heard, &clusters, &down);
             let over = tokio::select! {
                 over = passing => over,
                 () = end.cancelled() => Status::unavailable("the agent ends"),
@@ -209,17 +223,25 @@ async fn exchange<Q, R, F>(
     open: impl FnOnce(Channel, mpsc::Receiver<Q>) -> F,
     connector: &Connector,
     heard: &watch::Sender<Heard>,
+    clusters: &Mutex<Clusters>,
     down: &mpsc::Sender<Result<R, Status>>,
 ) -> Status
 where
     Q: Asks,
+    R: Tells,
     F: Future<Output = Result<Response<Streaming<R>>, Status>>,
 {
     let (outgoing, upward) = mpsc::channel(16);
+    let debts = Mutex::new(Debts::default());
     // Since when the control plane owes an answer.
     let (owed, mut owes) = watch::channel(None::<Instant>);
+    let note = |said: &dyn Fn(&mut Debts)| {
+        let mut debts = debts.lock().expect("no holder panics");
+        said(&mut debts);
+        let since = debts.since();
+        owed.send_if_modified(|shown| std::mem::replace(shown, since) != since);
+    };
     let up = async {
-        let mut known = BTreeSet::new();
         loop {
             let request = match requests.message().await {
                 Ok(Some(request)) => request,
@@ -227,16 +249,7 @@ where
                 Err(status) => return status,
             };
             listen(&request, heard);
-            let first = known.insert(request.type_url().to_owned());
-            // Types nobody here serves are met by silence.
-            let served = codec::kind_of(request.type_url()).is_some();
-            if served && request.wants_answer(first) {
-                owed.send_if_modified(|since| {
-                    let begins = since.is_none();
-                    since.get_or_insert_with(Instant::now);
-                    begins
-                });
-            }
+            note(&|debts| request.asks(Instant::now(), debts, clusters));
             if outgoing.send(request).await.is_err() {
                 // The other half says why.
                 std::future::pending::<()>().await;
@@ -264,7 +277,7 @@ where
             };
             match response {
                 Ok(Some(response)) => {
-                    owed.send_if_modified(|since| since.take().is_some());
+                    note(&|debts| response.tells(Instant::now(), debts, clusters));
                     if down.send(Ok(response)).await.is_err() {
                         return Status::cancelled("the proxy is gone");
                     }

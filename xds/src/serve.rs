@@ -24,7 +24,7 @@ mod cache;
 mod sessions;
 
 pub(crate) use accepted::{Accepted, Peer};
-pub use sessions::{Counted, Limited, Session, Sessions};
+pub use sessions::{Counted, Limited, Session, Sessions, Shares};
 
 /// What there is to serve. Called often and from many tasks: answers come from memory.
 pub trait Source: Send + Sync {

@@ -22,6 +22,9 @@ mod warming;
 
 use driver::Driver;
 
+/// A control plane that owes an answer for so long is stuck, though its HTTP/2 stack may not be: its
+/// stream is left, for another that a load balancer leads to another replica (F17).
+pub const WATCHDOG: Duration = Duration::from_secs(45);
 /// HTTP/2 ping so often …
 pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 /// … and its answer awaited so long.

@@ -1,6 +1,7 @@
 //! What an agent's relay does for a foreign proxy, on gRPC streams over in-memory pipes: secrets anew
 //! on the stream that asked for them, and no waiting for a control plane that is stuck.
 
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{Secret, secret::Type};
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
@@ -10,6 +11,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient;
+use envoy_types::pb::google::protobuf::Any;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use mesh::program::ResourceKind;
@@ -33,6 +35,19 @@ use xds::subscribe::{self, Connector};
 #[derive(Clone, Copy)]
 struct Replica {
     speaks: bool,
+    /// A type it does not answer though it speaks.
+    but: Option<ResourceKind>,
+}
+
+const SILENT: Replica = Replica { speaks: false, but: None };
+const WELL: Replica = Replica { speaks: true, but: None };
+const CLUSTER: &str = "outbound|80||hello.shop.global";
+
+/// The one cluster, or what bears its name.
+fn resource(type_url: &str) -> Any {
+    // All of them have their name in the first field.
+    let named = Cluster { name: CLUSTER.into(), ..Default::default() };
+    Any { type_url: type_url.into(), value: named.encode_to_vec() }
 }
 
 #[tonic::async_trait]
@@ -45,14 +60,19 @@ impl AggregatedDiscoveryService for Replica {
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        let speaks = self.speaks;
+        let Self { speaks, but } = *self;
         let answers = request.into_inner().filter_map(move |request| async move {
             let answer = |request: DiscoveryRequest| DiscoveryResponse {
+                resources: vec![resource(&request.type_url)],
                 type_url: request.type_url,
                 nonce: "1".into(),
                 ..Default::default()
             };
-            speaks.then(|| request.map(answer))
+            let asks = request.as_ref().is_ok_and(|request| {
+                request.response_nonce.is_empty()
+                    && but.is_none_or(|but| request.type_url != type_url(but))
+            });
+            (speaks && asks).then(|| request.map(answer))
         });
         Ok(Response::new(answers.boxed()))
     }
@@ -74,6 +94,7 @@ fn pair(of: &str) -> Arc<KeyPair> {
 struct Agent {
     proxy: Channel,
     certificate: watch::Sender<Arc<KeyPair>>,
+    heard: watch::Receiver<Heard>,
     dialled: Arc<AtomicUsize>,
     end: CancellationToken,
 }
@@ -94,12 +115,13 @@ impl Agent {
         });
         let (door, incoming) = mpsc::unbounded_channel::<DuplexStream>();
         let certificate = watch::Sender::new(pair("one"));
+        let (heard, hears) = watch::channel(Heard::default());
         let end = CancellationToken::new();
         tokio::spawn(relay::serve(
             UnboundedReceiverStream::new(incoming),
             upward,
             certificate.subscribe(),
-            watch::Sender::new(Heard::default()),
+            heard,
             end.clone(),
         ));
         let local = Connector::new(move || {
@@ -108,26 +130,32 @@ impl Agent {
             async move { sent.map(|()| near) }
         });
         let proxy = subscribe::channel(&local).await.unwrap();
-        Self { proxy, certificate, dialled, end }
+        Self { proxy, certificate, heard: hears, dialled, end }
     }
 
     /// Opens ADS and asks for all clusters.
-    async fn ask(&self) -> (mpsc::Sender<DiscoveryRequest>, Streaming<DiscoveryResponse>) {
+    async fn ask(&self) -> Stream {
         let (requests, outgoing) = mpsc::channel(4);
-        let first = DiscoveryRequest {
-            type_url: type_url(ResourceKind::Cluster).into(),
-            ..Default::default()
-        };
-        requests.send(first).await.unwrap();
+        requests.send(request(ResourceKind::Cluster, &[], "")).await.unwrap();
         let mut client = AggregatedDiscoveryServiceClient::new(self.proxy.clone());
         let opened = client.stream_aggregated_resources(ReceiverStream::new(outgoing)).await;
         (requests, opened.unwrap().into_inner())
     }
 }
 
+type Stream = (mpsc::Sender<DiscoveryRequest>, Streaming<DiscoveryResponse>);
+
+fn request(of: ResourceKind, names: &[&str], nonce: &str) -> DiscoveryRequest {
+    DiscoveryRequest {
+        type_url: type_url(of).into(),
+        resource_names: names.iter().map(|&name| name.to_owned()).collect(),
+        response_nonce: nonce.into(),
+        ..Default::default()
+    }
+}
 #[tokio::test(start_paused = true)]
 async fn a_stuck_control_plane_is_left_for_another_replica_after_45_s() {
-    let agent = Agent::start(&[Replica { speaks: false }, Replica { speaks: true }]).await;
+    let agent = Agent::start(&[SILENT, WELL]).await;
     let start = Instant::now();
     let (_requests, mut responses) = agent.ask().await;
     let over = responses.message().await.unwrap_err();
@@ -148,9 +176,71 @@ async fn a_stuck_control_plane_is_left_for_another_replica_after_45_s() {
     agent.end.cancel();
 }
 
+/// Has the clusters of the replica it speaks to, and owes no answer.
+async fn settled(agent: &Agent) -> Stream {
+    let (requests, mut responses) = agent.ask().await;
+    let clusters = responses.message().await.unwrap().expect("clusters");
+    let taken = DiscoveryRequest {
+        version_info: "one".into(),
+        ..request(ResourceKind::Cluster, &[], &clusters.nonce)
+    };
+    requests.send(taken).await.unwrap();
+    (requests, responses)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_control_plane_stuck_on_endpoints_or_routes_is_left_too() {
+    const STUCK: [&[Replica]; 2] = [
+        &[Replica { but: Some(ResourceKind::Endpoints), ..WELL }, WELL],
+        &[Replica { but: Some(ResourceKind::Route), ..WELL }, WELL],
+    ];
+    assert!(WATCHDOG <= Duration::from_secs(45), "the promise is 45 s");
+    for (replicas, of) in STUCK.into_iter().zip([ResourceKind::Endpoints, ResourceKind::Route]) {
+        let agent = Agent::start(replicas).await;
+        let (requests, mut responses) = settled(&agent).await;
+        // What may not exist is no reason to leave.
+        requests.send(request(of, &["of-no-cluster"], "")).await.unwrap();
+        let quiet = tokio::time::timeout(WATCHDOG * 4, responses.message()).await;
+        assert!(quiet.is_err(), "{of:?}: {quiet:?}");
+        let start = Instant::now();
+        requests.send(request(of, &["of-no-cluster", CLUSTER], "")).await.unwrap();
+        let over = responses.message().await.unwrap_err();
+        let waited = start.elapsed();
+        assert!(over.message().contains("owes an answer for 45 s"), "{of:?}: {over}");
+        assert!((WATCHDOG..WATCHDOG + Duration::from_secs(1)).contains(&waited), "{waited:?}");
+        let (requests, mut responses) = settled(&agent).await;
+        requests.send(request(of, &[CLUSTER], "")).await.unwrap();
+        let answer = responses.message().await.unwrap().expect("the other replica answers");
+        assert_eq!((&*answer.type_url, agent.dialled.load(Ordering::SeqCst)), (type_url(of), 2));
+        agent.end.cancel();
+    }
+}
+
+#[tokio::test]
+async fn who_asks_for_too_many_secrets_is_refused_and_counted() {
+    let agent = Agent::start(&[WELL]).await;
+    let (requests, outgoing) = mpsc::channel(4);
+    let mut client = SecretDiscoveryServiceClient::new(agent.proxy.clone());
+    let ask = |count: u8| DiscoveryRequest {
+        resource_names: (0..count).map(|number| number.to_string()).collect(),
+        ..request(ResourceKind::Secret, &[], "")
+    };
+    requests.send(ask(16)).await.unwrap();
+    let opened = client.stream_secrets(ReceiverStream::new(outgoing)).await.unwrap();
+    let mut responses = opened.into_inner();
+    responses.message().await.unwrap().expect("so many may be asked for");
+    assert_eq!(agent.heard.borrow().secrets_limited, 0);
+    requests.send(ask(17)).await.unwrap();
+    let over = responses.message().await.unwrap_err();
+    assert_eq!(over.code(), Code::ResourceExhausted);
+    assert!(over.message().contains("ISM6038"), "{over}");
+    assert_eq!(agent.heard.borrow().secrets_limited, 1);
+    agent.end.cancel();
+}
+
 #[tokio::test]
 async fn a_renewed_certificate_comes_on_the_stream_that_is_open() {
-    let agent = Agent::start(&[Replica { speaks: true }]).await;
+    let agent = Agent::start(&[WELL]).await;
     let (requests, outgoing) = mpsc::channel(4);
     let ask = DiscoveryRequest {
         resource_names: vec!["default".into()],

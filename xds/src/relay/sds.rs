@@ -2,6 +2,7 @@
 //!
 //! Names are Istio's: `default` is certificate and key, `ROOTCA` the roots.
 
+use super::Heard;
 use crate::codec;
 use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
@@ -77,12 +78,17 @@ impl KeyPair {
 
 pub(super) struct Secrets {
     certificate: watch::Receiver<Arc<KeyPair>>,
+    heard: Arc<watch::Sender<Heard>>,
     end: CancellationToken,
 }
 
 impl Secrets {
-    pub(super) fn new(certificate: watch::Receiver<Arc<KeyPair>>, end: CancellationToken) -> Self {
-        Self { certificate, end }
+    pub(super) fn new(
+        certificate: watch::Receiver<Arc<KeyPair>>,
+        heard: Arc<watch::Sender<Heard>>,
+        end: CancellationToken,
+    ) -> Self {
+        Self { certificate, heard, end }
     }
 }
 
@@ -97,9 +103,10 @@ impl SecretDiscoveryService for Secrets {
     ) -> Result<Response<Self::StreamSecretsStream>, Status> {
         let (responses, stream) = mpsc::channel(1);
         let (certificate, end) = (self.certificate.clone(), self.end.clone());
+        let heard = Arc::clone(&self.heard);
         tokio::spawn(async move {
             let over = tokio::select! {
-                over = exchange(request.into_inner(), certificate, &responses) => over,
+                over = exchange(request.into_inner(), certificate, &heard, &responses) => over,
                 () = end.cancelled() => Status::unavailable("the agent ends"),
             };
             // A proxy that is gone does not hear it.
@@ -133,6 +140,7 @@ fn only_streams() -> Status {
 async fn exchange(
     mut requests: Streaming<DiscoveryRequest>,
     mut certificate: watch::Receiver<Arc<KeyPair>>,
+    heard: &watch::Sender<Heard>,
     responses: &mpsc::Sender<Result<DiscoveryResponse, Status>>,
 ) -> Status {
     let (mut names, mut sent) = (BTreeSet::new(), 0_u64);
@@ -145,6 +153,7 @@ async fn exchange(
                         tracing::warn!(reason, "the proxy refused its certificate");
                     }
                     if request.resource_names.len() > NAMES_MAX {
+                        heard.send_modify(|heard| heard.secrets_limited += 1);
                         return Status::resource_exhausted(format!(
                             "ISM6038 one stream asks for {} secrets, the limit is {NAMES_MAX}. \
                              Fix: ask for `default` and `ROOTCA` only",

@@ -1,7 +1,7 @@
 //! One task per stream around a [`ServerSession`], in either variant of ADS.
 
 use super::cache::Cache;
-use super::sessions::{Limited, Registration, Sessions};
+use super::sessions::{Counts, Limited, Registration, Sessions};
 use super::{Changed, Peer, Source};
 use crate::node::Node;
 use crate::session::server::{Encoded, Limits, Lookup, Next, ServerSession, Violation};
@@ -16,10 +16,11 @@ use mesh::program::{ResourceKind, ResourceName};
 use mesh::world::View;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 /// A stream ends after this, give or take a tenth, so that proxies spread over replicas.
 const STREAM_AGE: Duration = Duration::from_secs(30 * 60);
@@ -186,9 +187,14 @@ impl Ads {
             )
         })?;
         let mut requests = request.into_inner();
+        let counts = self.sessions.counts();
         let first = tokio::time::timeout(FIRST_REQUEST, requests.message())
             .await
-            .map_err(|_| Status::deadline_exceeded("ISM6036 no first request within 10 s"))??
+            .map_err(|_| {
+                counts.limited(Limited::FirstRequest);
+                Status::deadline_exceeded("ISM6036 no first request within 10 s")
+            })?
+            .inspect_err(|status| unreadable(status, counts))?
             .ok_or_else(|| Status::cancelled("the stream ended before its first request"))?;
         let node = V::node(&first).cloned().unwrap_or_default();
         let node = Node::from_proto(&node).map_err(|e| Status::invalid_argument(e.to_string()))?;
@@ -216,6 +222,14 @@ impl Ads {
         };
         tokio::spawn(one.run(first));
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+/// Counts a message that was too long. Nothing but the sentence tells it from a connection that
+/// broke within a message: tonic gives both the same code.
+fn unreadable(status: &Status, counts: &Counts) {
+    if status.code() == Code::OutOfRange && status.message().contains("length too large") {
+        counts.limited(Limited::MessageBytes);
     }
 }
 
@@ -262,12 +276,14 @@ impl<V: Variant> Stream<V> {
                 Next::Send(response) => {
                     self.registration.counts().pushed(V::type_url(&response));
                     tokio::select! {
-                        sent = self.responses.send_timeout(Ok(response), UNREAD) => {
-                            if sent.is_err() {
-                                return Ok("the client does not read, or is gone");
+                        sent = self.responses.send_timeout(Ok(response), UNREAD) => match sent {
+                            Ok(()) => continue,
+                            Err(SendTimeoutError::Timeout(_)) => {
+                                self.registration.counts().limited(Limited::Unread);
+                                return Ok("the client does not read");
                             }
-                            continue;
-                        }
+                            Err(SendTimeoutError::Closed(_)) => return Ok("the client is gone"),
+                        },
                         () = end.cancelled() => return Ok("the server ends"),
                     }
                 }
@@ -289,9 +305,13 @@ impl<V: Variant> Stream<V> {
             };
             tokio::select! {
                 // Unread, its requests fill its own window and nothing of ours.
-                request = self.requests.message(), if opens.is_none() => match request? {
-                    Some(request) => self.request(&request)?,
-                    None => return Ok("the client closed it"),
+                request = self.requests.message(), if opens.is_none() => match request {
+                    Ok(Some(request)) => self.request(&request)?,
+                    Ok(None) => return Ok("the client closed it"),
+                    Err(status) => {
+                        unreadable(&status, self.registration.counts());
+                        return Err(status);
+                    }
                 },
                 changed = self.changes.changed() => {
                     if changed.is_err() {
@@ -314,14 +334,20 @@ impl<V: Variant> Stream<V> {
             self.registration.counts().rejected(type_url);
             self.rests_until = self.registration.refused(&self.peer, Instant::now());
         }
-        let state = &mut *self.registration.state();
-        self.variant.request(&mut state.session, Instant::now(), request).map_err(|violation| {
+        let names = {
+            let state = &mut *self.registration.state();
+            let taken = self.variant.request(&mut state.session, Instant::now(), request);
+            taken.map(|()| state.session.names())
+        };
+        let names = names.map_err(|violation| {
             self.registration.counts().limited(match violation {
                 Violation::TooManyNames(_) => Limited::Names,
                 Violation::NameTooLong { .. } => Limited::NameBytes,
             });
             Status::resource_exhausted(violation.to_string())
-        })
+        })?;
+        // Only now, for one request adds no more than a message holds, and its stream ends.
+        self.registration.named(names).map_err(Status::resource_exhausted)
     }
 
     fn next(&mut self) -> Next<V::Response> {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 /// All open sessions, for `/sessions` and `isthmus proxy-status`.
 #[derive(Debug, Clone, Default)]
 pub struct Sessions {
+    shares: Shares,
     registry: Arc<Mutex<Registry>>,
     counts: Arc<Counts>,
 }
@@ -46,23 +47,36 @@ pub enum Limited {
     StreamsPerWorkload,
     /// Names one stream subscribes to; the stream was ended.
     Names,
+    /// Names all streams of one identity subscribe to; the stream that asked for more was ended.
+    NamesPerIdentity,
     /// Length of a name; the stream was ended.
     NameBytes,
     /// Requests of one stream; it was left unread for a moment.
     Requests,
     /// Refusals (NACKs) of one identity; the stream was left unread for a while.
     Refusals,
+    /// How long a new stream may stay silent; it was ended.
+    FirstRequest,
+    /// How long a client may leave a response unread; the stream was ended.
+    Unread,
+    /// Length of a message; the stream was ended.
+    MessageBytes,
 }
 
 impl Limited {
-    pub const ALL: [Self; 7] = [
+    /// Every limit, in the order of its counter.
+    pub const ALL: [Self; 11] = [
         Self::Streams,
         Self::StreamsPerIdentity,
         Self::StreamsPerWorkload,
         Self::Names,
+        Self::NamesPerIdentity,
         Self::NameBytes,
         Self::Requests,
         Self::Refusals,
+        Self::FirstRequest,
+        Self::Unread,
+        Self::MessageBytes,
     ];
 
     /// Its name as a label of metrics.
@@ -72,9 +86,13 @@ impl Limited {
             Self::StreamsPerIdentity => "streams_per_identity",
             Self::StreamsPerWorkload => "streams_per_workload",
             Self::Names => "names",
+            Self::NamesPerIdentity => "names_per_identity",
             Self::NameBytes => "name_bytes",
             Self::Requests => "requests",
             Self::Refusals => "nacks",
+            Self::FirstRequest => "first_request",
+            Self::Unread => "unread",
+            Self::MessageBytes => "message_bytes",
         }
     }
 }
@@ -113,28 +131,65 @@ pub struct Session {
     pub types: Vec<TypeStatus>,
 }
 
-/// Streams of all proxies together.
-const STREAMS_MAX: usize = 16_384;
-/// Streams of one pod: one in use, and room for those that died unnoticed.
-const STREAMS_PER_WORKLOAD: usize = 4;
-/// Streams of one service account, which many pods may share: an eighth of all.
-const STREAMS_PER_IDENTITY: usize = STREAMS_MAX / 8;
-/// Refusals (NACKs) of one identity, over all its streams: so many at once …
-const NACK_BURST: u32 = 100;
-/// … and then one per so long. Whoever refuses more is left unread meanwhile.
-const NACK_EVERY: Duration = Duration::from_secs(1);
+/// What proxies may cost one control plane, by whose they are: no identity takes what all share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shares {
+    /// Streams of all proxies together.
+    pub streams: usize,
+    /// Streams of one pod: one in use, and room for those that died unnoticed.
+    pub streams_per_workload: usize,
+    /// Streams of one service account, which many pods may share: an eighth of all.
+    pub streams_per_identity: usize,
+    /// Names all streams of one identity subscribe to. A thousand for each stream it may have, or
+    /// a hundred gateways of 10,000 service ports; some hundreds of megabytes at the worst, where
+    /// its streams without this limit could hold a hundred million names.
+    pub names_per_identity: usize,
+    /// Refusals (NACKs) of one identity, over all its streams: so many at once …
+    pub nack_burst: u32,
+    /// … and then one per so long. Whoever refuses more is left unread meanwhile.
+    pub nack_every: Duration,
+}
+
+impl Default for Shares {
+    fn default() -> Self {
+        let streams = 16_384;
+        Self {
+            streams,
+            streams_per_workload: 4,
+            streams_per_identity: streams / 8,
+            names_per_identity: 1 << 21,
+            nack_burst: 100,
+            nack_every: Duration::from_secs(1),
+        }
+    }
+}
+
 /// Identities whose refusals are remembered; beyond it, those that may refuse freely are forgotten.
 const IDENTITIES_MAX: usize = 10_000;
-
-fn nack_limits() -> Limits {
-    Limits { request_burst: NACK_BURST, request_every: NACK_EVERY, ..Limits::default() }
-}
 
 #[derive(Debug, Default)]
 struct Registry {
     next: u64,
     open: BTreeMap<u64, Arc<Open>>,
     refusals: BTreeMap<Identity, Pace>,
+    /// Names subscribed, over all streams of an identity; those that have none are not here.
+    names: BTreeMap<Identity, usize>,
+}
+
+impl Registry {
+    /// One stream's names are now `new` where they were `old`.
+    fn renamed(&mut self, identity: &Identity, old: usize, new: usize) {
+        let others = self.names_of(identity) - old;
+        if others + new == 0 {
+            self.names.remove(identity);
+        } else {
+            self.names.insert(identity.clone(), others + new);
+        }
+    }
+
+    fn names_of(&self, identity: &Identity) -> usize {
+        self.names.get(identity).copied().unwrap_or_default()
+    }
 }
 
 #[derive(Debug)]
@@ -157,9 +212,16 @@ pub(super) struct Registration {
     sessions: Sessions,
     id: u64,
     open: Arc<Open>,
+    /// Its share of the names of its identity.
+    names: usize,
 }
 
 impl Sessions {
+    /// None are open yet, and these are the limits. [`Default`] has those that are shipped.
+    pub fn new(shares: Shares) -> Self {
+        Self { shares, ..Self::default() }
+    }
+
     /// By type.
     pub fn counted(&self) -> BTreeMap<ResourceKind, Counted> {
         let Counts { pushes, rejects, .. } = &*self.counts;
@@ -211,15 +273,16 @@ impl Sessions {
         view: View,
         limits: Limits,
     ) -> Result<Registration, String> {
+        let Shares { streams, streams_per_workload, streams_per_identity, .. } = self.shares;
         let mut registry = self.registry();
         let refuse = |limit, why| {
             self.counts.limited(limit);
             Err(why)
         };
-        if registry.open.len() >= STREAMS_MAX {
+        if registry.open.len() >= streams {
             return refuse(
                 Limited::Streams,
-                format!("ISM6034 there are {STREAMS_MAX} xDS streams already"),
+                format!("ISM6034 there are {streams} xDS streams already"),
             );
         }
         let (mut of_pod, mut of_identity) = (0, 0);
@@ -227,17 +290,17 @@ impl Sessions {
             of_pod += usize::from(open.proxy == proxy);
             of_identity += usize::from(open.identity == view.identity);
         }
-        if of_pod >= STREAMS_PER_WORKLOAD {
+        if of_pod >= streams_per_workload {
             return refuse(
                 Limited::StreamsPerWorkload,
-                format!("ISM6035 {proxy} has {STREAMS_PER_WORKLOAD} xDS streams already"),
+                format!("ISM6035 {proxy} has {streams_per_workload} xDS streams already"),
             );
         }
-        if of_identity >= STREAMS_PER_IDENTITY {
+        if of_identity >= streams_per_identity {
             return refuse(
                 Limited::StreamsPerIdentity,
                 format!(
-                    "ISM6033 {} has {STREAMS_PER_IDENTITY} xDS streams already. \
+                    "ISM6033 {} has {streams_per_identity} xDS streams already. \
                      Fix: give its workloads service accounts of their own",
                     view.identity
                 ),
@@ -250,7 +313,11 @@ impl Sessions {
         let open =
             Arc::new(Open { proxy, identity, since: Instant::now(), state: Mutex::new(state) });
         registry.open.insert(id, Arc::clone(&open));
-        Ok(Registration { sessions: self.clone(), id, open })
+        Ok(Registration { sessions: self.clone(), id, open, names: 0 })
+    }
+
+    pub(super) fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry> {
@@ -275,7 +342,9 @@ impl Registration {
 
     /// Counts a refusal of `peer`, and says until when its stream is to be left unread.
     pub(super) fn refused(&self, peer: &Identity, now: Instant) -> Option<Instant> {
-        let limits = nack_limits();
+        let Shares { nack_burst, nack_every, .. } = self.sessions.shares;
+        let limits =
+            Limits { request_burst: nack_burst, request_every: nack_every, ..Limits::default() };
         let rests = {
             let refusals = &mut self.sessions.registry().refusals;
             if refusals.len() >= IDENTITIES_MAX {
@@ -290,10 +359,37 @@ impl Registration {
         }
         rests
     }
+
+    /// Notes how many names its stream subscribes to; a sentence where its identity then has too
+    /// many. Its share is then what it was before, and given back when it goes.
+    pub(super) fn named(&mut self, names: usize) -> Result<(), String> {
+        if names == self.names {
+            return Ok(());
+        }
+        let limit = self.sessions.shares.names_per_identity;
+        let identity = &self.open.identity;
+        let mut registry = self.sessions.registry();
+        // Whoever asks for fewer is never refused.
+        let others = registry.names_of(identity) - self.names;
+        if names > self.names && others + names > limit {
+            drop(registry);
+            self.counts().limited(Limited::NamesPerIdentity);
+            return Err(format!(
+                "ISM6039 the streams of {identity} subscribe to more than {limit} names together. \
+                 Fix: subscribe to what is used, or give its workloads service accounts of their \
+                 own"
+            ));
+        }
+        registry.renamed(identity, self.names, names);
+        self.names = names;
+        Ok(())
+    }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.sessions.registry().open.remove(&self.id);
+        let mut registry = self.sessions.registry();
+        registry.open.remove(&self.id);
+        registry.renamed(&self.open.identity, self.names, 0);
     }
 }

@@ -211,6 +211,11 @@ impl ClientSession {
         self.kinds.values().any(|kind| !kind.unanswered.is_empty())
     }
 
+    /// For how many names the server owes an answer.
+    pub fn owed(&self) -> usize {
+        self.kinds.values().map(|kind| kind.unanswered.len()).sum()
+    }
+
     /// Versions held, for inspection.
     pub fn versions(&self, kind: ResourceKind) -> impl Iterator<Item = (&str, &str)> {
         let held = self.kinds.get(&kind).map(|kind| kind.held.iter());

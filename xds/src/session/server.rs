@@ -156,6 +156,11 @@ impl ServerSession {
         Ok(())
     }
 
+    /// Names subscribed, all types together.
+    pub fn names(&self) -> usize {
+        self.kinds.values().map(|kind| kind.explicit.len()).sum()
+    }
+
     /// When the next request may be read; `None` is now.
     pub fn reads_at(&self, now: Instant) -> Option<Instant> {
         self.pace.opens(now, &self.limits)
@@ -272,7 +277,7 @@ impl ServerSession {
                 return Err(Violation::NameTooLong { found, limit });
             }
         }
-        let have: usize = self.kinds.values().map(|kind| kind.explicit.len()).sum();
+        let have = self.names();
         let known = self.kinds.get(&of).map(|kind| &kind.explicit);
         let new: BTreeSet<&String> = request
             .resource_names_subscribe

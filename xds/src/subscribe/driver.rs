@@ -1,7 +1,7 @@
 //! The task around a [`ClientSession`]: dials, exchanges, publishes, and dials again.
 
 use super::warming::{Warming, Wishes};
-use super::{Connector, Want, channel};
+use super::{Connector, WATCHDOG, Want, channel};
 use crate::codec;
 use crate::node::Node;
 use crate::session::client::{ClientSession, Received};
@@ -28,8 +28,6 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 const GOOD_STREAM: Duration = Duration::from_secs(10);
 /// How long dialling and the first answer may take.
 const CONNECT: Duration = Duration::from_secs(10);
-/// A server that owes an answer for so long is stuck, though its HTTP/2 stack may not be (F17).
-const WATCHDOG: Duration = Duration::from_secs(45);
 /// Longest response read, bytes. The server is verified and one resource is never cut.
 const MESSAGE_MAX: usize = 64 << 20;
 
@@ -150,8 +148,11 @@ impl Driver {
                 },
                 response = incoming.message() => match response {
                     Ok(Some(response)) => {
-                        deadline = None;
-                        self.received(response);
+                        // Long answers come in parts. But who goes on about what it told us
+                        // before, and never comes to what we ask, is stuck too.
+                        if self.received(response) {
+                            deadline = None;
+                        }
                     }
                     Ok(None) => return Over::Broken("the control plane closed the stream".to_owned()),
                     Err(status) => return Over::Broken(describe(&status)),
@@ -173,8 +174,11 @@ impl Driver {
         self.settle();
     }
 
-    fn received(&mut self, response: DeltaDiscoveryResponse) {
+    /// True where it answers something that was owed.
+    fn received(&mut self, response: DeltaDiscoveryResponse) -> bool {
+        let owed = self.session.owed();
         let Received { taken, removed, refused } = self.session.response(response);
+        let answers = self.session.owed() < owed;
         for (name, resource) in taken {
             self.refused.remove(&name);
             self.warming.take(name, resource);
@@ -188,6 +192,7 @@ impl Driver {
             self.refused.insert(name, reason);
         }
         self.settle();
+        answers
     }
 
     fn settle(&mut self) {

@@ -1,6 +1,8 @@
 //! A representative program, written by hand.
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub(crate) mod plane;
+
 use mesh::authorize::Authorization;
 use mesh::inventory::MtlsMode;
 use mesh::name::{Hostname, Locality, Protocol};

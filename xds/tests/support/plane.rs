@@ -1,0 +1,184 @@
+//! A control plane in memory that serves one program, and ways to dial it.
+
+use futures::future::BoxFuture;
+use mesh::name::Identity;
+use mesh::program::*;
+use mesh::world::{Dialect, Role, View};
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::io::DuplexStream;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_util::sync::CancellationToken;
+use xds::issue::{self, Issue, Refused};
+use xds::node::Node;
+use xds::serve::{self, Changed, Sessions, Shares, Source};
+use xds::subscribe::Connector;
+
+/// A control plane's memory.
+pub(crate) struct World {
+    pub(crate) program: Mutex<Program>,
+    generation: watch::Sender<u64>,
+    changed: Mutex<Vec<(u64, ResourceName)>>,
+    pub(crate) looked_up: AtomicUsize,
+}
+
+impl World {
+    pub(crate) fn new(program: Program) -> Arc<Self> {
+        Arc::new(Self {
+            program: Mutex::new(program),
+            generation: watch::channel(1).0,
+            changed: Mutex::default(),
+            looked_up: AtomicUsize::new(0),
+        })
+    }
+
+    pub(crate) fn edit(&self, name: &ResourceName, value: Option<Resource>) {
+        let mut program = self.program.lock().unwrap();
+        match value {
+            Some(value) => program.insert(name.clone(), Arc::new(value)),
+            None => program.remove(name),
+        };
+        let next = *self.generation.borrow() + 1;
+        self.changed.lock().unwrap().push((next, name.clone()));
+        drop(program);
+        self.generation.send_replace(next);
+    }
+}
+
+impl Source for World {
+    fn view(&self, peer: &Identity, node: &Node) -> Result<View, String> {
+        if node.account != peer.account || node.namespace != peer.namespace {
+            return Err(format!("ISM3999 {} is not {}", node.pod, peer));
+        }
+        Ok(View {
+            role: node.role,
+            dialect: node.dialect,
+            cluster: node.cluster.parse().map_err(|_| "ISM3999 no cluster".to_owned())?,
+            network: "net".parse().unwrap(),
+            locality: node.locality.clone(),
+            namespace: node.namespace.clone(),
+            identity: peer.clone(),
+            workload: node.pod.clone(),
+        })
+    }
+
+    fn resource(&self, _: &View, name: &ResourceName) -> Option<Arc<Resource>> {
+        self.looked_up.fetch_add(1, Ordering::Relaxed);
+        self.program.lock().unwrap().get(name).cloned()
+    }
+
+    fn names(&self, _: &View, kind: ResourceKind) -> Vec<ResourceName> {
+        let program = self.program.lock().unwrap();
+        program.keys().filter(|name| name.kind == kind).cloned().collect()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    fn changed_since(&self, generation: u64) -> Changed {
+        let changed = self.changed.lock().unwrap();
+        let since = changed.iter().filter(|(at, _)| *at > generation);
+        Changed::Names(Arc::new(since.map(|(_, name)| name.clone()).collect()))
+    }
+}
+
+pub(crate) struct Issuer;
+
+impl Issue for Issuer {
+    fn issue(&self, request: issue::Request) -> BoxFuture<'_, Result<Vec<String>, Refused>> {
+        Box::pin(async move {
+            match request.token.as_deref() {
+                Some("good") => Ok(vec![format!("leaf of {}", request.csr_pem), "root".into()]),
+                Some("slow") => std::future::pending().await,
+                _ => Err(Refused::Unauthenticated("ISM3999 that token is not good".into())),
+            }
+        })
+    }
+}
+
+pub(crate) fn hello() -> Identity {
+    "spiffe://east.mesh/ns/shop/sa/hello".parse().unwrap()
+}
+
+pub(crate) fn node() -> Node {
+    Node {
+        role: Role::Sidecar,
+        address: "10.244.0.7".parse().unwrap(),
+        pod: "hello-0".into(),
+        namespace: "shop".into(),
+        cluster: "east".into(),
+        network: "net-east".into(),
+        account: "hello".into(),
+        locality: Default::default(),
+        dialect: Dialect::Isthmus,
+    }
+}
+
+type Accepted = (DuplexStream, Option<Identity>);
+
+/// A control plane that can be replaced and cut off, and a way to dial it.
+pub(crate) struct Plane {
+    door: Arc<Mutex<Option<mpsc::UnboundedSender<Accepted>>>>,
+    end: CancellationToken,
+    pub(crate) sessions: Sessions,
+}
+
+impl Plane {
+    pub(crate) fn start(world: &Arc<World>) -> Self {
+        Self::with(world, Shares::default())
+    }
+
+    /// With limits of a test's own.
+    pub(crate) fn with(world: &Arc<World>, shares: Shares) -> Self {
+        let door = Arc::new(Mutex::new(None));
+        let sessions = Sessions::new(shares);
+        let mut plane = Self { door, end: CancellationToken::new(), sessions };
+        plane.again(world);
+        plane
+    }
+
+    pub(crate) fn again(&mut self, world: &Arc<World>) {
+        let (sender, incoming) = mpsc::unbounded_channel();
+        *self.door.lock().unwrap() = Some(sender);
+        self.end = CancellationToken::new();
+        tokio::spawn(serve::serve(
+            UnboundedReceiverStream::new(incoming),
+            Arc::clone(world) as Arc<dyn Source>,
+            Some(Arc::new(Issuer)),
+            self.sessions.clone(),
+            self.end.clone(),
+        ));
+    }
+
+    pub(crate) fn stop(&self) {
+        self.door.lock().unwrap().take();
+        self.end.cancel();
+    }
+
+    pub(crate) fn connector(&self, peer: Option<Identity>) -> Connector {
+        let door = Arc::clone(&self.door);
+        Connector::new(move || {
+            let (near, far) = tokio::io::duplex(64 * 1024);
+            let sent = door.lock().unwrap().as_ref().map(|door| door.send((far, peer.clone())));
+            async move {
+                match sent {
+                    Some(Ok(())) => Ok(near),
+                    _ => Err(io::Error::from(io::ErrorKind::ConnectionRefused)),
+                }
+            }
+        })
+    }
+}
+
+#[track_caller]
+pub(crate) fn within<T>(waited: impl Future<Output = T>) -> impl Future<Output = T> {
+    let at = std::panic::Location::caller();
+    async move {
+        let limit = Duration::from_secs(20);
+        tokio::time::timeout(limit, waited).await.unwrap_or_else(|_| panic!("waited in vain, {at}"))
+    }
+}
