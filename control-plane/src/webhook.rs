@@ -17,13 +17,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh::inventory::Inventory;
 use review::Review;
+use runtime::places::Places;
 use runtime::readiness::Readiness;
 use rustls::ServerConfig;
 use serde::Deserialize;
-use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -172,7 +172,7 @@ async fn accept(
     shared: Arc<Shared>,
     end: CancellationToken,
 ) -> Infallible {
-    let places = Arc::new(Mutex::new(Places::default()));
+    let places = Places::new(CONNECTIONS_MAX, PER_SOURCE_MAX);
     loop {
         let accepted = tokio::select! {
             () = end.cancelled() => return std::future::pending().await,
@@ -187,7 +187,7 @@ async fn accept(
                 continue;
             }
         };
-        let Some(place) = Place::take(&places, peer.ip()) else {
+        let Some(place) = places.take(peer.ip()) else {
             shared.numbers.connection_refused("webhook_full");
             continue;
         };
@@ -303,46 +303,6 @@ fn respond(status: StatusCode, kind: &'static str, text: String) -> Response<Ful
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
     response
-}
-
-/// Connections by source.
-#[derive(Debug, Default)]
-struct Places {
-    all: usize,
-    sources: HashMap<IpAddr, usize>,
-}
-
-/// One connection's place; given back when dropped.
-struct Place {
-    places: Arc<Mutex<Places>>,
-    source: IpAddr,
-}
-
-impl Place {
-    fn take(places: &Arc<Mutex<Places>>, source: IpAddr) -> Option<Self> {
-        let mut held = places.lock().expect("no holder panics");
-        let own = held.sources.get(&source).copied().unwrap_or_default();
-        if held.all >= CONNECTIONS_MAX || own >= PER_SOURCE_MAX {
-            return None;
-        }
-        held.all += 1;
-        held.sources.insert(source, own + 1);
-        drop(held);
-        Some(Self { places: places.clone(), source })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut held = self.places.lock().expect("no holder panics");
-        held.all -= 1;
-        if let Some(count) = held.sources.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                held.sources.remove(&self.source);
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -8,10 +8,10 @@ use anyhow::Context as _;
 use hickory_proto::op::{Message, OpCode, ResponseCode};
 use ipnet::IpNet;
 use mesh::zone::Zone;
+use runtime::places::Places;
 use socket2::{Domain, Socket, Type};
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -54,8 +54,7 @@ struct Shared {
     allow: Vec<IpNet>,
     telemetry: Telemetry,
     in_flight: Arc<Semaphore>,
-    connections: Arc<Semaphore>,
-    sources: Mutex<HashMap<IpAddr, usize>>,
+    connections: Places,
     tasks: TaskTracker,
 }
 
@@ -80,8 +79,7 @@ impl Server {
             allow,
             telemetry: Telemetry::register(&metrics),
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
-            connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
-            sources: Mutex::default(),
+            connections: Places::new(CONNECTIONS_MAX, CONNECTIONS_PER_SOURCE_MAX),
             tasks: TaskTracker::new(),
         };
         Ok(Self { sockets, shared: Arc::new(shared) })
@@ -331,7 +329,7 @@ async fn serve_tcp(shared: Arc<Shared>, listener: TcpListener, end: Cancellation
             shared.telemetry.dropped("source");
             continue;
         }
-        let Some(place) = Place::take(&shared, peer.ip()) else {
+        let Some(place) = shared.connections.take(peer.ip()) else {
             shared.telemetry.dropped("connections");
             continue;
         };
@@ -377,38 +375,5 @@ async fn converse(shared: &Shared, mut stream: TcpStream) -> anyhow::Result<()> 
         let mut framed = length.to_be_bytes().to_vec();
         framed.extend_from_slice(&bytes);
         timeout(IDLE, stream.write_all(&framed)).await.context("the answer was not taken")??;
-    }
-}
-
-/// One TCP connection's place among all and among its source's; given back when dropped.
-#[derive(Debug)]
-struct Place {
-    shared: Arc<Shared>,
-    source: IpAddr,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Place {
-    fn take(shared: &Arc<Shared>, source: IpAddr) -> Option<Self> {
-        let permit = shared.connections.clone().try_acquire_owned().ok()?;
-        let mut sources = shared.sources.lock().expect("no holder panics");
-        let count = sources.entry(source).or_default();
-        if *count >= CONNECTIONS_PER_SOURCE_MAX {
-            return None;
-        }
-        *count += 1;
-        Some(Self { shared: shared.clone(), source, _permit: permit })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut sources = self.shared.sources.lock().expect("no holder panics");
-        if let Some(count) = sources.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                sources.remove(&self.source);
-            }
-        }
     }
 }

@@ -2,6 +2,7 @@
 //! their own, which show nothing else.
 
 use crate::metrics::Metrics;
+use crate::places::Places;
 use crate::readiness::Readiness;
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::metrics::counter::Counter;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -20,13 +21,18 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-/// Connections served at once per page server; more wait.
-const CONNECTIONS_MAX: usize = 64;
+/// Connections served at once per page server; more are closed.
+const CONNECTIONS_MAX: usize = 512;
+/// Of these from one address: a stranger must not keep the kubelet out, which ends pods whose health it
+/// cannot ask for.
+const PER_SOURCE_MAX: usize = 32;
 /// A client has this long to send its request head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// And this long for all of its visit, with the time that a page takes which has to ask somebody.
+const VISIT_MAX: Duration = Duration::from_secs(300);
 
 /// What a page shows: its query string in, a content type and a body out.
 pub type Page = Arc<dyn Fn(&str) -> Body + Send + Sync>;
@@ -49,7 +55,7 @@ pub enum Body {
 pub struct Pages {
     pages: BTreeMap<String, Page>,
     asked: BTreeMap<String, Asked>,
-    /// Raised whenever all of [`CONNECTIONS_MAX`] are in use.
+    /// Connections closed for [`CONNECTIONS_MAX`] or [`PER_SOURCE_MAX`].
     full: Counter,
 }
 
@@ -228,38 +234,34 @@ pub fn bind_tcp(address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 trait Accept: Send + Sync + 'static {
     type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
-    fn next(&self) -> impl Future<Output = std::io::Result<Self::Stream>> + Send;
+    /// With where it comes from.
+    fn next(&self) -> impl Future<Output = std::io::Result<(Self::Stream, IpAddr)>> + Send;
 }
 
 impl Accept for TcpListener {
     type Stream = TcpStream;
-    async fn next(&self) -> std::io::Result<TcpStream> {
-        self.accept().await.map(|(stream, _)| stream)
+    async fn next(&self) -> std::io::Result<(TcpStream, IpAddr)> {
+        self.accept().await.map(|(stream, peer)| (stream, peer.ip()))
     }
 }
 
 impl Accept for UnixListener {
     type Stream = UnixStream;
-    async fn next(&self) -> std::io::Result<UnixStream> {
-        self.accept().await.map(|(stream, _)| stream)
+    async fn next(&self) -> std::io::Result<(UnixStream, IpAddr)> {
+        let here = Ipv4Addr::LOCALHOST.into();
+        self.accept().await.map(|(stream, _)| (stream, here))
     }
 }
 
 async fn accept_loop(listener: impl Accept, pages: Pages, end: CancellationToken) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Places::new(CONNECTIONS_MAX, PER_SOURCE_MAX);
     loop {
-        // Whether somebody waits meanwhile is not to be seen before it is accepted: so it is
-        // counted that all places are taken.
-        if slots.available_permits() == 0 {
-            pages.full.inc();
-        }
-        let (slot, stream) = tokio::select! {
+        let accepted = tokio::select! {
             () = end.cancelled() => return,
-            both = async { (slots.clone().acquire_owned().await, listener.next().await) } => both,
+            accepted = listener.next() => accepted,
         };
-        let slot = slot.expect("the semaphore is never closed");
-        let stream = match stream {
-            Ok(stream) => stream,
+        let (stream, source) = match accepted {
+            Ok(accepted) => accepted,
             Err(e) => {
                 // Out of descriptors, or a client that left already: neither may end the loop.
                 tracing::warn!(error = %e, "accepting an admin connection failed");
@@ -267,9 +269,13 @@ async fn accept_loop(listener: impl Accept, pages: Pages, end: CancellationToken
                 continue;
             }
         };
+        let Some(place) = places.take(source) else {
+            pages.full.inc();
+            continue;
+        };
         let (pages, end) = (pages.clone(), end.clone());
         tokio::spawn(async move {
-            let _slot = slot;
+            let _place = place;
             let service = service_fn(move |request: Request<Incoming>| {
                 let pages = pages.clone();
                 async move {
@@ -282,9 +288,11 @@ async fn accept_loop(listener: impl Accept, pages: Pages, end: CancellationToken
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
+                // A place is held for one answer, not from one to the next.
+                .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
             tokio::select! {
-                _ = connection => {}
+                _ = timeout(VISIT_MAX, connection) => {}
                 () = end.cancelled() => {}
             }
         });

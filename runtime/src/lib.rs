@@ -5,6 +5,7 @@ pub mod admin;
 pub mod config;
 pub mod metrics;
 pub mod page;
+pub mod places;
 pub mod readiness;
 pub mod shutdown;
 pub mod telemetry;
