@@ -1,6 +1,7 @@
 //! gRPC as a proxy meets it: how a call is known, how long it may take, and how its client is told
 //! that it failed (gRPC over HTTP/2: `PROTOCOL-HTTP2.md`).
 
+use crate::headers;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use std::error::Error;
@@ -82,11 +83,28 @@ pub(crate) fn is_refused(problem: &hyper::Error) -> bool {
     problem.is_go_away() && problem.is_remote() && reason == Some(h2::Reason::NO_ERROR)
 }
 
-/// The name of the limit for which we ended a connection.
-pub(crate) fn own_limit(problem: &hyper::Error) -> Option<String> {
+/// Names of limits that h2 keeps, by what it says of them in GOAWAY's debug data.
+const FLOODS: [(&[u8], &str); 5] = [
+    (b"header_list_way_too_large", headers::TOO_LONG),
+    (b"too_many_continuations", "continuations"),
+    (b"too_many_data_frames", "data_frames"),
+    (b"too_many_internal_resets", "resets_own"),
+    (b"too_many_resets", "resets"),
+];
+
+/// The name of the limit for which we ended a connection, which ended with these bytes of ours: all
+/// floods have one code, and h2 says in GOAWAY alone which it was.
+pub(crate) fn own_limit(problem: &hyper::Error, last: &[u8]) -> Option<String> {
     let found = in_h2(problem).filter(|found| found.is_library())?;
     let reason = found.reason()?;
-    (reason != h2::Reason::NO_ERROR).then(|| format!("{reason:?}").to_ascii_lowercase())
+    if reason == h2::Reason::NO_ERROR {
+        return None;
+    }
+    let known = FLOODS.iter().find(|(said, _)| last.ends_with(said));
+    Some(match known {
+        Some((_, limit)) => (*limit).to_owned(),
+        None => format!("{reason:?}").to_ascii_lowercase(),
+    })
 }
 
 /// `application/grpc`, with what codec ever; not gRPC-Web, whose trailers are in its body.

@@ -7,18 +7,37 @@ use hyper::rt::{Read, ReadBufCursor, Sleep, Timer, Write};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// From the first byte of a request head to its last; twice that at most, as clocks are coarse.
 pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection without a request is closed after this (Envoy's default).
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(3_600);
+/// Name of the limit where a client begins a request head and does not end it in time.
+pub(crate) const TOO_SLOW: &str = "head_timeout";
+/// Name of the limit where a client begins no request for too long.
+pub(crate) const TOO_IDLE: &str = "idle_timeout";
 
 /// Counts the reads of one connection.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Reads(Arc<AtomicU64>);
+pub(crate) struct Reads(Arc<Seen>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    reads: AtomicU64,
+    /// A wait ran out though bytes had come.
+    slow: AtomicBool,
+}
+
+impl Reads {
+    /// The name of the limit whose time ran out: hyper knows only that one did.
+    pub(crate) fn limit(&self) -> &'static str {
+        if self.0.slow.load(Ordering::Relaxed) { TOO_SLOW } else { TOO_IDLE }
+    }
+}
 
 /// A connection whose reads are counted.
 #[derive(Debug)]
@@ -34,7 +53,7 @@ impl<T: Read + Unpin> Read for Watched<T> {
         buf: ReadBufCursor<'_>,
     ) -> Poll<std::io::Result<()>> {
         let read = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
-        self.reads.0.fetch_add(1, Ordering::Relaxed);
+        self.reads.0.reads.fetch_add(1, Ordering::Relaxed);
         Poll::Ready(read)
     }
 }
@@ -71,14 +90,19 @@ pub(crate) struct HeadTimer(pub(crate) Reads);
 
 impl Timer for HeadTimer {
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
-        self.sleep_until(Instant::now() + duration)
+        self.sleep_until((Instant::now() + duration).into_std())
     }
 
-    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
+    /// The clock that tests may stop.
+    fn now(&self) -> std::time::Instant {
+        Instant::now().into_std()
+    }
+
+    fn sleep_until(&self, deadline: std::time::Instant) -> Pin<Box<dyn Sleep>> {
         Box::pin(HeadSleep {
             inner: Box::pin(tokio::time::sleep_until(deadline.into())),
             reads: self.0.clone(),
-            seen: self.0.0.load(Ordering::Relaxed),
+            seen: self.0.0.reads.load(Ordering::Relaxed),
             begun: false,
             idle_until: Instant::now() + IDLE_TIMEOUT,
         })
@@ -102,14 +126,15 @@ impl Future for HeadSleep {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.inner.as_mut().poll(cx));
-            let reads = self.reads.0.load(Ordering::Relaxed);
+            let reads = self.reads.0.reads.load(Ordering::Relaxed);
             let now = Instant::now();
             if self.begun || now >= self.idle_until {
+                self.reads.0.slow.store(self.begun, Ordering::Relaxed);
                 return Poll::Ready(());
             }
             self.begun = reads != self.seen;
             let next = now + HEAD_TIMEOUT;
-            self.inner.as_mut().reset(next.into());
+            self.inner.as_mut().reset(next);
         }
     }
 }

@@ -35,10 +35,25 @@ const HOP_BY_HOP: [HeaderName; 7] = [
 
 /// Headers of one request.
 pub(crate) const HEADERS_MAX: usize = 100;
+/// Longest request head, bytes; longer ones are refused with 431.
+pub(crate) const HEAD_MAX: usize = 64 * 1024;
+/// Name of the limit where a request has too many headers.
+const TOO_MANY: &str = "headers_count";
+/// Name of the limit where a request's head is too long.
+pub(crate) const TOO_LONG: &str = "headers_size";
 
-/// Why a request is not passed on: a status and a sentence.
-pub(crate) fn refusal(parts: &Parts) -> Option<(StatusCode, &'static str)> {
-    let bad = |sentence| Some((StatusCode::BAD_REQUEST, sentence));
+/// Why a request is not passed on.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) status: StatusCode,
+    pub(crate) why: &'static str,
+    /// The name of the limit that it is over.
+    pub(crate) limit: Option<&'static str>,
+}
+
+/// Why a request is not passed on, if it is not.
+pub(crate) fn refusal(parts: &Parts) -> Option<Refused> {
+    let bad = |why| Some(Refused { status: StatusCode::BAD_REQUEST, why, limit: None });
     let mut hosts = parts.headers.get_all(header::HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
@@ -87,10 +102,39 @@ pub(crate) fn refusal(parts: &Parts) -> Option<(StatusCode, &'static str)> {
     if !(whole || path.starts_with('/')) {
         return bad("its path does not begin with a slash");
     }
+    let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
     if parts.headers.len() > HEADERS_MAX {
-        return Some((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "it has over 100 headers"));
+        return Some(Refused { status, why: "it has over 100 headers", limit: Some(TOO_MANY) });
+    }
+    // Of HTTP/1.1 hyper has measured the bytes.
+    if parts.version == Version::HTTP_2 && list_size(parts) >= HEAD_MAX {
+        return Some(Refused { status, why: "its headers are over 64 KiB", limit: Some(TOO_LONG) });
     }
     None
+}
+
+/// The size of a request's header list (RFC 9113 section 6.5.2).
+fn list_size(parts: &Parts) -> usize {
+    const EACH: usize = 32;
+    let uri = &parts.uri;
+    let pseudo = [
+        (":method", parts.method.as_str()),
+        (":scheme", uri.scheme_str().unwrap_or_default()),
+        (":authority", uri.authority().map_or("", Authority::as_str)),
+        (":path", uri.path_and_query().map_or("", PathAndQuery::as_str)),
+    ];
+    let pseudo = pseudo.iter().map(|(name, value)| name.len() + value.len() + EACH);
+    let fields = parts.headers.iter();
+    pseudo.chain(fields.map(|(name, value)| name.as_str().len() + value.len() + EACH)).sum()
+}
+
+/// Which limit a head of HTTP/1.1 is over that hyper found too large, by as much of it as was read:
+/// hyper says no more than that.
+pub(crate) fn outgrown(head: &[u8]) -> &'static str {
+    let lines = head.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
+    let lines = lines.skip_while(|line| line.is_empty()).take_while(|line| !line.is_empty());
+    // The first is the request line.
+    if lines.skip(1).count() > HEADERS_MAX { TOO_MANY } else { TOO_LONG }
 }
 
 /// The request's wish to change protocols, `websocket` for example. HTTP/2 has none of this, and a
@@ -268,7 +312,7 @@ pub(crate) fn id(headers: &HeaderMap) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{begin_request, end_hop, end_trailers, frame, refusal, upgrade};
+    use super::{begin_request, end_hop, end_trailers, frame, outgrown, refusal, upgrade};
     use crate::version::Wire;
     use http::{HeaderMap, HeaderValue, Request};
 
@@ -365,7 +409,7 @@ mod tests {
             lines.retain(|(other, kept)| *other != name || *kept == value);
             let mut parts = with(headers(&lines));
             parts.uri = "/".parse().unwrap();
-            refusal(&parts).map(|(_, why)| why)
+            refusal(&parts).map(|refused| refused.why)
         };
         for fine in ["a", "a.b:80", "[::1]:80", "a_b", ""] {
             assert_eq!(refused("host", fine), None, "{fine:?}");
@@ -380,6 +424,21 @@ mod tests {
         }
         assert_eq!(refused("content-length", "5"), None);
         assert!(refused("content-length", "5, 5").is_some());
+    }
+
+    #[test]
+    fn a_head_is_too_large_by_its_lines_or_by_its_bytes() {
+        let head = |count: usize| format!("\r\nGET / HTTP/1.1\r\n{}", "a: b\r\n".repeat(count));
+        assert_eq!(outgrown(head(101).as_bytes()), "headers_count");
+        assert_eq!(outgrown((head(100) + "a").as_bytes()), "headers_count", "one has begun");
+        assert_eq!(outgrown(head(100).as_bytes()), "headers_size");
+        let body = "\r\n".to_owned() + &"line\n".repeat(200);
+        assert_eq!(
+            outgrown((head(100) + &body).as_bytes()),
+            "headers_size",
+            "what follows is none"
+        );
+        assert_eq!(outgrown(b""), "headers_size");
     }
 
     #[test]

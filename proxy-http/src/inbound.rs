@@ -139,8 +139,11 @@ pub(crate) async fn answer(
     record.line.requested_server_name = context.downstream.server_name.clone();
     record.line.downstream_peer_uri_san =
         context.downstream.identity.as_ref().map(ToString::to_string);
-    if let Some((status, why)) = refusal {
-        return reply(record, status, "DPE", why, None);
+    if let Some(refused) = refusal {
+        if let Some(limit) = refused.limit {
+            context.shared.counters.limit(limit.to_owned());
+        }
+        return reply(record, refused.status, "DPE", refused.why, None);
     }
     if let Some(denial) = context.application.admission.verdict().denial() {
         return deny(record, denial);

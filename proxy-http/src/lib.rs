@@ -8,6 +8,7 @@ mod body;
 mod budget;
 mod connection;
 mod dials;
+mod farewell;
 mod grpc;
 mod head_timer;
 mod headers;

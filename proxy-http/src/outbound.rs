@@ -205,8 +205,11 @@ pub(crate) async fn answer(
     record.line.downstream_remote_address = Some(context.downstream.peer.to_string());
     record.line.downstream_local_address = Some(context.downstream.local.to_string());
     record.line.route_name = Some(context.route.name.clone());
-    if let Some((status, why)) = refusal {
-        return reply(record, status, "DPE", why, None);
+    if let Some(refused) = refusal {
+        if let Some(limit) = refused.limit {
+            context.shared.counters.limit(limit.to_owned());
+        }
+        return reply(record, refused.status, "DPE", refused.why, None);
     }
     let route = match context.route().await {
         Ok(route) => route,

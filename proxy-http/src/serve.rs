@@ -2,13 +2,14 @@
 
 use crate::body::ResponseBody;
 use crate::connection::STREAM_WINDOW;
+use crate::farewell::{Farewell, Speaking};
 use crate::grpc;
 use crate::head_timer::{HEAD_TIMEOUT, HeadTimer, Reads, Watched};
-use crate::headers::HEADERS_MAX;
+use crate::headers::{self, HEAD_MAX, HEADERS_MAX};
 use crate::idle::{Offered, Streams, Taken, Watch};
 use crate::inbound::{self, Application};
 use crate::outbound::{self, Destination};
-use crate::version::{self, Wire};
+use crate::version::{self, Heard, Wire};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -35,9 +36,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use trust::svid::Svid;
 
-/// Longest request head, bytes; longer ones are refused with 431.
-const HEAD_MAX: usize = 64 * 1024;
-/// Streams a client may have open on one HTTP/2 connection; more are refused (`REFUSED_STREAM`).
+/// Longest request head that is looked at over HTTP/2, bytes, so that one over [`HEAD_MAX`] is refused by
+/// us and counted. h2 answers longer ones with 431 by itself, where nobody sees it, and ends the connection,
+/// which is counted, at four times this.
+const HEAD_LOOKED_AT: usize = 2 * HEAD_MAX;
+/// Streams a client may have open on one HTTP/2 connection; more are refused (`REFUSED_STREAM`). h2 does
+/// that by itself, where nobody sees it; [`RESETS_OWN_MAX`] ends the connection of who goes on, and that is
+/// counted.
 const STREAMS_MAX: u32 = 1_024;
 /// What a client may have sent on one HTTP/2 connection that nobody has read yet, bytes.
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
@@ -225,20 +230,26 @@ where
         // Nothing was asked yet.
         () = live.asked_to_end() => return,
     };
+    let counters = &limits.counters;
     let (wire, io) = match heard {
-        Ok(Some(heard)) => heard,
-        Ok(None) => return,
+        Ok(Heard::Spoken(wire, io)) => (wire, io),
+        Ok(Heard::Nothing) => return,
+        Ok(Heard::Late(limit)) => {
+            tracing::debug!(limit, "a downstream connection ended");
+            counters.limit(limit.to_owned());
+            return;
+        }
         Err(problem) => {
             tracing::debug!(error = %problem, "a downstream connection ended");
             return;
         }
     };
-    let counters = &limits.counters;
     match wire {
         Wire::Http1 => {
             let (reads, watch) = (Reads::default(), Watch::default());
             let io = Taken::new(TokioIo::new(io), watch.clone(), limits.clone());
             let io = Watched { io, reads: reads.clone() };
+            let timer = HeadTimer(reads.clone());
             let offering = watch.clone();
             let service = service_fn(move |request| {
                 let (answer, watch) = (service(request), offering.clone());
@@ -247,18 +258,27 @@ where
                     Ok::<_, Infallible>(answer.await.map(offered))
                 }
             });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(HeadTimer(reads))
+            let mut connection = hyper::server::conn::http1::Builder::new()
+                .timer(timer)
                 .header_read_timeout(HEAD_TIMEOUT)
                 .max_headers(HEADERS_MAX)
                 .max_header_size(HEAD_MAX)
                 .serve_connection(io, service)
                 .with_upgrades();
-            let mut connection = pin!(connection);
             let end =
                 |connection: Pin<&mut _>| UpgradeableConnection::graceful_shutdown(connection);
-            until_served(connection.as_mut(), end, live, counters).await;
+            let problem = until_served(Pin::new(&mut connection), end, live).await;
             watch.forget();
+            let limit = match problem {
+                Some(problem) if problem.is_timeout() => Some(reads.limit()),
+                Some(problem) if problem.is_parse_too_large() => {
+                    connection.into_parts().map(|parts| headers::outgrown(&parts.read_buf))
+                }
+                _ => None,
+            };
+            if let Some(limit) = limit {
+                counters.limit(limit.to_owned());
+            }
         }
         Wire::Http2 => {
             let service = service_fn(move |request: Request<Incoming>| {
@@ -273,51 +293,53 @@ where
                     Ok::<_, Infallible>(answer.await.map(|body| Offered::in_pieces(offered(body))))
                 }
             });
+            let farewell = Farewell::default();
+            let io = Speaking { io: TokioIo::new(io), farewell: farewell.clone() };
             let connection =
                 hyper::server::conn::http2::Builder::new(Streams { limits: limits.clone() })
                     .timer(TokioTimer::new())
                     .max_concurrent_streams(STREAMS_MAX)
                     .initial_stream_window_size(STREAM_WINDOW)
                     .initial_connection_window_size(CONNECTION_WINDOW)
-                    .max_header_list_size(HEAD_MAX as u32)
+                    .max_header_list_size(HEAD_LOOKED_AT as u32)
                     .max_pending_accept_reset_streams(RESETS_PENDING_MAX)
                     .max_local_error_reset_streams(RESETS_OWN_MAX)
                     .keep_alive_interval(PING_EVERY)
                     .keep_alive_timeout(PING_EVERY)
-                    .serve_connection(TokioIo::new(io), service);
+                    .serve_connection(io, service);
             let mut connection = pin!(connection);
             let end = |connection: Pin<&mut _>| http2::Connection::graceful_shutdown(connection);
-            until_served(connection.as_mut(), end, live, counters).await;
+            let problem = until_served(connection.as_mut(), end, live).await;
+            if let Some(limit) = problem.and_then(|it| grpc::own_limit(&it, &farewell.said())) {
+                counters.limit(limit);
+            }
         }
     }
 }
 
-/// Serves a connection to its end; asked to, it takes no new requests and ends after the last.
+/// Serves a connection to its end; asked to, it takes no new requests and ends after the last. Returns
+/// what ended it before its time.
 async fn until_served<C>(
     mut connection: Pin<&mut C>,
     end: impl Fn(Pin<&mut C>),
     live: &Live,
-    counters: &Counters,
-) where
+) -> Option<hyper::Error>
+where
     C: Future<Output = hyper::Result<()>>,
 {
     let mut ending = false;
     loop {
         tokio::select! {
             served = connection.as_mut() => {
-                if let Err(problem) = served {
-                    tracing::debug!(error = %problem, "a downstream connection ended");
-                    if let Some(limit) = grpc::own_limit(&problem) {
-                        counters.limit(limit);
-                    }
-                }
-                return;
+                let problem = served.err()?;
+                tracing::debug!(error = %problem, "a downstream connection ended");
+                return Some(problem);
             }
             () = live.asked_to_end(), if !ending => {
                 ending = true;
                 end(connection.as_mut());
             }
-            () = live.cut() => return,
+            () = live.cut() => return None,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Which HTTP a hop speaks: heard from a client's first bytes, or chosen for the next hop.
 
-use crate::head_timer::{HEAD_TIMEOUT, IDLE_TIMEOUT};
+use crate::head_timer::{HEAD_TIMEOUT, IDLE_TIMEOUT, TOO_IDLE, TOO_SLOW};
 use bytes::BytesMut;
 use http::Version;
 use mesh::name::Protocol;
@@ -8,7 +8,7 @@ use proxy::prefixed::Prefixed;
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// What an HTTP/2 client with prior knowledge says first (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -48,32 +48,44 @@ impl Wire {
     }
 }
 
-/// Reads until it is clear what the client speaks, an hour at most for its first byte. `None` when
-/// it left, began a preface and did not end it in time, or speaks neither HTTP/1 nor HTTP/2.
-pub(crate) async fn hear<T>(mut io: T) -> io::Result<Option<(Wire, Prefixed<T>)>>
+/// What a client's first bytes make of its connection.
+#[derive(Debug)]
+pub(crate) enum Heard<T> {
+    /// It speaks this; nothing of what it said is lost.
+    Spoken(Wire, Prefixed<T>),
+    /// It left, or speaks neither HTTP/1 nor HTTP/2.
+    Nothing,
+    /// It said too little for too long: the name of that limit.
+    Late(&'static str),
+}
+
+/// Reads until it is clear what the client speaks, an hour at most for its first byte, and no longer
+/// than for a request head from there to the last that is needed.
+pub(crate) async fn hear<T>(mut io: T) -> io::Result<Heard<T>>
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
     let mut read = BytesMut::with_capacity(PREFACE.len());
-    let mut patience = IDLE_TIMEOUT;
+    let (mut deadline, mut limit) = (Instant::now() + IDLE_TIMEOUT, TOO_IDLE);
     while PREFACE.starts_with(&read) && read.len() < PREFACE.len() {
         // No more than the preface: what follows is read where it is wanted.
         let mut rest = (&mut io).take((PREFACE.len() - read.len()) as u64);
-        match timeout(patience, rest.read_buf(&mut read)).await {
-            Ok(Ok(0)) if read.is_empty() => return Ok(None),
+        match timeout_at(deadline, rest.read_buf(&mut read)).await {
+            Ok(Ok(0)) if read.is_empty() => return Ok(Heard::Nothing),
             // Half a request is the HTTP/1 server's to complain about.
             Ok(Ok(0)) => break,
-            Ok(Ok(_)) => patience = HEAD_TIMEOUT,
+            Ok(Ok(_)) if limit == TOO_SLOW => {}
+            Ok(Ok(_)) => (deadline, limit) = (Instant::now() + HEAD_TIMEOUT, TOO_SLOW),
             Ok(Err(problem)) => return Err(problem),
-            Err(_) => return Ok(None),
+            Err(_) => return Ok(Heard::Late(limit)),
         }
     }
     if is_neither(&read) {
         hang_up(&mut io).await?;
-        return Ok(None);
+        return Ok(Heard::Nothing);
     }
     let wire = if read.starts_with(PREFACE) { Wire::Http2 } else { Wire::Http1 };
-    Ok(Some((wire, Prefixed::new(read.freeze(), io))))
+    Ok(Heard::Spoken(wire, Prefixed::new(read.freeze(), io)))
 }
 
 /// Ends a connection in order: what the peer goes on to say is read for a moment, since a socket that is
@@ -109,7 +121,8 @@ mod tests {
             tokio::task::yield_now().await;
         }
         drop(client);
-        let (wire, mut io) = listening.await.unwrap().unwrap()?;
+        let heard = listening.await.unwrap().unwrap();
+        let Heard::Spoken(wire, mut io) = heard else { return None };
         let mut all = Vec::new();
         io.read_to_end(&mut all).await.unwrap();
         Some((wire, all))

@@ -8,7 +8,7 @@ use http_body_util::{BodyExt as _, Full};
 use mesh::name::Protocol;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -26,6 +26,10 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// Streams that a client may have open on one connection.
+const STREAMS_MAX: u32 = 1_024;
+
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
@@ -53,6 +57,25 @@ async fn flood(world: &World, settings: &[u8], frames: impl Iterator<Item = Vec<
     }
     let _ = timeout(Duration::from_secs(1), stream.write_all(&bytes)).await;
     stream
+}
+
+/// The frames that come on a connection.
+struct Frames(BufReader<TcpStream>);
+
+impl Frames {
+    fn of(stream: TcpStream) -> Self {
+        Self(BufReader::new(stream))
+    }
+
+    /// Kind, stream and payload of the next; `None` at the end.
+    async fn next(&mut self) -> Option<(u8, u32, Vec<u8>)> {
+        let mut head = [0; 9];
+        self.0.read_exact(&mut head).await.ok()?;
+        let [high, middle, low, kind, _, stream @ ..] = head;
+        let mut payload = vec![0; u32::from_be_bytes([0, high, middle, low]) as usize];
+        self.0.read_exact(&mut payload).await.ok()?;
+        Some((kind, u32::from_be_bytes(stream), payload))
+    }
 }
 
 /// Others are answered meanwhile, all of them.
@@ -95,7 +118,7 @@ async fn resets_in_a_flood_end_the_connection_and_are_counted() {
         [asked, frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())]
     });
     let stream = flood(&world, &[], resets).await;
-    is_counted(&world, "enhance_your_calm").await;
+    is_counted(&world, "resets").await;
     ends(stream).await;
     let served = copy.requests.load(Ordering::SeqCst);
     assert!(served < 100, "{served} of {} came through", FRAMES / 2);
@@ -103,20 +126,21 @@ async fn resets_in_a_flood_end_the_connection_and_are_counted() {
 }
 
 #[tokio::test]
-async fn headers_without_an_end_end_the_connection() {
+async fn headers_without_an_end_end_the_connection_and_are_counted() {
     let copy = Copy::echo().await;
     let world = speaking(Protocol::Http2, &[&copy]).await;
     let begun = frame(HEADERS, END_STREAM, 1, GET);
     // A literal header without indexing, name `b`, value `c`.
     let more = std::iter::repeat_with(|| frame(CONTINUATION, 0, 1, b"\0\x01b\x01c"));
     let stream = flood(&world, &[], std::iter::once(begun).chain(more)).await;
+    is_counted(&world, "continuations").await;
     ends(stream).await;
     assert_eq!(copy.requests.load(Ordering::SeqCst), 0);
     others_are_served(&world).await;
 }
 
 #[tokio::test]
-async fn headers_that_grow_when_unpacked_go_nowhere() {
+async fn headers_that_grow_when_unpacked_end_the_connection_and_are_counted() {
     let copy = Copy::echo().await;
     let world = speaking(Protocol::Http2, &[&copy]).await;
     // One entry of 3,900 octets goes into the table, and is named 4,000 times: 15 MB of headers.
@@ -125,7 +149,9 @@ async fn headers_that_grow_when_unpacked_go_nowhere() {
     block.extend([b'x'; 3_900]);
     block.extend([0xbe; 4_000]);
     let bomb = std::iter::once(frame(HEADERS, END_STREAM | END_HEADERS, 1, &block));
-    let _stream = flood(&world, &[], bomb).await;
+    let stream = flood(&world, &[], bomb).await;
+    is_counted(&world, "headers_size").await;
+    ends(stream).await;
     others_are_served(&world).await;
     // The requests of the others, and not the bomb.
     assert_eq!(copy.requests.load(Ordering::SeqCst), 20);
@@ -137,8 +163,20 @@ async fn pings_and_settings_whose_answers_nobody_reads_stop_nobody() {
     let world = speaking(Protocol::Http2, &[&copy]).await;
     let pings = flood(&world, &[], std::iter::repeat_with(|| frame(PING, 0, 0, &[7; 8])));
     let settings = flood(&world, &[], std::iter::repeat_with(|| frame(SETTINGS, 0, 0, &[])));
-    let (_pings, _settings, ()) = tokio::join!(pings, settings, others_are_served(&world));
+    let (pings, settings, ()) = tokio::join!(pings, settings, others_are_served(&world));
     others_are_served(&world).await;
+    // They are withstood, and no limit: one answer is owed at a time and nothing is read while it cannot
+    // be written, so that they cost no memory. Who reads after all finds the connection as it was.
+    for (stream, kind) in [(pings, PING), (settings, SETTINGS)] {
+        let answers = async {
+            let mut heard = Frames::of(stream);
+            for _ in 0..100 {
+                while heard.next().await.expect("it goes on").0 != kind {}
+            }
+        };
+        timeout(PATIENCE, answers).await.expect("answers");
+    }
+    assert!(!world.metrics.encode().contains("isthmus_http_limits_total"));
 }
 
 #[tokio::test]
@@ -151,6 +189,70 @@ async fn a_client_that_takes_no_body_stops_nobody() {
         [frame(HEADERS, END_HEADERS, stream, block), frame(0, END_STREAM, stream, &[7; 64])]
             .concat()
     });
-    let _stream = flood(&world, &[0, 4, 0, 0, 0, 0], asked).await;
+    let stream = flood(&world, &[0, 4, 0, 0, 0, 0], asked).await;
+    others_are_served(&world).await;
+    // It is withstood: what waits is bounded by the streams that may be open and what each may keep. The
+    // limit on how long comes later, and has its own tests in `idle`.
+    let heads = async {
+        let mut heard = Frames::of(stream);
+        let (mut answered, mut octets) = (0, 0);
+        while answered < 499 {
+            match heard.next().await.expect("it goes on") {
+                (HEADERS, ..) => answered += 1,
+                (DATA, _, payload) => octets += payload.len(),
+                _ => {}
+            }
+        }
+        octets
+    };
+    let octets = timeout(PATIENCE, heads).await.expect("all heads of responses");
+    assert_eq!(octets, 0, "of a body that may not be sent");
+    assert!(!world.metrics.encode().contains("isthmus_http_limits_total"));
+}
+
+/// Opens so many streams and ends none of them.
+fn opened(streams: u32) -> impl Iterator<Item = Vec<u8>> {
+    // POST, as a GET would be kept until it is whole.
+    let block = b"\x83\x86\x84\x41\x01a";
+    (0..streams).map(|index| frame(HEADERS, END_HEADERS, 2 * index + 1, block))
+}
+
+#[tokio::test]
+async fn streams_beyond_the_limit_are_refused_and_the_others_are_not() {
+    const MORE: u32 = 50;
+    let copy = Copy::echo().await;
+    let world = speaking(Protocol::Http2, &[&copy]).await;
+    let stream = flood(&world, &[], opened(STREAMS_MAX + MORE)).await;
+    let heard = async {
+        let mut heard = Frames::of(stream);
+        let (mut answered, mut refused) = (0, 0);
+        while answered < STREAMS_MAX || refused < MORE {
+            match heard.next().await.expect("the connection goes on") {
+                (HEADERS, stream, _) if stream < 2 * STREAMS_MAX => answered += 1,
+                (RST_STREAM, stream, code) => {
+                    assert!(stream >= 2 * STREAMS_MAX, "{stream} is within the limit");
+                    assert_eq!(code, 7_u32.to_be_bytes(), "REFUSED_STREAM");
+                    refused += 1;
+                }
+                (HEADERS, stream, _) => panic!("{stream} was answered"),
+                _ => {}
+            }
+        }
+        (answered, refused)
+    };
+    let heard = timeout(PATIENCE, heard).await.expect("all are answered or refused");
+    assert_eq!(heard, (STREAMS_MAX, MORE));
+    assert_eq!(copy.requests.load(Ordering::SeqCst), STREAMS_MAX as usize);
+    others_are_served(&world).await;
+}
+
+#[tokio::test]
+async fn who_goes_on_opening_streams_loses_the_connection_and_is_counted() {
+    let copy = Copy::echo().await;
+    let world = speaking(Protocol::Http2, &[&copy]).await;
+    let stream = flood(&world, &[], opened(STREAMS_MAX + 1_000)).await;
+    is_counted(&world, "resets_own").await;
+    ends(stream).await;
+    assert!(copy.requests.load(Ordering::SeqCst) <= STREAMS_MAX as usize);
     others_are_served(&world).await;
 }

@@ -1,5 +1,6 @@
 //! HTTP/2 and gRPC from an application into the mesh, with servers that refuse, reset and go away.
 
+use crate::inbound::draining;
 use crate::port::Port;
 use crate::world::{PATIENCE, World, bundle, svid};
 use bytes::Bytes;
@@ -12,10 +13,12 @@ use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh::name::Protocol;
+use proxy::drain::Drain;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -35,9 +38,7 @@ pub(crate) struct Copy {
 
 impl Copy {
     async fn start(serve: Serve) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let copy = Self { address, connections: Arc::default(), requests: Arc::default() };
+        let (copy, listener) = Self::listening().await;
         let clients = Clients::Required { trust_domains: None };
         let tls = server_config(svid("hello"), bundle(), clients, &[b"istio-h2"]);
         let this = copy.clone();
@@ -50,12 +51,38 @@ impl Copy {
                 tokio::spawn(async move {
                     let Ok(stream) = tls.accept(stream).await else { return };
                     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"istio-h2"[..]));
-                    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
-                    while let Some(Ok((request, respond))) = connection.accept().await {
-                        this.requests.fetch_add(1, Ordering::SeqCst);
-                        tokio::spawn(serve(request, respond));
-                    }
+                    this.speak(stream, serve).await;
                 });
+            }
+        });
+        copy
+    }
+
+    async fn listening() -> (Self, TcpListener) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (Self { address, connections: Arc::default(), requests: Arc::default() }, listener)
+    }
+
+    async fn speak<T: AsyncRead + AsyncWrite + Unpin>(&self, stream: T, serve: Serve) {
+        let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+        while let Some(Ok((request, respond))) = connection.accept().await {
+            self.requests.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(serve(request, respond));
+        }
+    }
+
+    /// Says back what it was sent, as an application without a sidecar.
+    async fn echo_plain() -> Self {
+        let (copy, listener) = Self::listening().await;
+        let this = copy.clone();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                this.connections.fetch_add(1, Ordering::SeqCst);
+                let this = this.clone();
+                let serve: Serve = Arc::new(|request, respond| Box::pin(echo(request, respond)));
+                tokio::spawn(async move { this.speak(stream, serve).await });
             }
         });
         copy
@@ -372,4 +399,99 @@ async fn our_own_answer_to_head_has_no_body() {
     let request = Request::head("http://admin@hello.shop.global/").body(whole("")).unwrap();
     let got = send(&mut client(&world).await, request).await;
     assert_eq!((got.status, got.body.len()), (StatusCode::BAD_REQUEST, 0));
+}
+
+/// An octet of a long message: no two of its neighbourhood are alike, so that a gap would show.
+fn octets(from: usize, length: usize) -> Bytes {
+    (from..from + length).map(|at| (at * 31 + at / 251) as u8).collect::<Vec<u8>>().into()
+}
+
+/// A call is open when its server is told to end: the client learns that its connection takes no other,
+/// and the call goes on to its end, of which nothing is missing.
+async fn drained_under_a_call(address: SocketAddr, drain: &Drain, kind: &'static str) {
+    const FIRST: usize = 100;
+    const LENGTH: usize = 1024 * 1024;
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let mut sender = sender.ready().await.unwrap();
+    let request = Request::post("http://hello.shop.global/shop.Hello/Say")
+        .header("content-type", kind)
+        .header("te", "trailers");
+    let (response, mut words) = sender.send_request(request.body(()).unwrap(), false).unwrap();
+    words.send_data(octets(0, FIRST), false).unwrap();
+    let mut body = timeout(PATIENCE, response).await.unwrap().unwrap().into_body();
+    let mut heard = Vec::new();
+    while heard.len() < FIRST {
+        heard.extend(timeout(PATIENCE, body.data()).await.unwrap().unwrap().unwrap());
+    }
+
+    let draining = tokio::spawn({
+        let drain = drain.clone();
+        async move { drain.drain(PATIENCE * 2).await }
+    });
+    // Asks nothing of the server, so that only what the server says by itself ends the wait.
+    let told = async {
+        loop {
+            match std::future::poll_fn(|cx| sender.poll_ready(cx)).await {
+                Ok(()) => tokio::time::sleep(Duration::from_millis(5)).await,
+                Err(problem) => return problem,
+            }
+        }
+    };
+    let told = timeout(PATIENCE, told).await.expect("the client is told that its server leaves");
+    assert!(told.is_go_away() && told.is_remote(), "{told}");
+    assert_eq!(told.reason(), Some(Reason::NO_ERROR));
+    assert!(!connection.is_finished() && !draining.is_finished(), "the call is open");
+
+    let speaking = async {
+        for at in (FIRST..LENGTH).step_by(10_000) {
+            words.send_data(octets(at, 10_000.min(LENGTH - at)), false).unwrap();
+            tokio::task::yield_now().await;
+        }
+        let mut asked = HeaderMap::new();
+        asked.insert("x-asked", HeaderValue::from_static("1"));
+        words.send_trailers(asked).unwrap();
+    };
+    let hearing = async {
+        while let Some(data) = body.data().await {
+            let data = data.expect("it goes on");
+            body.flow_control().release_capacity(data.len()).unwrap();
+            heard.extend(data);
+        }
+        body.trailers().await.unwrap().expect("trailers")
+    };
+    let both = async { tokio::join!(speaking, hearing) };
+    let ((), trailers) = timeout(PATIENCE, both).await.expect("the call ends");
+    assert!(heard == octets(0, LENGTH), "{} octets, of {LENGTH}", heard.len());
+    assert_eq!(
+        (&trailers["grpc-status"], &trailers["x-asked"]),
+        (&"0".parse().unwrap(), &"1".parse().unwrap())
+    );
+    let ended =
+        timeout(PATIENCE, connection).await.expect("the connection ends after its last call");
+    ended.unwrap().expect("in order");
+    assert_eq!(timeout(PATIENCE, draining).await.unwrap().unwrap(), 0, "nothing had to be cut");
+}
+
+#[tokio::test]
+async fn a_call_outlives_the_drain_of_its_connection_which_takes_no_other() {
+    for (protocol, kind) in [(Protocol::Http2, "text/plain"), (Protocol::Grpc, "application/grpc")]
+    {
+        let copy = Copy::echo().await;
+        let world = speaking(protocol, &[&copy]).await;
+        drained_under_a_call(world.address, &world.drain, kind).await;
+        assert_eq!(copy.requests.load(Ordering::SeqCst), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_call_to_an_application_outlives_the_drain_of_its_connection() {
+    for kind in ["text/plain", "application/grpc"] {
+        let application = Copy::echo_plain().await;
+        let drain = Drain::new();
+        let address = draining(application.address, Protocol::Http2, &drain).await;
+        drained_under_a_call(address, &drain, kind).await;
+        assert_eq!(application.requests.load(Ordering::SeqCst), 1);
+    }
 }

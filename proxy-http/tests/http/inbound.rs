@@ -7,6 +7,7 @@ use http_body_util::Full;
 use mesh::authorize::{Authorization, Caller, Policy, Rule};
 use mesh::finding::ObjectRef;
 use mesh::inventory::MtlsMode;
+use mesh::name::Protocol;
 use mesh::program::{InboundListener, Listener, Resource};
 use proxy::admission::{Admission, Rules};
 use proxy::drain::Drain;
@@ -44,7 +45,27 @@ pub(crate) async fn sidecar(application: SocketAddr, meshed: bool) -> (SocketAdd
 
 /// The same under policies that change.
 async fn guarded(application: SocketAddr, meshed: bool, rules: Rules) -> (SocketAddr, Metrics) {
-    let (metrics, drain) = (Metrics::new(), Drain::new());
+    before(application, Protocol::Http, meshed, rules, &Drain::new()).await
+}
+
+/// The same for an application that speaks `protocol`, until it is told to end.
+pub(crate) async fn draining(
+    application: SocketAddr,
+    protocol: Protocol,
+    drain: &Drain,
+) -> SocketAddr {
+    let (_, rules) = watch::channel(None);
+    before(application, protocol, true, rules, drain).await.0
+}
+
+async fn before(
+    application: SocketAddr,
+    protocol: Protocol,
+    meshed: bool,
+    rules: Rules,
+    drain: &Drain,
+) -> (SocketAddr, Metrics) {
+    let (metrics, drain) = (Metrics::new(), drain.clone());
     let (_sender, receiver) = watch::channel(Arc::default());
     let http = Http::new(options(&metrics, &drain, receiver));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -68,12 +89,7 @@ async fn guarded(application: SocketAddr, meshed: bool, rules: Rules) -> (Socket
                     server_name: None,
                 };
                 let service = "client.shop.svc.cluster.local".into();
-                let to = Application {
-                    address: application,
-                    service,
-                    protocol: mesh::name::Protocol::Http,
-                    admission,
-                };
+                let to = Application { address: application, service, protocol, admission };
                 http.inbound(stream, to, downstream, &live).await;
             });
         }

@@ -1,6 +1,7 @@
 //! The HTTP side as applications see it: real sockets, real mutual TLS, upstreams that misbehave.
 
 mod floods;
+mod heads;
 mod http2;
 mod idle;
 mod inbound;
