@@ -129,7 +129,7 @@ fn each_name_of_a_delta_stream_is_owed() {
     let at = |second| start + Duration::from_secs(second);
     debts.asks_delta(at(1), &ask(&["a", "b", "c", "d"], &[], &["d"]));
     assert_eq!(debts.since(), Some(at(1)));
-    let mut tell = |debts: &mut Debts, second, there: &[&str], absent: &[&str]| {
+    let tell = |debts: &mut Debts, second: u64, there: &[&str], absent: &[&str]| {
         let named = |&name: &&str| Resource { name: name.into(), ..Default::default() };
         let nonce = second.to_string();
         let response = DeltaDiscoveryResponse {
