@@ -196,3 +196,22 @@ async fn too_many_and_too_long_headers_are_counted_apart_over_http2() {
     assert_eq!(status(&[one("x", &"y".repeat(60_000))]).await.0, 200);
     assert_eq!(counts(), (1, 2));
 }
+
+/// hyper ends such a connection in order and tells nobody, so that no limit is counted for it.
+#[tokio::test]
+async fn a_client_of_http2_that_answers_no_ping_loses_its_connection() {
+    let copy = Copy2::echo().await;
+    let world = speaking(Protocol::Http2, &[&copy]).await;
+    pause();
+    // A preface and settings; then nothing, or a frame of which most is missing.
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    for rest in [&b""[..], b"\0\x10\0\x01\x04\0\0\0\x01\x83"] {
+        let (mut client, begun) = (connected(&world), Instant::now());
+        client.write_all(&[preface, rest].concat()).await.unwrap();
+        let mut said = Vec::new();
+        let ended = timeout(HEAD * 10, client.read_to_end(&mut said)).await;
+        ended.expect("it is ended").unwrap();
+        let took = begun.elapsed();
+        assert!(took >= SECOND * 39 && took <= SECOND * 60, "after {took:?}");
+    }
+}
