@@ -16,6 +16,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use mesh::name::{ClusterId, Protocol};
 use proxy::admission::Admission;
+use proxy::drain::Held;
 use proxy::telemetry::{Conversation, Http, Party, Reporter};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -56,6 +57,8 @@ pub(crate) struct Context {
     downstream: Downstream,
     /// `x-forwarded-client-cert`, where mutual TLS proved a caller.
     proof: Option<HeaderValue>,
+    /// What the caller's connection holds.
+    held: Option<Held>,
     /// A clone for each request that was let in, until its answer has ended.
     admitted: Arc<()>,
     /// Looked up at the first request, which says where it comes from.
@@ -67,13 +70,14 @@ impl Context {
         shared: Arc<Shared>,
         application: Application,
         downstream: Downstream,
+        held: Option<Held>,
     ) -> Self {
         let proof = downstream
             .identity
             .as_ref()
             .map(|peer| headers::proof(&shared.options.svid.borrow().identity, peer));
         let admitted = Arc::default();
-        Self { shared, application, downstream, proof, admitted, metrics: OnceCell::new() }
+        Self { shared, application, downstream, proof, held, admitted, metrics: OnceCell::new() }
     }
 
     async fn metrics(&self, source: Option<&HeaderValue>) -> Http {
@@ -179,7 +183,8 @@ pub(crate) async fn answer(
         let server = hyper::upgrade::on(&mut response);
         let admission = context.application.admission.clone();
         let revoked = async move { drop(admission.revoked().await) };
-        upgrade::join(client, server, &context.shared.options.drain, revoked);
+        let held = (context.held.clone(), connection);
+        upgrade::join(client, server, &context.shared.options.drain, held, revoked);
         headers::end_hop(response.headers_mut(), wish.as_ref());
         return response.map(|_| ResponseBody::Local(bytes::Bytes::new()));
     }

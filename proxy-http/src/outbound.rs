@@ -23,6 +23,7 @@ use hyper::body::Incoming;
 use mesh::name::{ClusterId, Identity};
 use mesh::program::{ClusterName, LbEndpoint, Resource, ResourceName, Retry, Route};
 use proxy::NotHere;
+use proxy::drain::Held;
 use proxy::telemetry::{Conversation, Http, Party, Reporter, workload};
 use proxy::upstream::Slot;
 use std::collections::HashMap;
@@ -130,6 +131,8 @@ pub(crate) struct Context {
     pub(crate) shared: Arc<Shared>,
     pub(crate) route: ResourceName,
     pub(crate) downstream: Downstream,
+    /// What the client's connection holds.
+    pub(crate) held: Option<Held>,
 }
 
 impl Context {
@@ -297,7 +300,8 @@ pub(crate) async fn answer(
         (response.status(), wish.as_ref().map(|_| client))
     {
         let server = hyper::upgrade::on(&mut response);
-        upgrade::join(client, server, &context.shared.options.drain, std::future::pending());
+        let held = (context.held.clone(), connection, in_flight);
+        upgrade::join(client, server, &context.shared.options.drain, held, std::future::pending());
         headers::end_hop(response.headers_mut(), wish.as_ref());
         return response.map(|_| ResponseBody::Local(bytes::Bytes::new()));
     }

@@ -174,7 +174,8 @@ impl Http {
     {
         let shared = self.0.clone();
         let limits = self.0.limits();
-        let context = Arc::new(outbound::Context { shared, route, downstream });
+        let held = live.held();
+        let context = Arc::new(outbound::Context { shared, route, downstream, held });
         let service = move |request| {
             let context = context.clone();
             async move { outbound::answer(&context, request).await }
@@ -193,7 +194,8 @@ impl Http {
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let limits = self.0.limits();
-        let context = Arc::new(inbound::Context::new(self.0.clone(), application, downstream));
+        let shared = self.0.clone();
+        let context = Arc::new(inbound::Context::new(shared, application, downstream, live.held()));
         let outstayed = context.outstayed();
         let service = move |request| {
             let context = context.clone();
@@ -294,7 +296,9 @@ where
                 }
             });
             let farewell = Farewell::default();
-            let io = Speaking { io: TokioIo::new(io), farewell: farewell.clone() };
+            // A ping ends nothing while what is to be written finds no room: GOAWAY would wait behind it.
+            let io = Taken::new(TokioIo::new(io), Watch::default(), limits.clone());
+            let io = Speaking { io, farewell: farewell.clone() };
             let connection =
                 hyper::server::conn::http2::Builder::new(Streams { limits: limits.clone() })
                     .timer(TokioTimer::new())

@@ -10,15 +10,17 @@ use std::time::Duration;
 const IDLE: Duration = Duration::from_secs(3_600);
 
 /// Carries bytes between two upgraded connections until either ends, or `unwanted` does; a drain
-/// cuts them at its end.
+/// cuts them at its end. `held` is kept as long: the places of both, which count for their limits.
 pub(crate) fn join(
     client: OnUpgrade,
     server: OnUpgrade,
     drain: &Drain,
+    held: impl Send + 'static,
     unwanted: impl Future<Output = ()> + Send + 'static,
 ) {
     let live = drain.live();
     tokio::spawn(async move {
+        let _held = held;
         let (client, server) = match tokio::try_join!(client, server) {
             Ok(both) => both,
             Err(problem) => {

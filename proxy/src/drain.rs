@@ -1,5 +1,6 @@
 //! A listener's end: unready, no new connections, the old ones get their time, then a cut.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -24,7 +25,11 @@ struct Shared {
 #[derive(Debug)]
 pub struct Live {
     shared: Arc<Shared>,
+    held: Option<Held>,
 }
+
+/// What a connection holds as long as it lives, in whatever form.
+pub type Held = Arc<dyn Any + Send + Sync>;
 
 impl Drain {
     pub fn new() -> Self {
@@ -34,7 +39,7 @@ impl Drain {
     /// Registers a connection; hold the guard as long as it lives.
     pub fn live(&self) -> Live {
         self.shared.live.fetch_add(1, Ordering::AcqRel);
-        Live { shared: self.shared.clone() }
+        Live { shared: self.shared.clone(), held: None }
     }
 
     /// How many connections live now.
@@ -66,6 +71,17 @@ impl Drain {
 }
 
 impl Live {
+    /// Keeps this as long as the connection lives.
+    pub fn holding(mut self, held: impl Any + Send + Sync) -> Self {
+        self.held = Some(Arc::new(held));
+        self
+    }
+
+    /// What it holds, for what comes of the connection and outlives it: an upgraded one.
+    pub fn held(&self) -> Option<Held> {
+        self.held.clone()
+    }
+
     /// Draining has begun: finish the request at hand, take no other.
     pub async fn asked_to_end(&self) {
         self.shared.asked.cancelled().await;

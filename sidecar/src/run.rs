@@ -208,11 +208,7 @@ where
     async move {
         let shed = |peer: SocketAddr, why| tracing::warn!(%peer, ?why, "a connection was shed");
         accept(listener, caps, stop, shed, |stream, peer, place| {
-            let serving = serve(stream, peer, drain.live());
-            tokio::spawn(async move {
-                let _place = place;
-                serving.await;
-            });
+            tokio::spawn(serve(stream, peer, drain.live().holding(place)));
         })
         .await;
     }

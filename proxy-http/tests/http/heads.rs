@@ -215,3 +215,17 @@ async fn a_client_of_http2_that_answers_no_ping_loses_its_connection() {
         assert!(took >= SECOND * 39 && took <= SECOND * 60, "after {took:?}");
     }
 }
+
+#[tokio::test]
+async fn a_client_of_http2_that_reads_nothing_loses_its_connection() {
+    let copy = Copy2::echo().await;
+    let world = speaking(Protocol::Http2, &[&copy]).await;
+    pause();
+    let (mut client, begun) = (connected(&world), Instant::now());
+    let mut all = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    // Pings, until their answers fill what lies between.
+    all.extend(b"\0\0\x08\x06\0\0\0\0\0pingping".repeat(20_000));
+    let sent = timeout(HEAD * 100, client.write_all(&all)).await.expect("it is ended");
+    assert!(sent.is_err() && begun.elapsed() >= SECOND * 300, "after {:?}", begun.elapsed());
+    assert_eq!(counted(&world, "response_not_taken"), 1);
+}

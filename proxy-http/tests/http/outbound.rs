@@ -317,6 +317,15 @@ async fn a_websocket_passes() {
         stream.read_exact(&mut echo).await.unwrap();
         assert_eq!(&echo, b"ping");
     }
+    // It is no request any more, and has its place among connections all the same.
+    assert_eq!(Arc::strong_count(&world.held), 2);
+    drop(stream);
+    let given_back = async {
+        while Arc::strong_count(&world.held) > 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, given_back).await.expect("it ended with its client");
 }
 
 #[tokio::test]

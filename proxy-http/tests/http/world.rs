@@ -253,6 +253,8 @@ pub(crate) struct World {
     route: Route,
     endpoints: Vec<SocketAddr>,
     protocol: Protocol,
+    /// A clone for each connection of a client, in whatever form.
+    pub(crate) held: Arc<()>,
 }
 
 pub(crate) fn options(
@@ -327,13 +329,16 @@ impl World {
         let http = Http::new(Options { idle_max, ..options(&metrics, &drain, receiver) });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let world = Self { http, metrics, drain, address, snapshot, route, endpoints, protocol };
+        let held = Arc::default();
+        let world =
+            Self { http, metrics, drain, address, snapshot, route, endpoints, protocol, held };
         world.publish("hello");
         let (http, drain) = (world.http.clone(), world.drain.clone());
+        let held = Arc::downgrade(&world.held);
         tokio::spawn(async move {
             loop {
                 let (stream, peer) = listener.accept().await.unwrap();
-                let (http, live) = (http.clone(), drain.live());
+                let (http, live) = (http.clone(), drain.live().holding(held.upgrade()));
                 tokio::spawn(async move {
                     let route = ResourceName::new(ResourceKind::Route, "hello");
                     let local = "240.240.7.2:80".parse().unwrap();
