@@ -190,7 +190,7 @@ pub async fn serve(
             );
             let listener = bind_tcp(address)?;
             let bound = listener.local_addr().context("a bound socket has an address")?;
-            tokio::spawn(accept_loop(listener, pages, end));
+            tokio::spawn(accept_loop(listener, pages, public, end));
             Ok(Some(bound))
         }
         Listen::Unix(path) => {
@@ -204,7 +204,7 @@ pub async fn serve(
             })?;
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
                 .with_context(|| format!("cannot protect {}", path.display()))?;
-            tokio::spawn(accept_loop(listener, pages, end));
+            tokio::spawn(accept_loop(listener, pages, false, end));
             Ok(None)
         }
     }
@@ -253,7 +253,7 @@ impl Accept for UnixListener {
     }
 }
 
-async fn accept_loop(listener: impl Accept, pages: Pages, end: CancellationToken) {
+async fn accept_loop(listener: impl Accept, pages: Pages, public: bool, end: CancellationToken) {
     let places = Places::new(CONNECTIONS_MAX, PER_SOURCE_MAX);
     loop {
         let accepted = tokio::select! {
@@ -274,6 +274,8 @@ async fn accept_loop(listener: impl Accept, pages: Pages, end: CancellationToken
             continue;
         };
         let (pages, end) = (pages.clone(), end.clone());
+        // Who is on this machine may look for as long as he likes.
+        let visit_max = if public { VISIT_MAX } else { Duration::MAX };
         tokio::spawn(async move {
             let _place = place;
             let service = service_fn(move |request: Request<Incoming>| {
@@ -288,11 +290,11 @@ async fn accept_loop(listener: impl Accept, pages: Pages, end: CancellationToken
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
-                // A place is held for one answer, not from one to the next.
-                .keep_alive(false)
+                // Where strangers come, a place is held for one answer, not from one to the next.
+                .keep_alive(!public)
                 .serve_connection(TokioIo::new(stream), service);
             tokio::select! {
-                _ = timeout(VISIT_MAX, connection) => {}
+                _ = timeout(visit_max, connection) => {}
                 () = end.cancelled() => {}
             }
         });

@@ -44,7 +44,7 @@ async fn one_source_does_not_keep_the_others_out() {
         let before = met(&metrics);
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let end = CancellationToken::new();
-        let listen = Listen::Tcp { address, public: false };
+        let listen = Listen::Tcp { address, public: true };
         let address = serve(listen, pages, end.clone()).await.unwrap().unwrap();
         let mut silent = Vec::new();
         for _ in 0..PER_SOURCE_MAX {
@@ -59,4 +59,23 @@ async fn one_source_does_not_keep_the_others_out() {
         while !visit(connect("127.0.0.1", address).await).await.starts_with("HTTP/1.1 200") {}
         end.cancel();
     }
+}
+
+#[tokio::test]
+async fn who_looks_from_this_machine_keeps_the_connection() {
+    let (address, end) = (SocketAddr::from(([127, 0, 0, 1], 0)), CancellationToken::new());
+    let listen = Listen::Tcp { address, public: false };
+    let address = serve(listen, Pages::new(), end.clone()).await.unwrap().unwrap();
+    let mut client = connect("127.0.0.1", address).await;
+    for _ in 0..3 {
+        client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        let mut rest = Vec::new();
+        while !rest.ends_with(b"\r\n\r\n") {
+            assert_ne!(client.read_buf(&mut rest).await.unwrap(), 0);
+        }
+    }
+    end.cancel();
 }

@@ -1,3 +1,5 @@
+//! What is owed, told the time: both variants, and what no relay can know.
+
 use super::*;
 use envoy_types::pb::envoy::service::discovery::v3::Resource;
 use envoy_types::pb::google::protobuf::Any;
