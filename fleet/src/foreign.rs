@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The agent as a program of its own, beside this one where the workspace is built.
+const AGENT: &str = "isthmus-agent";
 /// Envoy's service account, in namespace `shop`.
 pub const ACCOUNT: &str = "envoy";
 /// The gRPC client's.
@@ -47,10 +49,13 @@ impl Fleet {
         let said = String::from_utf8_lossy(&out.stderr);
         ensure!(out.status.success(), "isthmus sidecar-redirect in {}: {said}", netns.name());
         let bootstrap = own.join("envoy.json").display().to_string();
+        // The thin program; the gRPC client's agent is the verb.
+        let beside = std::env::current_exe()?.with_file_name(AGENT);
+        let agent = self.in_reach(&beside, AGENT)?;
         let job = pod
-            .job("agent", &home.parts.isthmus, &home.logs)
+            .job("agent", &agent, &home.logs)
             .user(PROXY_USER)
-            .args(["agent", "--config", &config.display().to_string(), "--bootstrap", &bootstrap])
+            .args(["--config", &config.display().to_string(), "--bootstrap", &bootstrap])
             // The agent may be killed; its Envoy is not to outlive it.
             .args(["--proxy", "setpriv", "--pdeathsig", "KILL", &program.display().to_string()])
             .args(["-c", &bootstrap, "--disable-hot-restart", "--concurrency", "2"])
@@ -89,14 +94,19 @@ impl Fleet {
         Ok(pod)
     }
 
+    /// A program where every pod's user can run it, wherever it was built or kept.
+    fn in_reach(&self, program: &Path, name: &str) -> Result<PathBuf> {
+        let copy = self.home.run.join("bin").join(name);
+        if !copy.exists() {
+            std::fs::copy(program, &copy)
+                .with_context(|| format!("copying {}", program.display()))?;
+        }
+        Ok(copy)
+    }
+
     async fn berth(&self, cluster: &Cluster, account: &str, proxy: &Path) -> Result<Berth> {
         let home = &self.home;
-        // The pod's user must be able to run it, wherever the cache is.
-        let program = home.run.join(format!("bin/{account}"));
-        if !program.exists() {
-            std::fs::copy(proxy, &program)
-                .with_context(|| format!("copying {}", proxy.display()))?;
-        }
+        let program = self.in_reach(proxy, account)?;
         let object = json!({
             "apiVersion": "v1", "kind": "ServiceAccount",
             "metadata": {"name": account, "namespace": "shop"},
