@@ -1,5 +1,5 @@
 //! What every process of the mesh needs and no more: its configuration file, logs, metrics,
-//! readiness, an admin page on loopback, and a clean end.
+//! readiness, pages about itself, places for connections, and a clean end.
 
 pub mod admin;
 pub mod config;
