@@ -52,7 +52,7 @@ struct Said {
 
 impl Collector for Said {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Heard { accepted, refused, secrets_limited, .. } = self.heard.borrow().clone();
+        let Heard { accepted, refused, limited, .. } = self.heard.borrow().clone();
         let mut count = |name: &str, help: &str, value: u64| {
             let encoder = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             ConstCounter::new(value).encode(encoder)
@@ -62,7 +62,8 @@ impl Collector for Said {
         let help = "How often a limit of what a foreign proxy may ask was met, by the limit";
         let name = "isthmus_agent_limited";
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (limit, count) in [("connections", self.full.get()), ("secrets", secrets_limited)] {
+        let connections = [("connections", self.full.get())];
+        for (limit, count) in connections.into_iter().chain(limited.named()) {
             ConstCounter::new(count).encode(family.encode_family(&[("limit", limit)])?)?;
         }
         Ok(())
@@ -95,6 +96,7 @@ impl Collector for Life {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use xds::relay::Limited;
 
     #[test]
     fn each_limit_of_the_socket_has_a_number_of_its_own() {
@@ -103,12 +105,16 @@ mod tests {
         register_relay(&metrics, hears, &counted);
         counted.refused.inc_by(2);
         counted.full.inc_by(3);
-        heard.send_modify(|heard| heard.secrets_limited = 5);
+        heard.send_modify(|heard| {
+            heard.limited = Limited { secrets: 5, request_bytes: 7, response_bytes: 11 };
+        });
         let text = metrics.encode();
         for line in [
             "isthmus_agent_peers_refused_total 2",
             "isthmus_agent_limited_total{limit=\"connections\"} 3",
             "isthmus_agent_limited_total{limit=\"secrets\"} 5",
+            "isthmus_agent_limited_total{limit=\"request_bytes\"} 7",
+            "isthmus_agent_limited_total{limit=\"response_bytes\"} 11",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

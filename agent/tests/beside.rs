@@ -97,7 +97,7 @@ async fn strangers_are_refused_by_their_user_and_files_follow_renewals() {
     assert!(!closed.await.unwrap(), "our own user is let in");
     let refused = "isthmus_agent_peers_refused_total";
     assert_eq!(number(metrics.address, refused).await, 0);
-    for limit in ["connections", "secrets"] {
+    for limit in ["connections", "secrets", "request_bytes", "response_bytes"] {
         let name = format!("isthmus_agent_limited_total{{limit=\"{limit}\"}}");
         assert_eq!(number(metrics.address, &name).await, 0);
     }

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use trust::bundle::Bundle;
 use trust::issue::{IssueError, Issuer, new_key_and_csr};
 use trust::svid::Svid;
-use xds::issue::{Issue, Refused, Request};
+use xds::issue::{Issue, Refused, Request, TurnedAway};
 
 /// The audience a token must be for (Istio's).
 pub(crate) const AUDIENCE: &str = "istio-ca";
@@ -66,15 +66,16 @@ impl Authority {
         Self { issuer, served, review, overall, callers, numbers }
     }
 
-    async fn sign(&self, request: Request) -> Result<Vec<String>, Refused> {
+    async fn sign(&self, request: Request) -> Result<Vec<String>, Denial> {
         let wait = self.overall.lock().expect("no holder panics").take((), Instant::now());
-        wait.map_err(|wait| busy("this control plane", wait))?;
+        wait.map_err(|wait| busy("rate", "this control plane", wait))?;
         let caller = self.caller(&request).await?;
         let wait = {
             let mut callers = self.callers.lock().expect("no holder panics");
             callers.take(caller.clone(), Instant::now())
         };
-        wait.map_err(|wait| busy(&format!("{}/{}", caller.namespace, caller.account), wait))?;
+        let who = format!("{}/{}", caller.namespace, caller.account);
+        wait.map_err(|wait| busy("rate_per_caller", &who, wait))?;
         let issuer = self.issuer.borrow().clone();
         let identity =
             identity(&issuer, &caller.namespace, &caller.account).map_err(Refused::Denied)?;
@@ -142,19 +143,49 @@ impl Issue for Authority {
                 Ok(_) => {
                     self.numbers.issued.inc();
                 }
-                Err(refused) => {
+                Err(Denial { reason, refused }) => {
                     tracing::warn!(%refused, "certificate refused");
-                    self.numbers.issue_refused(match refused {
-                        Refused::Unauthenticated(_) => "unauthenticated",
-                        Refused::Denied(_) => "denied",
-                        Refused::Invalid(_) => "invalid",
-                        Refused::Busy(_) => "busy",
-                        Refused::Unavailable(_) => "unavailable",
-                    });
+                    self.numbers.issue_refused(reason);
                 }
             }
-            signed
+            signed.map_err(|denial| denial.refused)
         })
+    }
+
+    fn turned_away(&self, why: TurnedAway) {
+        self.numbers.requested.inc();
+        tracing::warn!(?why, "certificate request refused unread");
+        self.numbers.issue_refused(match why {
+            TurnedAway::Anonymous => UNAUTHENTICATED,
+            TurnedAway::Validity => INVALID,
+            TurnedAway::TokenBytes => "token_bytes",
+            TurnedAway::CsrBytes => "csr_bytes",
+            TurnedAway::MessageBytes => "message_bytes",
+        });
+    }
+}
+
+/// Reasons in metrics that more than one place gives.
+const UNAUTHENTICATED: &str = "unauthenticated";
+const INVALID: &str = "invalid";
+
+/// A refusal, and what it is counted as.
+#[derive(Debug)]
+struct Denial {
+    reason: &'static str,
+    refused: Refused,
+}
+
+impl From<Refused> for Denial {
+    fn from(refused: Refused) -> Self {
+        let reason = match refused {
+            Refused::Unauthenticated(_) => UNAUTHENTICATED,
+            Refused::Denied(_) => "denied",
+            Refused::Invalid(_) => INVALID,
+            Refused::Busy(_) => "busy",
+            Refused::Unavailable(_) => "unavailable",
+        };
+        Self { reason, refused }
     }
 }
 
@@ -221,12 +252,14 @@ fn identity(issuer: &Issuer, namespace: &str, account: &str) -> Result<Identity,
         .map_err(|e: mesh::name::NotAnIdentity| format!("ISM4015 {e}. Fix: rename the account"))
 }
 
-fn busy(who: &str, wait: Duration) -> Refused {
-    Refused::Busy(format!(
+/// `limit` is its name in metrics.
+fn busy(limit: &'static str, who: &str, wait: Duration) -> Denial {
+    let refused = Refused::Busy(format!(
         "ISM4010 {who} has been asked for too many certificates, one more in {} ms. \
          Fix: none needed, ask again later",
         wait.as_millis()
-    ))
+    ));
+    Denial { reason: limit, refused }
 }
 
 fn unreviewed(error: anyhow::Error) -> Refused {
@@ -366,6 +399,7 @@ pub(crate) mod tests {
             }
         }
         assert!(busy >= 4, "{busy}");
+        assert_eq!(authority.numbers.issues_refused("rate_per_caller"), busy);
         authority.issue(request(Some("other"), None).1).await.unwrap();
     }
 

@@ -85,6 +85,11 @@ impl Numbers {
         self.issue_refused.get_or_create(&Reason { reason }).inc();
     }
 
+    #[cfg(test)]
+    pub(crate) fn issues_refused(&self, reason: &'static str) -> u64 {
+        self.issue_refused.get_or_create(&Reason { reason }).get()
+    }
+
     pub(crate) fn connection_refused(&self, reason: &'static str) {
         self.connections_refused.get_or_create(&Reason { reason }).inc();
     }

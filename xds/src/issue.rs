@@ -13,6 +13,24 @@ pub trait Issue: Send + Sync {
     /// A chain for the *caller* (by its token or certificate), never for what the CSR claims.
     /// PEM each, leaf first, root last.
     fn issue(&self, request: Request) -> BoxFuture<'_, Result<Vec<String>, Refused>>;
+
+    /// Notes a request that was refused before it was one.
+    fn turned_away(&self, why: TurnedAway);
+}
+
+/// Why a request is refused unread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TurnedAway {
+    /// Neither a token nor a certificate comes with it.
+    Anonymous,
+    /// Its validity is no length of time.
+    Validity,
+    /// Its token is longer than [`TOKEN_MAX`].
+    TokenBytes,
+    /// Its CSR is longer than [`CSR_MAX`].
+    CsrBytes,
+    /// The whole of it is longer than a CSR with what belongs to it.
+    MessageBytes,
 }
 
 /// One certificate asked for. Everything in it was said by a stranger, except `peer`.

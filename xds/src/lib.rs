@@ -9,6 +9,7 @@
 pub mod bootstrap;
 pub mod codec;
 pub mod issue;
+mod length;
 pub mod nds;
 pub mod node;
 pub mod relay;

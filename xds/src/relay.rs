@@ -5,6 +5,7 @@
 //! mutual TLS to the control plane. Messages are passed on as they are, in both variants of ADS.
 
 use crate::codec;
+use crate::length::{self, REQUEST_MAX, RESPONSE_MAX};
 use crate::subscribe::{Connector, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, channel};
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
@@ -36,9 +37,6 @@ pub use sds::KeyPair;
 
 /// How long dialling the control plane may take.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Longest message, bytes: what a control plane takes, and what our own subscriber reads.
-const REQUEST_MAX: usize = 4 << 20;
-const RESPONSE_MAX: usize = 64 << 20;
 /// Longest reason of a refusal that is kept, characters.
 const REASON_MAX: usize = 512;
 /// Streams of one connection: ADS, and one for each secret.
@@ -55,8 +53,33 @@ pub struct Heard {
     pub refused: u64,
     /// The last refusal: type and reason.
     pub refusal: Option<String>,
-    /// Streams ended since they asked for more secrets than a workload has.
-    pub secrets_limited: u64,
+    pub limited: Limited,
+}
+
+/// How often each limit on what is passed on was met; the stream was ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limited {
+    /// It asked for more secrets than a workload has.
+    pub secrets: u64,
+    /// Length of one of its messages: 4 MiB.
+    pub request_bytes: u64,
+    /// Length of one of the control plane's: 64 MiB.
+    pub response_bytes: u64,
+}
+
+impl Limited {
+    /// Each with its name as a label of metrics.
+    pub fn named(self) -> [(&'static str, u64); 3] {
+        let Self { secrets, request_bytes, response_bytes } = self;
+        [("secrets", secrets), ("request_bytes", request_bytes), ("response_bytes", response_bytes)]
+    }
+}
+
+/// Counts the end of a stream whose proxy sent what was too long.
+fn unreadable(status: &Status, heard: &watch::Sender<Heard>) {
+    if length::exceeded(status) {
+        heard.send_modify(|heard| heard.limited.request_bytes += 1);
+    }
 }
 
 /// Serves until `end`. `incoming` yields local connections whose peers were checked; `connector`
@@ -246,7 +269,10 @@ where
             let request = match requests.message().await {
                 Ok(Some(request)) => request,
                 Ok(None) => return Status::cancelled("the proxy closed it"),
-                Err(status) => return status,
+                Err(status) => {
+                    unreadable(&status, heard);
+                    return status;
+                }
             };
             listen(&request, heard);
             note(&|debts| request.asks(Instant::now(), debts, clusters));
@@ -283,7 +309,12 @@ where
                     }
                 }
                 Ok(None) => return Status::unavailable("the control plane closed it"),
-                Err(status) => return status,
+                Err(status) => {
+                    if length::exceeded(&status) {
+                        heard.send_modify(|heard| heard.limited.response_bytes += 1);
+                    }
+                    return status;
+                }
             }
         }
     };

@@ -2,6 +2,7 @@
 //! certificate service on accepted streams.
 
 use crate::issue::{Issue, wire::CertificateService};
+use crate::length::REQUEST_MAX;
 use crate::node::Node;
 use crate::subscribe::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
@@ -54,8 +55,6 @@ pub enum Changed {
     Names(Arc<BTreeSet<ResourceName>>),
 }
 
-/// Longest message a client may send, bytes.
-const MESSAGE_MAX: usize = 4 << 20;
 /// A proxy opens one stream, asks for a certificate now and then, and has room to reconnect.
 const STREAMS_PER_CONNECTION: u32 = 16;
 /// Streams end by themselves before (`ads::STREAM_AGE`); this is for whoever ignores that.
@@ -80,7 +79,7 @@ where
 {
     let incoming = incoming.map(|(io, peer)| Ok::<_, io::Error>(Accepted::new(io, peer)));
     let ads = AggregatedDiscoveryServiceServer::new(ads::Ads::new(source, sessions, end.clone()))
-        .max_decoding_message_size(MESSAGE_MAX)
+        .max_decoding_message_size(REQUEST_MAX)
         // Responses are cut at `Limits::response_bytes`, but one resource is never cut.
         .max_encoding_message_size(usize::MAX);
     let serving = Server::builder()

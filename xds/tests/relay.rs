@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Server};
 use tonic::{Code, Request, Response, Status, Streaming};
 use xds::codec::type_url;
-use xds::relay::{self, Heard, KeyPair, WATCHDOG};
+use xds::relay::{self, Heard, KeyPair, Limited, WATCHDOG};
 use xds::subscribe::{self, Connector};
 
 /// One replica of a control plane: it takes every stream, and answers each request or none.
@@ -37,10 +37,12 @@ struct Replica {
     speaks: bool,
     /// A type it does not answer though it speaks.
     but: Option<ResourceKind>,
+    /// What each answer weighs beside its one resource, bytes.
+    ballast: usize,
 }
 
-const SILENT: Replica = Replica { speaks: false, but: None };
-const WELL: Replica = Replica { speaks: true, but: None };
+const SILENT: Replica = Replica { speaks: false, but: None, ballast: 0 };
+const WELL: Replica = Replica { speaks: true, ..SILENT };
 const CLUSTER: &str = "outbound|80||hello.shop.global";
 
 /// The one cluster, or what bears its name.
@@ -60,11 +62,12 @@ impl AggregatedDiscoveryService for Replica {
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        let Self { speaks, but } = *self;
+        let Self { speaks, but, ballast } = *self;
         let answers = request.into_inner().filter_map(move |request| async move {
             let answer = |request: DiscoveryRequest| DiscoveryResponse {
                 resources: vec![resource(&request.type_url)],
                 type_url: request.type_url,
+                version_info: "x".repeat(ballast),
                 nonce: "1".into(),
                 ..Default::default()
             };
@@ -109,7 +112,8 @@ impl Agent {
             let incoming = futures::stream::iter([Ok::<_, io::Error>(far)])
                 // Without an end: a server whose listener is over shuts down.
                 .chain(futures::stream::pending());
-            let service = AggregatedDiscoveryServiceServer::new(replicas[turn]);
+            let service = AggregatedDiscoveryServiceServer::new(replicas[turn])
+                .max_encoding_message_size(usize::MAX);
             tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
             async move { Ok(near) }
         });
@@ -230,12 +234,38 @@ async fn who_asks_for_too_many_secrets_is_refused_and_counted() {
     let opened = client.stream_secrets(ReceiverStream::new(outgoing)).await.unwrap();
     let mut responses = opened.into_inner();
     responses.message().await.unwrap().expect("so many may be asked for");
-    assert_eq!(agent.heard.borrow().secrets_limited, 0);
+    assert_eq!(agent.heard.borrow().limited.secrets, 0);
     requests.send(ask(17)).await.unwrap();
     let over = responses.message().await.unwrap_err();
     assert_eq!(over.code(), Code::ResourceExhausted);
     assert!(over.message().contains("ISM6038"), "{over}");
-    assert_eq!(agent.heard.borrow().secrets_limited, 1);
+    assert_eq!(agent.heard.borrow().limited.secrets, 1);
+    agent.end.cancel();
+}
+
+#[tokio::test]
+async fn messages_that_are_too_long_are_counted_by_who_sent_them() {
+    const LONG: &[Replica] = &[Replica { ballast: 64 << 20, ..WELL }, WELL];
+    let agent = Agent::start(LONG).await;
+    let limited = || agent.heard.borrow().limited;
+    let (_requests, mut responses) = agent.ask().await;
+    assert_eq!(responses.message().await.unwrap_err().code(), Code::OutOfRange);
+    assert_eq!(limited(), Limited { response_bytes: 1, ..Limited::default() });
+
+    let (requests, mut responses) = agent.ask().await;
+    responses.message().await.unwrap().expect("clusters");
+    let name = "x".repeat(4 << 20);
+    requests.send(request(ResourceKind::Endpoints, &[&name], "")).await.unwrap();
+    assert_eq!(responses.message().await.unwrap_err().code(), Code::OutOfRange);
+    assert_eq!(limited(), Limited { response_bytes: 1, request_bytes: 1, ..Limited::default() });
+
+    // The socket's other service, too.
+    let (requests, outgoing) = mpsc::channel(4);
+    requests.send(request(ResourceKind::Secret, &[&name], "")).await.unwrap();
+    let mut client = SecretDiscoveryServiceClient::new(agent.proxy.clone());
+    let opened = client.stream_secrets(ReceiverStream::new(outgoing)).await.unwrap();
+    assert_eq!(opened.into_inner().message().await.unwrap_err().code(), Code::OutOfRange);
+    assert_eq!(limited().request_bytes, 2);
     agent.end.cancel();
 }
 

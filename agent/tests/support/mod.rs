@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use trust::issue::Issuer;
 use trust::svid::Svid;
 use trust::tls::Clients;
-use xds::issue::{Issue, Refused, Request};
+use xds::issue::{Issue, Refused, Request, TurnedAway};
 use xds::node::Node;
 use xds::serve::{Changed, Sessions, Source};
 
@@ -46,6 +46,8 @@ impl Issue for ControlPlane {
             signed.map_err(|e| Refused::Invalid(e.to_string()))
         })
     }
+
+    fn turned_away(&self, _: TurnedAway) {}
 }
 
 impl Source for ControlPlane {

@@ -1,6 +1,7 @@
 //! The messages and the gRPC glue of `istio.v1.auth`, by hand: two messages need no build script.
 
-use super::{CSR_MAX, Issue, Refused, Request, RequestFailed, TOKEN_MAX};
+use super::{CSR_MAX, Issue, Refused, Request, RequestFailed, TOKEN_MAX, TurnedAway};
+use crate::length;
 use crate::serve::Peer;
 use crate::subscribe::{Connector, channel};
 use envoy_types::pb::google::protobuf::Struct;
@@ -105,14 +106,19 @@ impl Service<http::Request<Body>> for CertificateService {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let create = Create(Arc::clone(&self.0));
+        let issuer = Arc::clone(&self.0);
         Box::pin(async move {
             if request.uri().path() != PATH {
                 return Ok(Status::unimplemented("CreateCertificate is all there is").into_http());
             }
             let codec = ProstCodec::<IstioCertificateResponse, IstioCertificateRequest>::default();
             let mut grpc = Grpc::new(codec).max_decoding_message_size(CSR_MAX + 4096);
-            Ok(grpc.unary(create, request).await)
+            let response = grpc.unary(Create(Arc::clone(&issuer)), request).await;
+            // Refused before `Create` sees it, in a response of headers only.
+            if Status::from_header_map(response.headers()).is_some_and(|s| length::exceeded(&s)) {
+                issuer.turned_away(TurnedAway::MessageBytes);
+            }
+            Ok(response)
         })
     }
 }
@@ -126,32 +132,40 @@ impl UnaryService<IstioCertificateRequest> for Create {
     fn call(&mut self, request: tonic::Request<IstioCertificateRequest>) -> Self::Future {
         let issuer = Arc::clone(&self.0);
         Box::pin(async move {
-            let cert_chain = issuer.issue(read(request)?).await.map_err(status)?;
+            let request = read(request).map_err(|(why, status)| {
+                issuer.turned_away(why);
+                status
+            })?;
+            let cert_chain = issuer.issue(request).await.map_err(status)?;
             Ok(tonic::Response::new(IstioCertificateResponse { cert_chain }))
         })
     }
 }
 
-fn read(request: tonic::Request<IstioCertificateRequest>) -> Result<Request, Status> {
+fn read(request: tonic::Request<IstioCertificateRequest>) -> Result<Request, (TurnedAway, Status)> {
+    let invalid = |why, text: &str| (why, Status::invalid_argument(text));
     let said = |key: &str| Some(request.metadata().get(key)?.to_str().ok()?.to_owned());
     let token = said("authorization")
         .and_then(|value| value.strip_prefix("Bearer ").map(|token| token.trim().to_owned()));
     let cluster = said("clusterid");
     let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0.clone());
     if token.is_none() && peer.is_none() {
-        return Err(Status::unauthenticated(
-            "ISM6013 a certificate request carries neither `authorization: Bearer TOKEN` (audience istio-ca) nor a client certificate",
+        return Err((
+            TurnedAway::Anonymous,
+            Status::unauthenticated(
+                "ISM6013 a certificate request carries neither `authorization: Bearer TOKEN` (audience istio-ca) nor a client certificate",
+            ),
         ));
     }
     let message = request.into_inner();
     if token.as_ref().is_some_and(|token| token.len() > TOKEN_MAX) {
-        return Err(Status::invalid_argument("ISM6014 the token is longer than 16 KiB"));
+        return Err(invalid(TurnedAway::TokenBytes, "ISM6014 the token is longer than 16 KiB"));
     }
     if message.csr.len() > CSR_MAX {
-        return Err(Status::invalid_argument("ISM6014 the CSR is longer than 16 KiB"));
+        return Err(invalid(TurnedAway::CsrBytes, "ISM6014 the CSR is longer than 16 KiB"));
     }
     let seconds = u64::try_from(message.validity_duration)
-        .map_err(|_| Status::invalid_argument("ISM6014 validity_duration is negative"))?;
+        .map_err(|_| invalid(TurnedAway::Validity, "ISM6014 validity_duration is negative"))?;
     Ok(Request { csr_pem: message.csr, ttl: Duration::from_secs(seconds), token, cluster, peer })
 }
 

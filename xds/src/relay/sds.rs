@@ -153,7 +153,7 @@ async fn exchange(
                         tracing::warn!(reason, "the proxy refused its certificate");
                     }
                     if request.resource_names.len() > NAMES_MAX {
-                        heard.send_modify(|heard| heard.secrets_limited += 1);
+                        heard.send_modify(|heard| heard.limited.secrets += 1);
                         return Status::resource_exhausted(format!(
                             "ISM6038 one stream asks for {} secrets, the limit is {NAMES_MAX}. \
                              Fix: ask for `default` and `ROOTCA` only",
@@ -166,7 +166,10 @@ async fn exchange(
                     news
                 }
                 Ok(None) => return Status::cancelled("the proxy closed it"),
-                Err(status) => return status,
+                Err(status) => {
+                    super::unreadable(&status, heard);
+                    return status;
+                }
             },
             changed = certificate.changed() => match changed {
                 Ok(()) => true,

@@ -3,6 +3,7 @@
 use super::cache::Cache;
 use super::sessions::{Counts, Limited, Registration, Sessions};
 use super::{Changed, Peer, Source};
+use crate::length;
 use crate::node::Node;
 use crate::session::server::{Encoded, Limits, Lookup, Next, ServerSession, Violation};
 use crate::session::sotw::{self, Sotw};
@@ -20,7 +21,7 @@ use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 /// A stream ends after this, give or take a tenth, so that proxies spread over replicas.
 const STREAM_AGE: Duration = Duration::from_secs(30 * 60);
@@ -225,10 +226,9 @@ impl Ads {
     }
 }
 
-/// Counts a message that was too long. Nothing but the sentence tells it from a connection that
-/// broke within a message: tonic gives both the same code.
+/// Counts a message that was too long.
 fn unreadable(status: &Status, counts: &Counts) {
-    if status.code() == Code::OutOfRange && status.message().contains("length too large") {
+    if length::exceeded(status) {
         counts.limited(Limited::MessageBytes);
     }
 }

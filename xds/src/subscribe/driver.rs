@@ -3,6 +3,7 @@
 use super::warming::{Warming, Wishes};
 use super::{Connector, WATCHDOG, Want, channel};
 use crate::codec;
+use crate::length::RESPONSE_MAX;
 use crate::node::Node;
 use crate::session::client::{ClientSession, Received};
 use envoy_types::pb::envoy::service::discovery::v3::{
@@ -28,8 +29,6 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 const GOOD_STREAM: Duration = Duration::from_secs(10);
 /// How long dialling and the first answer may take.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Longest response read, bytes. The server is verified and one resource is never cut.
-const MESSAGE_MAX: usize = 64 << 20;
 
 type Refusals = BTreeMap<ResourceName, String>;
 
@@ -237,7 +236,7 @@ async fn open(
 ) -> Result<Streaming<DeltaDiscoveryResponse>, String> {
     let channel = channel(connector).await.map_err(|error| crate::issue::wire::chain(&error))?;
     let mut client =
-        AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MESSAGE_MAX);
+        AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(RESPONSE_MAX);
     let response = client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await;
     Ok(response.map_err(|status| describe(&status))?.into_inner())
 }

@@ -12,7 +12,7 @@ use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
-use xds::issue::{self, Issue, Refused};
+use xds::issue::{self, Issue, Refused, TurnedAway};
 use xds::node::Node;
 use xds::serve::{self, Changed, Sessions, Shares, Source};
 use xds::subscribe::Connector;
@@ -86,7 +86,10 @@ impl Source for World {
     }
 }
 
-pub(crate) struct Issuer;
+#[derive(Default)]
+pub(crate) struct Issuer {
+    pub(crate) turned_away: Mutex<Vec<TurnedAway>>,
+}
 
 impl Issue for Issuer {
     fn issue(&self, request: issue::Request) -> BoxFuture<'_, Result<Vec<String>, Refused>> {
@@ -97,6 +100,10 @@ impl Issue for Issuer {
                 _ => Err(Refused::Unauthenticated("ISM3999 that token is not good".into())),
             }
         })
+    }
+
+    fn turned_away(&self, why: TurnedAway) {
+        self.turned_away.lock().unwrap().push(why);
     }
 }
 
@@ -125,6 +132,7 @@ pub(crate) struct Plane {
     door: Arc<Mutex<Option<mpsc::UnboundedSender<Accepted>>>>,
     end: CancellationToken,
     pub(crate) sessions: Sessions,
+    pub(crate) issuer: Arc<Issuer>,
 }
 
 impl Plane {
@@ -136,7 +144,8 @@ impl Plane {
     pub(crate) fn with(world: &Arc<World>, shares: Shares) -> Self {
         let door = Arc::new(Mutex::new(None));
         let sessions = Sessions::new(shares);
-        let mut plane = Self { door, end: CancellationToken::new(), sessions };
+        let (end, issuer) = (CancellationToken::new(), Arc::default());
+        let mut plane = Self { door, end, sessions, issuer };
         plane.again(world);
         plane
     }
@@ -148,7 +157,7 @@ impl Plane {
         tokio::spawn(serve::serve(
             UnboundedReceiverStream::new(incoming),
             Arc::clone(world) as Arc<dyn Source>,
-            Some(Arc::new(Issuer)),
+            Some(self.issuer.clone()),
             self.sessions.clone(),
             self.end.clone(),
         ));
