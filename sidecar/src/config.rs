@@ -334,10 +334,8 @@ impl Config {
                  Fix: set controlPlane: HOST:15012 and token, or resources and svid"
             ),
         };
-        let mut follow = vec![ResourceName::inbound()];
-        if self.dns.is_some() || self.loopback.is_some() {
-            follow.push(ResourceName::zone());
-        }
+        // The zone also where nobody asks for names: its addresses are the mesh's.
+        let follow = vec![ResourceName::inbound(), ResourceName::zone()];
         Ok(AgentConfig {
             role: Role::Sidecar,
             cluster: self.cluster.clone(),

@@ -4,6 +4,7 @@
 mod config;
 mod inbound;
 mod loopback;
+mod named;
 mod names;
 mod original;
 mod outbound;

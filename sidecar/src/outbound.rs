@@ -1,5 +1,6 @@
 //! What the application sends: by its original destination into the mesh, past it, or nowhere.
 
+use crate::named::Named;
 use crate::original::{Capture, Own};
 use crate::refusal::Refusals;
 use crate::sniff::{Sniffed, sniff};
@@ -42,6 +43,7 @@ pub(crate) struct Outbound {
     pub(crate) capture: Capture,
     pub(crate) own: Own,
     pub(crate) vip_ranges: Vec<IpNet>,
+    pub(crate) named: Named,
 }
 
 /// What to do with a destination.
@@ -155,17 +157,20 @@ impl Outbound {
             },
             Err(problem) => problem,
         };
-        // Nobody but the mesh is at a virtual address; elsewhere the world goes on (ALLOW_ANY).
-        if !virtual_ip {
+        let (reason, known) = match &problem {
+            NotHere::Absent(_) | NotHere::NotInFile(_) => ("unknown_address", true),
+            NotHere::NotConnected(_) => ("no_control_plane", false),
+            NotHere::TimedOut(_) => ("control_plane_silent", false),
+            NotHere::TooMany(_) => ("too_many_names", false),
+            NotHere::WrongKind(_) => ("wrong_kind", false),
+        };
+        // Nobody but the mesh is at a virtual address; elsewhere the world goes on (ALLOW_ANY),
+        // unless silence about a service of the mesh would make its caller one without a name.
+        let ours =
+            virtual_ip || !known && self.named.may_have(&self.engine.snapshot(), destination.ip());
+        if !ours {
             return Way::Past;
         }
-        let reason = match &problem {
-            NotHere::Absent(_) | NotHere::NotInFile(_) => "unknown_address",
-            NotHere::NotConnected(_) => "no_control_plane",
-            NotHere::TimedOut(_) => "control_plane_silent",
-            NotHere::TooMany(_) => "too_many_names",
-            NotHere::WrongKind(_) => "wrong_kind",
-        };
         Way::Refused { reason, detail: problem.to_string() }
     }
 

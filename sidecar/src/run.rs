@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::inbound::{Inbound, Terms};
+use crate::named::Named;
 use crate::names::Names;
 use crate::original::{Capture, Own};
 use crate::outbound::Outbound;
@@ -129,6 +130,7 @@ async fn work(config: Config, end: CancellationToken) -> anyhow::Result<()> {
         capture: capture.clone(),
         own: own(),
         vip_ranges: config.vip_ranges.clone(),
+        named: Named::default(),
     });
     let into = Arc::new(Inbound {
         engine,

@@ -107,6 +107,7 @@ async fn no_control_plane(stage: &Stage<'_>) -> Result<()> {
         Ok(())
     })
     .await?;
+    first_calls(stage).await?;
     stage.kubectl("east", &["-n", "shop", "rollout", "restart", "deployment/tools"]).await?;
     let events = ["-n", "shop", "get", "events", "--field-selector", "reason=FailedCreate"];
     let message = "jsonpath={range .items[*]}{.message}{\"\\n\"}{end}";
@@ -135,7 +136,47 @@ async fn no_control_plane(stage: &Stage<'_>) -> Result<()> {
         &format!("after {:.0} s; without sidecar: {plain:?}", begun.elapsed().as_secs_f64()),
         done.is_ok() && plain.is_empty(),
     );
-    done.map(|_| ())
+    done?;
+    let url = "http://exact.shop.svc.cluster.local/";
+    let answer = until(LIMIT, url, async || stage.curl(url).await).await;
+    stage.judge(
+        "the service that was refused then is called now",
+        &format!("{answer:?}"),
+        answer.is_ok(),
+    );
+    Ok(())
+}
+
+/// A name is used for the first time while nobody says how it is reached: a service of the mesh is not
+/// called in plaintext, by a caller who has no name there, and the world goes on.
+async fn first_calls(stage: &Stage<'_>) -> Result<()> {
+    let url = "http://exact.shop.svc.cluster.local/";
+    let called = stage.curl(url).await;
+    let log = ["-n", "shop", "logs", "deployment/tools", "-c", "isthmus-proxy"];
+    let log = stage.kubectl("east", &log).await?;
+    let refused = log.lines().rfind(|line| line.contains("no_control_plane")).unwrap_or_default();
+    let figure = match &called {
+        Ok(answer) => format!("it was answered: {answer}"),
+        Err(problem) => format!("{problem:#}; its sidecar: {refused}"),
+    };
+    stage.judge(
+        "no control plane in east: the first call to another service of east is refused, not sent in \
+         plaintext",
+        &figure,
+        called.is_err() && refused.contains("outbound"),
+    );
+    let address = "jsonpath={.subsets[0].addresses[0].ip}:{.subsets[0].ports[0].port}";
+    let get = ["-n", "default", "get", "endpoints", "kubernetes", "-o", address];
+    let world = format!("https://{}/livez", stage.kubectl("west", &get).await?.trim());
+    let exec = ["-n", "shop", "exec", "deployment/tools", "-c", "tools", "--", "curl", "-sSk"];
+    let call = ["-m", "5", "-o", "/dev/null", "-w", "%{http_code}", &world];
+    let status = stage.kubectl("east", &[&exec[..], &call].concat()).await;
+    stage.judge(
+        "and what is none of the mesh's is called as ever",
+        &format!("{world}: {status:?}"),
+        status.is_ok(),
+    );
+    Ok(())
 }
 
 /// East's pods of users that have no sidecar.
