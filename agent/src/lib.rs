@@ -16,7 +16,7 @@ pub use dial::{HostPort, NotHostPort};
 
 use anyhow::Context as _;
 use mesh::name::{ClusterId, Identity, Network, TrustDomain};
-use mesh::program::{Resource, ResourceName, Snapshot};
+use mesh::program::{Resource, ResourceName, Snapshot, Want};
 use mesh::world::{Dialect, Role};
 use prometheus_client::metrics::counter::Counter;
 use runtime::metrics::Metrics;
@@ -32,13 +32,11 @@ use tokio_util::sync::CancellationToken;
 use trust::bundle::Bundle;
 use trust::svid::Svid;
 use xds::node::Node;
-use xds::subscribe::{Subscription, Want};
+use xds::subscribe::Subscription;
 
 /// A Program as the JSON list of xDS resources that [`Source::Files`] reads.
 pub use xds::codec::to_json;
 
-/// Names that wait to be subscribed; who asks above it is told to try again.
-const WANTS_MAX: usize = 1_024;
 /// The last good configuration is written at most so often.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
@@ -108,8 +106,8 @@ pub struct Agent {
     pub svid: watch::Receiver<Arc<Svid>>,
     pub bundle: watch::Receiver<Arc<Bundle>>,
     pub snapshot: watch::Receiver<Arc<Snapshot>>,
-    /// Names to subscribe to on demand; `None` where the configuration is a file.
-    pub want: Option<mpsc::Sender<ResourceName>>,
+    /// Takes names to begin and cease following; `None` where the configuration is a file.
+    pub want: Option<mpsc::Sender<Want>>,
 }
 
 impl AgentConfig {
@@ -203,12 +201,12 @@ async fn begin(
             let known = state.as_ref().map(State::program).unwrap_or_default();
             let subscription =
                 xds::subscribe::start_from(config.node(), connector, known, end.clone());
-            let want = follow(&config.follow, &subscription, end.clone());
+            follow(&config.follow, &subscription.want).await;
             let agent = Agent {
                 svid,
                 bundle: bundle.subscribe(),
                 snapshot: subscription.snapshot.clone(),
-                want: Some(want),
+                want: Some(subscription.want.clone()),
             };
             await_configuration(config.follow, &subscription, readiness, end.clone());
             tokio::spawn(keep_up(subscription.snapshot, bundle, hurry, state, end));
@@ -226,34 +224,12 @@ fn read(path: &Path, field: &str) -> anyhow::Result<String> {
     })
 }
 
-/// Subscribes to `names` and the root certificates, then to whatever is wanted.
-fn follow(
-    names: &[ResourceName],
-    subscription: &Subscription,
-    end: CancellationToken,
-) -> mpsc::Sender<ResourceName> {
-    let (sender, mut wanted) = mpsc::channel::<ResourceName>(WANTS_MAX);
-    let subscribe = subscription.want.clone();
-    let mut names = names.to_vec();
-    names.push(ResourceName::root_ca());
-    tokio::spawn(async move {
-        for name in names {
-            if subscribe.send(Want::Subscribe(name)).await.is_err() {
-                return;
-            }
-        }
-        loop {
-            let name = tokio::select! {
-                () = end.cancelled() => return,
-                name = wanted.recv() => name,
-            };
-            let Some(name) = name else { return };
-            if subscribe.send(Want::Subscribe(name)).await.is_err() {
-                return;
-            }
-        }
-    });
-    sender
+/// Subscribes to `names` and the root certificates.
+async fn follow(names: &[ResourceName], want: &mpsc::Sender<Want>) {
+    for name in names.iter().cloned().chain([ResourceName::root_ca()]) {
+        // A subscription that is over has ended with everything else.
+        let _ = want.send(Want::Subscribe(name)).await;
+    }
 }
 
 /// Not ready until all of `names` are known, be it from the last good configuration.

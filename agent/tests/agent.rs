@@ -34,7 +34,7 @@ async fn gets_an_identity_follows_its_names_and_what_is_wanted() {
 
     // What is not followed comes only once it is wanted, and absent names are answered.
     let wanted = ResourceName::outbound("240.240.7.2".parse().unwrap(), 80);
-    agent.want.as_ref().unwrap().send(wanted.clone()).await.unwrap();
+    agent.want.as_ref().unwrap().send(Want::Subscribe(wanted.clone())).await.unwrap();
     until("absent", || agent.snapshot.borrow().absent.contains(&wanted)).await;
     end.cancel();
 }

@@ -29,6 +29,14 @@ pub struct Snapshot {
     pub connected: bool,
 }
 
+/// A name somebody begins or ceases to use. What it leads to (routes, clusters, endpoints) is
+/// subscribed and dropped along with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Want {
+    Subscribe(ResourceName),
+    Unsubscribe(ResourceName),
+}
+
 /// The xDS resource types we speak, in the order in which a server sends them
 /// (make before break: clusters and endpoints before who refers to them).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -5,13 +5,13 @@ use crate::telemetry::Numbers;
 use crate::upstream::health::{Key, Path};
 use crate::upstream::outlier::Millis;
 use crate::upstream::{Ask, ConnectFailed, Established, Upstream};
+use crate::wanted::{NAMES_MAX, Wanted};
 use dashmap::DashMap;
 use mesh::name::{ClusterId, Network};
-use mesh::program::{ClusterName, Resource, ResourceName, Snapshot};
+use mesh::program::{ClusterName, Resource, ResourceName, Snapshot, Want};
 use runtime::metrics::Metrics;
-use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -21,9 +21,6 @@ use trust::svid::Svid;
 
 /// Longest wait for a name that is used for the first time.
 pub const WAIT_MAX: Duration = Duration::from_secs(1);
-/// Most names one proxy follows on demand: a workload that dials every address there is must not
-/// grow its proxy and control plane without end.
-pub const NAMES_MAX: usize = 20_000;
 
 /// What an engine is built from.
 #[derive(Debug)]
@@ -35,8 +32,8 @@ pub struct Options {
     pub cluster: ClusterId,
     pub network: Network,
     pub snapshot: watch::Receiver<Arc<Snapshot>>,
-    /// Takes names to subscribe to; `None` where the Program is a file and complete.
-    pub want: Option<mpsc::Sender<ResourceName>>,
+    /// Takes names to begin and cease following; `None` where the Program is a file and complete.
+    pub want: Option<mpsc::Sender<Want>>,
 }
 
 /// Why a resource cannot be had.
@@ -65,8 +62,7 @@ pub struct Engine {
 #[derive(Debug)]
 struct Inner {
     shared: Arc<Shared>,
-    want: Option<mpsc::Sender<ResourceName>>,
-    wanted: Mutex<HashSet<ResourceName>>,
+    wanted: Option<Wanted>,
     upstreams: DashMap<ClusterName, Upstream>,
 }
 
@@ -138,8 +134,7 @@ impl Engine {
         };
         let inner = Inner {
             shared: Arc::new(shared),
-            want,
-            wanted: Mutex::default(),
+            wanted: want.map(Wanted::new),
             upstreams: DashMap::new(),
         };
         Self { inner: Arc::new(inner) }
@@ -155,22 +150,15 @@ impl Engine {
             snapshot.absent.contains(name).then(|| Err(NotHere::Absent(name.clone())))
         };
         let mut snapshots = self.inner.shared.snapshot.clone();
-        if let Some(answer) = found(&snapshots.borrow_and_update()) {
+        let known = snapshots.borrow_and_update().clone();
+        if let Some(answer) = found(&known) {
             return answer;
         }
-        let Some(want) = &self.inner.want else {
+        let Some(wanted) = &self.inner.wanted else {
             return Err(NotHere::NotInFile(name.clone()));
         };
-        let new = {
-            let mut wanted = self.inner.wanted.lock().expect("nothing panics in it");
-            if wanted.len() >= NAMES_MAX && !wanted.contains(name) {
-                return Err(NotHere::TooMany(NAMES_MAX));
-            }
-            wanted.insert(name.clone())
-        };
-        if new && want.try_send(name.clone()).is_err() {
-            // The subscriber is overrun or gone; whoever asks next tries again.
-            self.inner.wanted.lock().expect("nothing panics in it").remove(name);
+        if !wanted.follow(name, &known.absent) {
+            return Err(NotHere::TooMany(NAMES_MAX));
         }
         let answer = async {
             loop {

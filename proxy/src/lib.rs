@@ -12,6 +12,7 @@ pub mod prefixed;
 pub mod telemetry;
 pub mod tunnel;
 pub mod upstream;
+mod wanted;
 
 pub use engine::{Engine, NotHere, Options};
 pub use upstream::{

@@ -4,7 +4,7 @@
 use crate::node::Node;
 use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
-use mesh::program::{Program, ResourceName, Snapshot};
+use mesh::program::{Program, ResourceName, Snapshot, Want};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
@@ -39,14 +39,6 @@ pub struct Subscription {
     pub want: mpsc::Sender<Want>,
     /// Resources the server sent and we refused, with the reason, until a good one replaces them.
     pub refusals: watch::Receiver<Arc<BTreeMap<ResourceName, String>>>,
-}
-
-/// A name somebody begins or ceases to use. What it leads to (routes, clusters, endpoints) is
-/// subscribed and dropped along with it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Want {
-    Subscribe(ResourceName),
-    Unsubscribe(ResourceName),
 }
 
 /// Dials a control plane and returns a stream that is already TLS, the server verified.
@@ -101,7 +93,7 @@ pub fn start_from(
     Subscription { snapshot, want, refusals }
 }
 
-/// Wishes that may wait; whoever sends more waits with them.
+/// Wishes that may wait; whoever sends more waits with them, or is told so.
 const WANTS: usize = 1024;
 
 /// One HTTP/2 connection over a freshly dialled stream, with keepalive: a peer that is stopped,

@@ -18,7 +18,7 @@ use xds::issue::{self, Refused, RequestFailed, TurnedAway};
 use xds::node::Node;
 use xds::serve::{self, Counted};
 use xds::session::server::Limits;
-use xds::subscribe::{self, Subscription, Want};
+use xds::subscribe::{self, Subscription};
 
 #[track_caller]
 fn until(

@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 };
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use mesh::program::{ResourceKind, ResourceName};
+use mesh::program::{ResourceKind, ResourceName, Want};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 use xds::codec::type_url;
-use xds::subscribe::{self, Connector, Subscription, WATCHDOG, Want};
+use xds::subscribe::{self, Connector, Subscription, WATCHDOG};
 
 /// One replica of a control plane: it takes every stream.
 #[derive(Clone, Copy)]

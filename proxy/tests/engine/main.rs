@@ -362,7 +362,7 @@ async fn health_survives_a_new_program_and_new_endpoints_are_seen() {
 fn wanting(
     world: &World,
     snapshot: watch::Receiver<Arc<Snapshot>>,
-) -> (Engine, mpsc::Receiver<ResourceName>) {
+) -> (Engine, mpsc::Receiver<Want>) {
     let (want, wanted) = mpsc::channel(16);
     let engine = Engine::new(Options {
         metrics: Metrics::new(),
@@ -388,7 +388,7 @@ async fn a_first_use_waits_a_second_while_connected_and_not_at_all_else() {
     let timed_out = engine.resource(&listener).await.unwrap_err();
     assert_eq!(timed_out, NotHere::TimedOut(listener.clone()));
     assert_eq!(begun.elapsed(), Duration::from_secs(1));
-    assert_eq!(wanted.recv().await.unwrap(), listener);
+    assert_eq!(wanted.recv().await.unwrap(), Want::Subscribe(listener.clone()));
     engine.resource(&listener).await.unwrap_err();
     assert!(wanted.try_recv().is_err(), "asked for once is enough");
 
@@ -403,7 +403,11 @@ async fn a_first_use_waits_a_second_while_connected_and_not_at_all_else() {
     let error = engine.resource(&other).await.unwrap_err();
     assert_eq!(error, NotHere::NotConnected(other.clone()));
     assert_eq!(begun.elapsed(), Duration::ZERO);
-    assert_eq!(wanted.recv().await.unwrap(), other, "it is followed once somebody answers");
+    assert_eq!(
+        wanted.recv().await.unwrap(),
+        Want::Subscribe(other),
+        "it is followed once somebody answers"
+    );
 }
 
 #[tokio::test]
@@ -414,7 +418,13 @@ async fn a_destination_is_asked_for_with_its_endpoints_and_used_as_it_comes() {
         watch::Sender::new(Arc::new(Snapshot { connected: true, ..Snapshot::default() }));
     let (engine, mut wanted) = wanting(world, snapshots.subscribe());
     let asking = tokio::spawn(async move { ask(&engine).await });
-    let mut kinds = vec![wanted.recv().await.unwrap().kind, wanted.recv().await.unwrap().kind];
+    let mut kinds = Vec::new();
+    for _ in 0..2 {
+        let Some(Want::Subscribe(name)) = wanted.recv().await else {
+            panic!("a name is asked for")
+        };
+        kinds.push(name.kind);
+    }
     kinds.sort();
     assert_eq!(kinds, [ResourceKind::Cluster, ResourceKind::Endpoints]);
     snapshots.send_replace(Arc::new(snapshot(&[&[pod(server.address, "east")]])));

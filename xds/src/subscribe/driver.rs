@@ -1,7 +1,7 @@
 //! The task around a [`ClientSession`]: dials, exchanges, publishes, and dials again.
 
 use super::warming::{Warming, Wishes};
-use super::{Connector, WATCHDOG, Want, channel};
+use super::{Connector, WATCHDOG, channel};
 use crate::codec;
 use crate::length::RESPONSE_MAX;
 use crate::node::Node;
@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse,
     aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
 };
-use mesh::program::{Program, ResourceName, Snapshot};
+use mesh::program::{Program, ResourceName, Snapshot, Want};
 use mesh::world::Dialect;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -93,7 +93,7 @@ impl Driver {
             while Instant::now() < pause {
                 tokio::select! {
                     () = tokio::time::sleep_until(pause) => (),
-                    Some(want) = wants.recv() => self.wanted(want),
+                    Some(want) = wants.recv() => self.wanted(want, &mut wants),
                     () = end.cancelled() => return,
                 }
             }
@@ -120,7 +120,7 @@ impl Driver {
                     Ok(Err(cause)) => return Over::Broken(cause),
                     Err(_) => return Over::Broken("no answer within 10 s".to_owned()),
                 },
-                Some(want) = wants.recv() => self.wanted(want),
+                Some(want) = wants.recv() => self.wanted(want, wants),
                 () = end.cancelled() => return Over::End,
             }
         };
@@ -156,7 +156,7 @@ impl Driver {
                     Ok(None) => return Over::Broken("the control plane closed the stream".to_owned()),
                     Err(status) => return Over::Broken(describe(&status)),
                 },
-                Some(want) = wants.recv() => self.wanted(want),
+                Some(want) = wants.recv() => self.wanted(want, wants),
                 () = watchdog => {
                     return Over::Broken("the control plane owes an answer for 45 s".to_owned());
                 }
@@ -165,10 +165,13 @@ impl Driver {
         }
     }
 
-    fn wanted(&mut self, want: Want) {
-        match want {
-            Want::Subscribe(name) => self.warming.want(name),
-            Want::Unsubscribe(name) => self.warming.unwant(&name),
+    /// Takes a wish, and all that wait behind it: settling costs the same for one and for many.
+    fn wanted(&mut self, want: Want, wants: &mut mpsc::Receiver<Want>) {
+        for want in std::iter::once(want).chain(std::iter::from_fn(|| wants.try_recv().ok())) {
+            match want {
+                Want::Subscribe(name) => self.warming.want(name),
+                Want::Unsubscribe(name) => self.warming.unwant(&name),
+            }
         }
         self.settle();
     }
