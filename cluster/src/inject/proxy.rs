@@ -4,17 +4,15 @@ use super::Settings;
 use super::settings::{is_quantity, threads};
 use super::traffic::wrong;
 use k8s_openapi::api::core::v1::Pod;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// Istio's ProxyConfig of one pod, YAML.
 const CONFIG: &str = "proxy.istio.io/config";
-/// Istio's annotations of resources: the list, and the resource in it.
-const RESOURCES: [(&str, &str, &str); 4] = [
-    ("sidecar.istio.io/proxyCPU", "requests", "cpu"),
-    ("sidecar.istio.io/proxyCPULimit", "limits", "cpu"),
-    ("sidecar.istio.io/proxyMemory", "requests", "memory"),
-    ("sidecar.istio.io/proxyMemoryLimit", "limits", "memory"),
+/// Each resource with Istio's annotations of its request and its limit.
+const RESOURCES: [(&str, &str, &str); 2] = [
+    ("cpu", "sidecar.istio.io/proxyCPU", "sidecar.istio.io/proxyCPULimit"),
+    ("memory", "sidecar.istio.io/proxyMemory", "sidecar.istio.io/proxyMemoryLimit"),
 ];
 
 /// How one pod's sidecar runs.
@@ -28,7 +26,7 @@ pub(super) struct Proxy {
 
 /// Whether [`proxy`] follows this annotation.
 pub(super) fn follows(annotation: &str) -> bool {
-    annotation == CONFIG || RESOURCES.iter().any(|(name, ..)| *name == annotation)
+    annotation == CONFIG || RESOURCES.iter().any(|(_, a, b)| [a, b].contains(&&annotation))
 }
 
 /// What the mesh says, and over it what the pod says; and what of that is not followed.
@@ -36,28 +34,29 @@ pub(super) fn proxy(pod: &Pod, settings: &Settings) -> (Proxy, Vec<String>) {
     let none = BTreeMap::new();
     let annotations = pod.metadata.annotations.as_ref().unwrap_or(&none);
     let mut warnings = Vec::new();
-    let mut resources = json!({"requests": settings.requests()});
-    for (name, list, resource) in RESOURCES {
-        match annotations.get(name).map(|text| text.trim()) {
-            Some(text) if is_quantity(text) => resources[list][resource] = text.into(),
-            Some(text) => warnings.push(wrong(name, text)),
-            None => {}
+    let (mut requests, mut limits) = (settings.requests(), Map::new());
+    let mut said = |name: &str| {
+        let text = annotations.get(name)?.trim();
+        if !is_quantity(text) {
+            warnings.push(wrong(name, text));
+            return None;
         }
-    }
-    let said = annotations.get(CONFIG).and_then(|text| concurrency(text, &mut warnings));
-    for resource in ["cpu", "memory"] {
-        let limit = !resources["limits"][resource].is_null();
-        let asked = RESOURCES.iter().any(|(name, list, of)| {
-            (*list, *of) == ("requests", resource) && annotations.contains_key(*name)
-        });
+        Some(text.to_owned())
+    };
+    for (resource, request, limit) in RESOURCES {
+        let (request, limit) = (said(request), said(limit));
         // The mesh's own request may be above the pod's limit, and no API server takes that.
-        if limit
-            && !asked
-            && let Some(requests) = resources["requests"].as_object_mut()
-        {
+        if limit.is_some() {
             requests.remove(resource);
         }
+        requests.extend(request.map(|text| (resource.to_owned(), text.into())));
+        limits.extend(limit.map(|text| (resource.to_owned(), text.into())));
     }
+    let mut resources = json!({"requests": requests});
+    if !limits.is_empty() {
+        resources["limits"] = limits.into();
+    }
+    let said = annotations.get(CONFIG).and_then(|text| concurrency(text, &mut warnings));
     (Proxy { concurrency: said.or(settings.concurrency), resources }, warnings)
 }
 
@@ -153,6 +152,12 @@ mod tests {
             Some(4),
             &json!({"requests": {"cpu": "1", "memory": "48Mi"}}),
             &["ISM2730 annotation sidecar.istio.io/proxyMemory: \"much\""],
+        );
+        check(
+            &json!({"sidecar.istio.io/proxyCPU": "some", "sidecar.istio.io/proxyCPULimit": "5m"}),
+            Some(4),
+            &json!({"requests": {"memory": "48Mi"}, "limits": {"cpu": "5m"}}),
+            &["ISM2730 annotation sidecar.istio.io/proxyCPU: \"some\""],
         );
     }
 }

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::{Api, Client};
 use mesh::inventory::MeshConfig;
 use mesh::name::{ClusterId, Network, TrustDomain};
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
 /// Name of the ConfigMap with [`Settings`]' own keys, in the root namespace.
@@ -123,8 +123,11 @@ impl Settings {
 
 impl Settings {
     /// A container's `resources.requests`.
-    pub(super) fn requests(&self) -> Value {
-        json!({"cpu": self.cpu_request, "memory": self.memory_request})
+    pub(super) fn requests(&self) -> Map<String, Value> {
+        let of = [("cpu", &self.cpu_request), ("memory", &self.memory_request)];
+        of.map(|(resource, quantity)| (resource.to_owned(), quantity.clone().into()))
+            .into_iter()
+            .collect()
     }
 }
 
