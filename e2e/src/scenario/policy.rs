@@ -1,6 +1,8 @@
 //! Who may call: policies of the cluster that is called decide on callers of another, at once, on open
 //! connections too.
 
+mod fields;
+
 use super::cli::isthmus;
 use super::mistakes::{finding, findings};
 use super::{Load, Rates, Stage, call, call_until, resolve};
@@ -34,7 +36,8 @@ fn of(action: &str, principal: &str) -> Value {
 
 pub(super) async fn policy_decides(stage: &Stage<'_>) -> Result<()> {
     let done = walk(stage).await;
-    let all = [("west", "seen"), ("west", "no-east"), ("west", "callers"), ("east", "moon")];
+    let west = ["seen", "no-east", "callers", "fields"].map(|name| ("west", name));
+    let all = west.into_iter().chain([("east", "moon")]);
     for (cluster, name) in all {
         delete(stage.cluster(cluster).client(), &policy(name, json!({}))).await?;
     }
@@ -93,6 +96,8 @@ async fn walk(stage: &Stage<'_>) -> Result<()> {
     apply(west.client(), &policy("callers", of("ALLOW", &caller))).await?;
     let back = call_until(fleet, client, URL, LIMIT, |_| true).await;
     judge_back(stage, "an ALLOW of the caller lets it in within 1 s", &back);
+    delete(west.client(), &policy("callers", json!({}))).await?;
+    fields::decide(stage).await?;
 
     let moon = policy("moon", of("ALLOW", "moon.mesh/ns/shop/sa/client"));
     let mut moon = moon;
