@@ -398,10 +398,15 @@ async fn inside(fleet: &Fleet, pod: &Pod, args: &[&str]) -> Result<String> {
     Ok(String::from_utf8(out.stdout)?)
 }
 
-/// One GET from a pod, as its application would send it.
+/// What answers one GET from a pod, as its application would send it.
+pub async fn get(fleet: &Fleet, pod: &Pod, url: &str, limit: f64) -> Result<String> {
+    inside(fleet, pod, &["call", url, "--limit", &limit.to_string()]).await
+}
+
+/// One GET of hello.
 pub async fn call(fleet: &Fleet, pod: &Pod, url: &str, limit: f64) -> Result<fleet::hello::Answer> {
-    let body = inside(fleet, pod, &["call", url, "--limit", &limit.to_string()]).await?;
-    serde_json::from_str(&body).context("an answer that is not hello's")
+    serde_json::from_str(&get(fleet, pod, url, limit).await?)
+        .context("an answer that is not hello's")
 }
 
 /// What a name resolves to in a pod.

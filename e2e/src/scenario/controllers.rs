@@ -1,12 +1,15 @@
 //! API servers and control planes die, hang and vanish; calls go on, and what is unknown says so.
 
-use super::{HOST, Load, Rates, Stage, call, resolve};
-use anyhow::{Context, Result, bail};
+use super::{HOST, Load, Rates, Stage, call, get, resolve};
+use anyhow::{Context, Result, bail, ensure};
 use fleet::Cluster;
+use fleet::launcher::HEALTH_PORT;
 use fleet::link::{condition, on_page};
 use fleet::netns::Fault;
+use fleet::objects::{apply, delete};
 use fleet::verdict::{Kind, figures};
 use kube::api::ListParams;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -75,6 +78,7 @@ pub(super) async fn control_down(stage: &Stage<'_>) -> Result<()> {
     call(fleet, client, &format!("http://{HOST}/"), 5.0).await?;
     let rates = Rates { gets: 160.0, posts: 20.0, connects: 20.0, fresh: 0.0, seconds: 140.0 };
     let load = Load::start(fleet, client, HOST, rates)?;
+    let first = FirstCall::prepare(stage).await?;
     tokio::time::sleep(Duration::from_secs(5)).await;
     let before = endpoints(stage).await?;
     for cluster in fleet.clusters.values() {
@@ -91,6 +95,7 @@ pub(super) async fn control_down(stage: &Stage<'_>) -> Result<()> {
         until_unknown(east, "west", Duration::from_secs(30)).await,
         15.0,
     );
+    first.judge_unknown(stage).await?;
     tokio::time::sleep_until(start + DOWN / 2).await;
     // Restarted controllers find nobody: what they knew must not become nothing.
     for cluster in fleet.clusters.values() {
@@ -130,7 +135,75 @@ pub(super) async fn control_down(stage: &Stage<'_>) -> Result<()> {
     let after = endpoints(stage).await?;
     let figure = format!("before {before:?}, after {after:?}");
     stage.judge("nothing is withdrawn when all are back", &figure, before == after, &[]);
-    Ok(())
+    first.judge_known(stage).await
+}
+
+/// A server of east that speaks plaintext, which has a name in the mesh and has never been called.
+struct FirstCall {
+    entry: Value,
+    url: String,
+}
+
+impl FirstCall {
+    /// Names it; returns once the client's resolver knows.
+    async fn prepare(stage: &Stage<'_>) -> Result<Self> {
+        const NAME: &str = "never-called.example.test";
+        let east = stage.cluster("east");
+        let address = east.pod("gateway-1")?.address;
+        let entry = json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry",
+            "metadata": {"name": "never-called", "namespace": "shop"},
+            "spec": {
+                "hosts": [NAME], "addresses": [address], "location": "MESH_EXTERNAL",
+                "resolution": "STATIC", "endpoints": [{"address": address}],
+                "ports": [{"number": HEALTH_PORT, "name": "http", "protocol": "HTTP"}],
+            },
+        });
+        apply(east.client(), &entry).await?;
+        let begun = Instant::now();
+        while resolve(stage.fleet, stage.client()?, NAME).await.ok() != Some(vec![address]) {
+            ensure!(begun.elapsed() < Duration::from_secs(20), "nobody resolves {NAME}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(Self { entry, url: format!("http://{address}:{HEALTH_PORT}/readyz") })
+    }
+
+    /// While nobody says how it is reached, it is not called in plaintext, which is how it answers.
+    async fn judge_unknown(&self, stage: &Stage<'_>) -> Result<()> {
+        let called = get(stage.fleet, stage.client()?, &self.url, 2.0).await;
+        let log = stage.client()?.proxy.get().context("the client's sidecar runs")?.log();
+        let log = std::fs::read_to_string(log)?;
+        let why = log.lines().rfind(|line| line.contains("no_control_plane"));
+        let heard = called.as_ref().map_or_else(|error| format!("{error:#}"), Clone::clone);
+        let figure = format!("{heard}; its sidecar: {}", why.unwrap_or("nothing of it"));
+        let kept = called.is_err() && why.is_some();
+        let promise = "the first call to an address that the mesh names is refused meanwhile";
+        stage.judge(promise, &figure, kept, &[]);
+        let node = stage.cluster("east").launcher.node_address;
+        let world = format!("http://{node}:15025/metrics");
+        let called = get(stage.fleet, stage.client()?, &world, 2.0).await;
+        let figure = called.as_ref().map_or_else(
+            |error| format!("{world}: {error:#}"),
+            |body| format!("{world}: {} octets", body.len()),
+        );
+        let promise = "and an address that it does not name is called as ever";
+        stage.judge(promise, &figure, called.is_ok(), &[]);
+        Ok(())
+    }
+
+    async fn judge_known(self, stage: &Stage<'_>) -> Result<()> {
+        let begun = Instant::now();
+        let called = loop {
+            let called = get(stage.fleet, stage.client()?, &self.url, 2.0).await;
+            if called.is_ok() || begun.elapsed() > Duration::from_secs(20) {
+                break called;
+            }
+        };
+        let heard = called.as_ref().map_or_else(|error| format!("{error:#}"), Clone::clone);
+        let figure = format!("{} after {} ms", heard.trim(), begun.elapsed().as_millis());
+        stage.judge("what was refused is called now", &figure, called.is_ok(), &[]);
+        delete(stage.cluster("east").client(), &self.entry).await
+    }
 }
 
 /// Judges that the client's resolver comes to say this (in glibc's words) of a name nobody exports.
