@@ -3,7 +3,8 @@
 //! hyper starts that clock when it begins to wait for a request, so that a connection kept for the
 //! next request would be closed after the deadline, and a client's next POST lost in the race.
 
-use hyper::rt::{Read, ReadBufCursor, Sleep, Timer, Write};
+use crate::observed::Observer;
+use hyper::rt::{Sleep, Timer};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -39,48 +40,9 @@ impl Reads {
     }
 }
 
-/// A connection whose reads are counted.
-#[derive(Debug)]
-pub(crate) struct Watched<T> {
-    pub(crate) io: T,
-    pub(crate) reads: Reads,
-}
-
-impl<T: Read + Unpin> Read for Watched<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: ReadBufCursor<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        let read = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
-        self.reads.0.reads.fetch_add(1, Ordering::Relaxed);
-        Poll::Ready(read)
-    }
-}
-
-impl<T: Write + Unpin> Write for Watched<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[std::io::IoSlice<'_>],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+impl Observer for Reads {
+    fn read(&mut self) {
+        self.0.reads.fetch_add(1, Ordering::Relaxed);
     }
 }
 

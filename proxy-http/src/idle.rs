@@ -8,10 +8,11 @@
 //! that moves begins it anew.
 
 use crate::body::{Cut, Ended, ResponseBody};
+use crate::observed::Observer;
 use crate::serve::Limits;
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-use hyper::rt::{Executor, Read, ReadBufCursor, Write};
+use hyper::rt::Executor;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -213,29 +214,29 @@ impl Body for Offered {
     }
 }
 
-/// A connection of HTTP/1.1 whose other end has to take what is written.
+/// The other end of a connection has to take what is written.
 #[derive(Debug)]
-pub(crate) struct Taken<T> {
-    io: T,
+pub(crate) struct Taken {
     watch: Watch,
     limits: Limits,
     patience: Patience,
 }
 
-impl<T> Taken<T> {
-    pub(crate) fn new(io: T, watch: Watch, limits: Limits) -> Self {
-        Self { io, watch, limits, patience: Patience::default() }
+impl Taken {
+    pub(crate) fn new(watch: Watch, limits: Limits) -> Self {
+        Self { watch, limits, patience: Patience::default() }
+    }
+}
+
+impl Observer for Taken {
+    fn settled(&mut self) {
+        self.patience.rest();
     }
 
-    /// `wrote` is what the other end took, or that it takes nothing now.
-    fn judge<N>(
-        &mut self,
-        wrote: Poll<io::Result<N>>,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<N>> {
-        if wrote.is_ready() || self.watch.0.switched.load(Ordering::Acquire) {
+    fn waits(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if self.watch.0.switched.load(Ordering::Acquire) {
             self.patience.rest();
-            return wrote;
+            return Poll::Pending;
         }
         ready!(self.patience.poll(self.limits.idle_max, cx));
         if !self.watch.is_over() {
@@ -244,51 +245,7 @@ impl<T> Taken<T> {
         }
         let took = self.limits.idle_max.as_secs();
         let why = format!("the client took nothing of its response for {took} s");
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, why)))
-    }
-}
-
-impl<T: Read + Unpin> Read for Taken<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl<T: Write + Unpin> Write for Taken<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let wrote = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.judge(wrote, cx)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.io).poll_flush(cx);
-        self.judge(flushed, cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let ended = Pin::new(&mut self.io).poll_shutdown(cx);
-        self.judge(ended, cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let wrote = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.judge(wrote, cx)
+        Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, why))
     }
 }
 

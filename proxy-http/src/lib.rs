@@ -15,6 +15,7 @@ mod headers;
 mod idle;
 mod inbound;
 mod latency;
+mod observed;
 mod outbound;
 mod payload;
 mod pool;

@@ -2,12 +2,13 @@
 
 use crate::body::ResponseBody;
 use crate::connection::STREAM_WINDOW;
-use crate::farewell::{Farewell, Speaking};
+use crate::farewell::Farewell;
 use crate::grpc;
-use crate::head_timer::{HEAD_TIMEOUT, HeadTimer, Reads, Watched};
+use crate::head_timer::{HEAD_TIMEOUT, HeadTimer, Reads};
 use crate::headers::{self, HEAD_MAX, HEADERS_MAX};
 use crate::idle::{Offered, Streams, Taken, Watch};
 use crate::inbound::{self, Application};
+use crate::observed::Observed;
 use crate::outbound::{self, Destination};
 use crate::version::{self, Heard, Wire};
 use bytes::Bytes;
@@ -249,8 +250,9 @@ where
     match wire {
         Wire::Http1 => {
             let (reads, watch) = (Reads::default(), Watch::default());
-            let io = Taken::new(TokioIo::new(io), watch.clone(), limits.clone());
-            let io = Watched { io, reads: reads.clone() };
+            let taken = Taken::new(watch.clone(), limits.clone());
+            let io = Observed { io: TokioIo::new(io), observer: taken };
+            let io = Observed { io, observer: reads.clone() };
             let timer = HeadTimer(reads.clone());
             let offering = watch.clone();
             let service = service_fn(move |request| {
@@ -297,8 +299,9 @@ where
             });
             let farewell = Farewell::default();
             // A ping ends nothing while what is to be written finds no room: GOAWAY would wait behind it.
-            let io = Taken::new(TokioIo::new(io), Watch::default(), limits.clone());
-            let io = Speaking { io, farewell: farewell.clone() };
+            let taken = Taken::new(Watch::default(), limits.clone());
+            let io = Observed { io: TokioIo::new(io), observer: taken };
+            let io = Observed { io, observer: farewell.clone() };
             let connection =
                 hyper::server::conn::http2::Builder::new(Streams { limits: limits.clone() })
                     .timer(TokioTimer::new())

@@ -2,7 +2,7 @@
 
 use crate::inbound::draining;
 use crate::port::Port;
-use crate::world::{PATIENCE, World, bundle, svid};
+use crate::world::{PATIENCE, World, accept_as_copy, bind};
 use bytes::Bytes;
 use futures::future::{BoxFuture, join_all};
 use h2::server::SendResponse;
@@ -18,12 +18,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
-use trust::tls::{Clients, server_config};
 
 type Serve =
     Arc<dyn Fn(Request<RecvStream>, SendResponse<Bytes>) -> BoxFuture<'static, ()> + Send + Sync>;
@@ -38,54 +35,29 @@ pub(crate) struct Copy {
 
 impl Copy {
     async fn start(serve: Serve) -> Self {
-        let (copy, listener) = Self::listening().await;
-        let clients = Clients::Required { trust_domains: None };
-        let tls = server_config(svid("hello"), bundle(), clients, &[b"istio-h2"]);
-        let this = copy.clone();
-        tokio::spawn(async move {
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                this.connections.fetch_add(1, Ordering::SeqCst);
-                let (this, tls) = (this.clone(), TlsAcceptor::from(tls.clone()));
-                let serve = serve.clone();
-                tokio::spawn(async move {
-                    let Ok(stream) = tls.accept(stream).await else { return };
-                    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"istio-h2"[..]));
-                    this.speak(stream, serve).await;
-                });
+        Self::behind(Some(b"istio-h2"), serve).await
+    }
+
+    async fn behind(alpn: Option<&'static [u8]>, serve: Serve) -> Self {
+        let (listener, address) = bind().await;
+        let copy = Self { address, connections: Arc::default(), requests: Arc::default() };
+        let requests = copy.requests.clone();
+        accept_as_copy(listener, alpn, copy.connections.clone(), move |stream| {
+            let (requests, serve) = (requests.clone(), serve.clone());
+            async move {
+                let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+                while let Some(Ok((request, respond))) = connection.accept().await {
+                    requests.fetch_add(1, Ordering::SeqCst);
+                    tokio::spawn(serve(request, respond));
+                }
             }
         });
         copy
-    }
-
-    async fn listening() -> (Self, TcpListener) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        (Self { address, connections: Arc::default(), requests: Arc::default() }, listener)
-    }
-
-    async fn speak<T: AsyncRead + AsyncWrite + Unpin>(&self, stream: T, serve: Serve) {
-        let Ok(mut connection) = h2::server::handshake(stream).await else { return };
-        while let Some(Ok((request, respond))) = connection.accept().await {
-            self.requests.fetch_add(1, Ordering::SeqCst);
-            tokio::spawn(serve(request, respond));
-        }
     }
 
     /// Says back what it was sent, as an application without a sidecar.
     async fn echo_plain() -> Self {
-        let (copy, listener) = Self::listening().await;
-        let this = copy.clone();
-        tokio::spawn(async move {
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                this.connections.fetch_add(1, Ordering::SeqCst);
-                let this = this.clone();
-                let serve: Serve = Arc::new(|request, respond| Box::pin(echo(request, respond)));
-                tokio::spawn(async move { this.speak(stream, serve).await });
-            }
-        });
-        copy
+        Self::behind(None, Arc::new(|request, respond| Box::pin(echo(request, respond)))).await
     }
 
     /// Says back what it was sent, and ends with trailers that say so.

@@ -1,7 +1,7 @@
 //! From the mesh to an application.
 
 use crate::port::Port;
-use crate::world::{Client, Copy, Does, PATIENCE, identity, options, raw};
+use crate::world::{Client, Copy, Does, PATIENCE, accept, bind, identity, options, raw};
 use bytes::Bytes;
 use http_body_util::Full;
 use mesh::authorize::{Authorization, Caller, Policy, Rule};
@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 /// An inbound listener with one policy of that action, which matches everybody.
@@ -68,30 +68,22 @@ async fn before(
     let (metrics, drain) = (Metrics::new(), drain.clone());
     let (_sender, receiver) = watch::channel(Arc::default());
     let http = Http::new(options(&metrics, &drain, receiver));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        loop {
-            let (stream, peer) = listener.accept().await.unwrap();
-            let (http, live) = (http.clone(), drain.live());
-            let caller = Caller {
-                identity: meshed.then(|| identity("caller")),
-                source: peer.ip(),
-                destination: application,
-                server_name: None,
-            };
-            let admission = Admission::new(caller, policed(None), rules.clone());
-            tokio::spawn(async move {
-                let downstream = Downstream {
-                    peer,
-                    local: application,
-                    identity: meshed.then(|| identity("caller")),
-                    server_name: None,
-                };
-                let service = "client.shop.svc.cluster.local".into();
-                let to = Application { address: application, service, protocol, admission };
-                http.inbound(stream, to, downstream, &live).await;
-            });
+    let (listener, address) = bind().await;
+    accept(listener, move |stream, peer| {
+        let (http, live) = (http.clone(), drain.live());
+        let identity = meshed.then(|| identity("caller"));
+        let caller = Caller {
+            identity: identity.clone(),
+            source: peer.ip(),
+            destination: application,
+            server_name: None,
+        };
+        let admission = Admission::new(caller, policed(None), rules.clone());
+        async move {
+            let downstream = Downstream { peer, local: application, identity, server_name: None };
+            let service = "client.shop.svc.cluster.local".into();
+            let to = Application { address: application, service, protocol, admission };
+            http.inbound(stream, to, downstream, &live).await;
         }
     });
     (address, metrics)

@@ -52,7 +52,7 @@ pub(crate) fn identity(account: &str) -> Identity {
     format!("spiffe://test.mesh/ns/shop/sa/{account}").parse().unwrap()
 }
 
-pub(crate) fn svid(account: &str) -> watch::Receiver<Arc<Svid>> {
+fn svid(account: &str) -> watch::Receiver<Arc<Svid>> {
     let identity = identity(account);
     let (key, csr) = new_key_and_csr(&identity);
     let ttl = Duration::from_secs(600);
@@ -60,7 +60,7 @@ pub(crate) fn svid(account: &str) -> watch::Receiver<Arc<Svid>> {
     watch::channel(Arc::new(Svid::from_pem(&chain, key.reveal()).unwrap())).1
 }
 
-pub(crate) fn bundle() -> watch::Receiver<Arc<Bundle>> {
+fn bundle() -> watch::Receiver<Arc<Bundle>> {
     watch::channel(Arc::new(Bundle::from_pem(&ISSUER.bundle().pem()).unwrap())).1
 }
 
@@ -86,6 +86,58 @@ pub(crate) enum Does {
 /// A head and a body, as received.
 type Heard = (String, Vec<u8>);
 
+/// A connection, with TLS or without.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// A port of its own.
+pub(crate) async fn bind() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// Serves each connection on a task of its own.
+pub(crate) fn accept<F>(
+    listener: TcpListener,
+    serve: impl Fn(TcpStream, SocketAddr) -> F + Send + 'static,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    tokio::spawn(async move {
+        loop {
+            let (stream, peer) = listener.accept().await.unwrap();
+            tokio::spawn(serve(stream, peer));
+        }
+    });
+}
+
+/// The same for a copy, whose sidecar demands mutual TLS for `alpn`; `None`: it has no sidecar.
+pub(crate) fn accept_as_copy<F>(
+    listener: TcpListener,
+    alpn: Option<&'static [u8]>,
+    connections: Arc<AtomicUsize>,
+    serve: impl Fn(Box<dyn Stream>) -> F + Clone + Send + 'static,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let tls = alpn.map(|alpn| {
+        let clients = Clients::Required { trust_domains: None };
+        TlsAcceptor::from(server_config(svid("hello"), bundle(), clients, &[alpn]))
+    });
+    accept(listener, move |stream, _| {
+        connections.fetch_add(1, Ordering::SeqCst);
+        let (tls, serve) = (tls.clone(), serve.clone());
+        async move {
+            let Some(tls) = tls else { return serve(Box::new(stream)).await };
+            let Ok(stream) = tls.accept(stream).await else { return };
+            assert_eq!(stream.get_ref().1.alpn_protocol(), alpn);
+            serve(Box::new(stream)).await;
+        }
+    });
+}
+
 /// One copy of the service, as its sidecar: mutual TLS in front of raw HTTP/1.1.
 #[derive(Debug, Clone)]
 pub(crate) struct Copy {
@@ -98,51 +150,28 @@ pub(crate) struct Copy {
 
 impl Copy {
     pub(crate) async fn start(name: &'static str, does: Does) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let copy = Self {
-            name,
-            address: listener.local_addr().unwrap(),
-            connections: Arc::default(),
-            requests: Arc::default(),
-            does: Arc::new(Mutex::new(does)),
-        };
-        let clients = Clients::Required { trust_domains: None };
-        let tls = server_config(svid("hello"), bundle(), clients, &[b"istio-http/1.1"]);
-        let this = copy.clone();
-        tokio::spawn(async move {
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                this.connections.fetch_add(1, Ordering::SeqCst);
-                let (this, tls) = (this.clone(), TlsAcceptor::from(tls.clone()));
-                tokio::spawn(async move {
-                    if let Ok(stream) = tls.accept(stream).await {
-                        let _ = this.serve(stream).await;
-                    }
-                });
-            }
-        });
-        copy
+        Self::behind(Some(b"istio-http/1.1"), name, does).await
     }
 
     /// An application without a sidecar.
     pub(crate) async fn start_plain(name: &'static str, does: Does) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::behind(None, name, does).await
+    }
+
+    async fn behind(alpn: Option<&'static [u8]>, name: &'static str, does: Does) -> Self {
+        let (listener, address) = bind().await;
         let copy = Self {
             name,
-            address: listener.local_addr().unwrap(),
+            address,
             connections: Arc::default(),
             requests: Arc::default(),
             does: Arc::new(Mutex::new(does)),
         };
         let this = copy.clone();
-        tokio::spawn(async move {
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                this.connections.fetch_add(1, Ordering::SeqCst);
-                let this = this.clone();
-                tokio::spawn(async move {
-                    let _ = this.serve(stream).await;
-                });
+        accept_as_copy(listener, alpn, copy.connections.clone(), move |stream| {
+            let this = this.clone();
+            async move {
+                let _ = this.serve(stream).await;
             }
         });
         copy
@@ -160,7 +189,7 @@ impl Copy {
         self.requests.lock().unwrap().last().unwrap().0.clone()
     }
 
-    async fn serve<T: AsyncRead + AsyncWrite + Unpin>(&self, mut io: T) -> std::io::Result<()> {
+    async fn serve(&self, mut io: impl Stream) -> std::io::Result<()> {
         let mut read = Vec::new();
         loop {
             let end = loop {
@@ -327,24 +356,20 @@ impl World {
         let drain = Drain::new();
         let (snapshot, receiver) = watch::channel(Arc::default());
         let http = Http::new(Options { idle_max, ..options(&metrics, &drain, receiver) });
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let (listener, address) = bind().await;
         let held = Arc::default();
         let world =
             Self { http, metrics, drain, address, snapshot, route, endpoints, protocol, held };
         world.publish("hello");
         let (http, drain) = (world.http.clone(), world.drain.clone());
         let held = Arc::downgrade(&world.held);
-        tokio::spawn(async move {
-            loop {
-                let (stream, peer) = listener.accept().await.unwrap();
-                let (http, live) = (http.clone(), drain.live().holding(held.upgrade()));
-                tokio::spawn(async move {
-                    let route = ResourceName::new(ResourceKind::Route, "hello");
-                    let local = "240.240.7.2:80".parse().unwrap();
-                    let downstream = Downstream { peer, local, identity: None, server_name: None };
-                    http.outbound(stream, route, downstream, &live).await;
-                });
+        accept(listener, move |stream, peer| {
+            let (http, live) = (http.clone(), drain.live().holding(held.upgrade()));
+            async move {
+                let route = ResourceName::new(ResourceKind::Route, "hello");
+                let local = "240.240.7.2:80".parse().unwrap();
+                let downstream = Downstream { peer, local, identity: None, server_name: None };
+                http.outbound(stream, route, downstream, &live).await;
             }
         });
         world
