@@ -74,7 +74,7 @@ async fn number(metrics: SocketAddr, name: &str) -> u64 {
 async fn strangers_are_refused_by_their_user_and_files_follow_renewals() {
     let machine = Machine::new();
     // Past its half at once: renewed every second.
-    *machine.control_plane.lifetime.lock().unwrap() = Duration::from_secs(60);
+    *machine.authority.lifetime.lock().unwrap() = Duration::from_secs(60);
     let end = CancellationToken::new();
     let address = machine.serve("isthmus-control-plane", end.clone()).await;
     let metrics = Port::held();

@@ -2,7 +2,6 @@
 //! `kubectl auth can-i --list` shows it. `UPDATE_EXPECT=1` writes the table.
 
 #[path = "own/server.rs"]
-#[allow(dead_code, reason = "no server is hung or killed here")]
 mod server;
 
 use kube::Client;

@@ -2,7 +2,6 @@
 
 // Not in the process of `own`, whose figures are times.
 #[path = "own/server.rs"]
-#[allow(dead_code, reason = "no server is hung or killed here")]
 mod server;
 
 use k8s_openapi::api::core::v1::Secret;

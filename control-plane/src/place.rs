@@ -102,7 +102,7 @@ pub(crate) mod tests {
     use mesh::inventory::{MeshConfig, Workload};
     use mesh::name::Locality;
     use mesh::world::Dialect;
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
 
     pub(crate) const ROOT: &str = "isthmus-system";
 
@@ -128,32 +128,20 @@ pub(crate) mod tests {
             gateway(ROOT),
             gateway(ISTIO_NAMESPACE),
         ];
+        let mesh = MeshConfig {
+            cluster: "east".parse().unwrap(),
+            network: "net-east".parse().unwrap(),
+            trust_domain: "east.mesh".parse().unwrap(),
+            vip_range: "240.240.0.0/16".parse().unwrap(),
+            vip_range_v6: "2001:2::/48".parse().unwrap(),
+            root_certificates: String::new(),
+            merge_cluster_local: false,
+        };
         Inventory {
-            mesh: MeshConfig {
-                cluster: "east".parse().unwrap(),
-                network: "net-east".parse().unwrap(),
-                trust_domain: "east.mesh".parse().unwrap(),
-                vip_range: "240.240.0.0/16".parse().unwrap(),
-                vip_range_v6: "2001:2::/48".parse().unwrap(),
-                root_certificates: String::new(),
-                merge_cluster_local: false,
-            },
             uid: "u".into(),
             namespaces: BTreeSet::from(["shop".to_owned()]),
-            services: BTreeMap::new(),
-            endpoints: BTreeMap::new(),
             workloads: pods.into_iter().map(|pod| (pod.name.clone(), pod)).collect(),
-            entries: BTreeMap::new(),
-            remote_gateways: BTreeMap::new(),
-            gateway_addresses: Vec::new(),
-            passthrough_hosts: Vec::new(),
-            service_exports: BTreeSet::new(),
-            links: BTreeMap::new(),
-            resting: BTreeMap::new(),
-            destination_rules: BTreeMap::new(),
-            peer_authentications: BTreeMap::new(),
-            authorization_policies: BTreeMap::new(),
-            findings: Vec::new(),
+            ..Inventory::empty(mesh)
         }
     }
 

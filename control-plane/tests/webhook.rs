@@ -3,7 +3,6 @@
 
 // Its faults are played elsewhere.
 #[path = "../../cluster/tests/own/server.rs"]
-#[allow(dead_code, reason = "no server is hung or killed here")]
 mod server;
 
 #[path = "../../cluster/tests/inject/pods.rs"]

@@ -15,32 +15,19 @@ pub(crate) fn root(name: &str) -> String {
 }
 
 pub(crate) fn own(root: &str) -> Inventory {
+    let mesh = mesh::inventory::MeshConfig {
+        cluster: "east".parse().unwrap(),
+        network: "net-east".parse().unwrap(),
+        trust_domain: "east.mesh".parse().unwrap(),
+        vip_range: "240.240.0.0/16".parse().unwrap(),
+        vip_range_v6: "2001:2::/48".parse().unwrap(),
+        root_certificates: root.into(),
+        merge_cluster_local: false,
+    };
     Inventory {
-        mesh: mesh::inventory::MeshConfig {
-            cluster: "east".parse().unwrap(),
-            network: "net-east".parse().unwrap(),
-            trust_domain: "east.mesh".parse().unwrap(),
-            vip_range: "240.240.0.0/16".parse().unwrap(),
-            vip_range_v6: "2001:2::/48".parse().unwrap(),
-            root_certificates: root.into(),
-            merge_cluster_local: false,
-        },
         uid: "uid-east".into(),
         namespaces: BTreeSet::from(["isthmus-system".into(), "shop".into()]),
-        services: BTreeMap::new(),
-        endpoints: BTreeMap::new(),
-        workloads: BTreeMap::new(),
-        entries: BTreeMap::new(),
-        resting: BTreeMap::new(),
-        remote_gateways: BTreeMap::new(),
-        gateway_addresses: vec![],
-        passthrough_hosts: vec![],
-        service_exports: BTreeSet::new(),
-        links: BTreeMap::new(),
-        destination_rules: BTreeMap::new(),
-        peer_authentications: BTreeMap::new(),
-        authorization_policies: BTreeMap::new(),
-        findings: vec![],
+        ..Inventory::empty(mesh)
     }
 }
 

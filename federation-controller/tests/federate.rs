@@ -29,7 +29,7 @@ impl Controller {
     fn renewing(cluster: &Cluster, state: &Path, renew_at: f64) -> Self {
         let (admin, metrics) = (Port::held(), Port::held());
         let config: Config = serde_json::from_value(json!({
-            "kubeconfig": cluster.admin_kubeconfig(),
+            "kubeconfig": cluster.server.kubeconfig(),
             "admin": admin.address,
             "metrics": metrics.address,
             "holder": format!("{}-0", cluster.name),
@@ -242,7 +242,7 @@ async fn a_link_from_its_secret_to_its_end() {
     .await;
 
     // West's API server dies: Unknown with an age, nothing withdrawn.
-    west.kill();
+    west.server.kill();
     let (_, took) = until("west is Unknown", Duration::from_secs(15), async || {
         let link = east.link("west").await?;
         condition(&link, "Reachable").filter(|c| c["status"] == "Unknown").map(|_| ())
@@ -277,7 +277,7 @@ async fn a_link_from_its_secret_to_its_end() {
     assert_eq!(controller.shown("west", "TrustEstablished").await.unwrap()["status"], "True");
 
     // It comes back, and so does its news.
-    west.serve().await;
+    west.server.restart().await;
     west.ready(1).await;
     let (_, took) = until("west is heard again", Duration::from_secs(30), async || {
         (copies(&east.entry("shop", ENTRY).await?) == 1).then_some(())

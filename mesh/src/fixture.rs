@@ -41,32 +41,19 @@ pub(crate) fn clusters(text: &str) -> Clusters {
 }
 
 pub(crate) fn empty(cluster: &str) -> Inventory {
+    let mesh = MeshConfig {
+        cluster: cluster.parse().unwrap(),
+        network: format!("net-{cluster}").parse().unwrap(),
+        trust_domain: format!("{cluster}.mesh").parse().unwrap(),
+        vip_range: "240.240.0.0/16".parse().unwrap(),
+        vip_range_v6: "2001:2::/48".parse().unwrap(),
+        root_certificates: "ROOT".into(),
+        merge_cluster_local: false,
+    };
     Inventory {
-        mesh: MeshConfig {
-            cluster: cluster.parse().unwrap(),
-            network: format!("net-{cluster}").parse().unwrap(),
-            trust_domain: format!("{cluster}.mesh").parse().unwrap(),
-            vip_range: "240.240.0.0/16".parse().unwrap(),
-            vip_range_v6: "2001:2::/48".parse().unwrap(),
-            root_certificates: "ROOT".into(),
-            merge_cluster_local: false,
-        },
         uid: format!("uid-{cluster}"),
         namespaces: BTreeSet::from(["isthmus-system".into()]),
-        services: BTreeMap::new(),
-        endpoints: BTreeMap::new(),
-        workloads: BTreeMap::new(),
-        entries: BTreeMap::new(),
-        resting: BTreeMap::new(),
-        remote_gateways: BTreeMap::new(),
-        gateway_addresses: Vec::new(),
-        passthrough_hosts: Vec::new(),
-        service_exports: BTreeSet::new(),
-        links: BTreeMap::new(),
-        destination_rules: BTreeMap::new(),
-        peer_authentications: BTreeMap::new(),
-        authorization_policies: BTreeMap::new(),
-        findings: Vec::new(),
+        ..Inventory::empty(mesh)
     }
 }
 

@@ -43,6 +43,31 @@ pub struct Inventory {
     pub findings: Vec<Finding>,
 }
 
+impl Inventory {
+    /// Of a cluster of which nothing is known but how it describes itself.
+    pub fn empty(mesh: MeshConfig) -> Self {
+        Self {
+            mesh,
+            uid: String::new(),
+            namespaces: BTreeSet::new(),
+            services: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            workloads: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            resting: BTreeMap::new(),
+            remote_gateways: BTreeMap::new(),
+            gateway_addresses: Vec::new(),
+            passthrough_hosts: Vec::new(),
+            service_exports: BTreeSet::new(),
+            links: BTreeMap::new(),
+            destination_rules: BTreeMap::new(),
+            peer_authentications: BTreeMap::new(),
+            authorization_policies: BTreeMap::new(),
+            findings: Vec::new(),
+        }
+    }
+}
+
 /// How a cluster describes itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeshConfig {

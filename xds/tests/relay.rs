@@ -1,21 +1,16 @@
 //! What an agent's relay does for a foreign proxy, on gRPC streams over in-memory pipes: secrets anew
 //! on the stream that asked for them, and no waiting for a control plane that is stuck.
 
-use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+#[path = "support/replicas.rs"]
+mod replicas;
+
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{Secret, secret::Type};
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
-    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
-};
-use envoy_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-};
+use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient;
-use envoy_types::pb::google::protobuf::Any;
-use futures::StreamExt as _;
-use futures::stream::BoxStream;
 use mesh::program::ResourceKind;
 use prost::Message as _;
+use replicas::{CLUSTER, Replica, SILENT, WELL};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,68 +20,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Server};
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::transport::Channel;
+use tonic::{Code, Streaming};
 use xds::codec::type_url;
 use xds::relay::{self, Heard, KeyPair, Limited, WATCHDOG};
 use xds::subscribe::{self, Connector};
-
-/// One replica of a control plane: it takes every stream, and answers each request or none.
-#[derive(Clone, Copy)]
-struct Replica {
-    speaks: bool,
-    /// A type it does not answer though it speaks.
-    but: Option<ResourceKind>,
-    /// What each answer weighs beside its one resource, bytes.
-    ballast: usize,
-}
-
-const SILENT: Replica = Replica { speaks: false, but: None, ballast: 0 };
-const WELL: Replica = Replica { speaks: true, ..SILENT };
-const CLUSTER: &str = "outbound|80||hello.shop.global";
-
-/// The one cluster, or what bears its name.
-fn resource(type_url: &str) -> Any {
-    // All of them have their name in the first field.
-    let named = Cluster { name: CLUSTER.into(), ..Default::default() };
-    Any { type_url: type_url.into(), value: named.encode_to_vec() }
-}
-
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for Replica {
-    type StreamAggregatedResourcesStream = BoxStream<'static, Result<DiscoveryResponse, Status>>;
-    type DeltaAggregatedResourcesStream =
-        BoxStream<'static, Result<DeltaDiscoveryResponse, Status>>;
-
-    async fn stream_aggregated_resources(
-        &self,
-        request: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        let Self { speaks, but, ballast } = *self;
-        let answers = request.into_inner().filter_map(move |request| async move {
-            let answer = |request: DiscoveryRequest| DiscoveryResponse {
-                resources: vec![resource(&request.type_url)],
-                type_url: request.type_url,
-                version_info: "x".repeat(ballast),
-                nonce: "1".into(),
-                ..Default::default()
-            };
-            let asks = request.as_ref().is_ok_and(|request| {
-                request.response_nonce.is_empty()
-                    && but.is_none_or(|but| request.type_url != type_url(but))
-            });
-            (speaks && asks).then(|| request.map(answer))
-        });
-        Ok(Response::new(answers.boxed()))
-    }
-
-    async fn delta_aggregated_resources(
-        &self,
-        _: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented("not asked for"))
-    }
-}
 
 fn pair(of: &str) -> Arc<KeyPair> {
     let text = |what: &str| format!("{what} {of}");
@@ -104,19 +42,7 @@ struct Agent {
 
 impl Agent {
     async fn start(replicas: &'static [Replica]) -> Self {
-        let dialled = Arc::new(AtomicUsize::new(0));
-        let count = dialled.clone();
-        let upward = Connector::new(move || {
-            let turn = count.fetch_add(1, Ordering::SeqCst).min(replicas.len() - 1);
-            let (near, far) = tokio::io::duplex(64 * 1024);
-            let incoming = futures::stream::iter([Ok::<_, io::Error>(far)])
-                // Without an end: a server whose listener is over shuts down.
-                .chain(futures::stream::pending());
-            let service = AggregatedDiscoveryServiceServer::new(replicas[turn])
-                .max_encoding_message_size(usize::MAX);
-            tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
-            async move { Ok(near) }
-        });
+        let (upward, dialled) = replicas::dial(replicas);
         let (door, incoming) = mpsc::unbounded_channel::<DuplexStream>();
         let certificate = watch::Sender::new(pair("one"));
         let (heard, hears) = watch::channel(Heard::default());

@@ -1,113 +1,23 @@
 //! A control plane that is stuck is left for another one by our own proxies, within 45 s: one that
 //! takes a stream and is silent, one that falls silent later, and one that only repeats itself.
 
+#[path = "support/replicas.rs"]
+mod replicas;
 mod support;
 
-use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
-    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
-};
-use envoy_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-};
-use futures::StreamExt as _;
-use futures::stream::BoxStream;
-use mesh::program::{ResourceKind, ResourceName, Want};
-use std::io;
+use mesh::program::{ResourceName, Want};
+use replicas::{Replica, SILENT, WELL};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use support::plane::node;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
-use tonic::{Request, Response, Status, Streaming};
-use xds::codec::type_url;
-use xds::subscribe::{self, Connector, Subscription, WATCHDOG};
-
-/// One replica of a control plane: it takes every stream.
-#[derive(Clone, Copy)]
-struct Replica {
-    /// How many requests for names it answers, before it answers none.
-    answers: usize,
-    /// Whether it says its first answer again every 10 s.
-    repeats: bool,
-}
-
-const SILENT: Replica = Replica { answers: 0, repeats: false };
-const WELL: Replica = Replica { answers: usize::MAX, repeats: false };
-
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for Replica {
-    type StreamAggregatedResourcesStream = BoxStream<'static, Result<DiscoveryResponse, Status>>;
-    type DeltaAggregatedResourcesStream =
-        BoxStream<'static, Result<DeltaDiscoveryResponse, Status>>;
-
-    async fn stream_aggregated_resources(
-        &self,
-        _: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented("not asked for"))
-    }
-
-    /// Whatever is asked for does not exist.
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let (mut requests, replica) = (request.into_inner(), *self);
-        let (send, responses) = mpsc::channel(4);
-        tokio::spawn(async move {
-            let (mut left, mut said) = (replica.answers, 0);
-            let mut first: Option<Vec<String>> = None;
-            let mut again = tokio::time::interval(Duration::from_secs(10));
-            loop {
-                let names = tokio::select! {
-                    request = requests.message() => match request {
-                        Ok(Some(request)) => request.resource_names_subscribe,
-                        Ok(None) | Err(_) => return,
-                    },
-                    _ = again.tick(), if replica.repeats => {
-                        let Some(first) = first.clone() else { continue };
-                        left += 1;
-                        first
-                    }
-                };
-                if names.is_empty() || left == 0 {
-                    continue;
-                }
-                (left, said) = (left - 1, said + 1);
-                first.get_or_insert_with(|| names.clone());
-                let response = DeltaDiscoveryResponse {
-                    type_url: type_url(ResourceKind::Listener).to_owned(),
-                    nonce: said.to_string(),
-                    removed_resources: names,
-                    ..Default::default()
-                };
-                if send.send(Ok(response)).await.is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Response::new(ReceiverStream::new(responses).boxed()))
-    }
-}
+use xds::subscribe::{self, Subscription, WATCHDOG};
 
 /// A proxy that dials `replicas` in turn, the last one from then on, and how often it did.
 fn proxy(replicas: &'static [Replica]) -> (Subscription, Arc<AtomicUsize>) {
-    let dialled = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&dialled);
-    let connector = Connector::new(move || {
-        let turn = count.fetch_add(1, Ordering::SeqCst).min(replicas.len() - 1);
-        let (near, far) = tokio::io::duplex(64 * 1024);
-        let incoming = futures::stream::iter([Ok::<_, io::Error>(far)])
-            // Without an end: a server whose listener is over shuts down.
-            .chain(futures::stream::pending());
-        let service = AggregatedDiscoveryServiceServer::new(replicas[turn]);
-        tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
-        async move { Ok(near) }
-    });
+    let (connector, dialled) = replicas::dial(replicas);
     (subscribe::start(node(), connector, CancellationToken::new()), dialled)
 }
 
@@ -160,7 +70,7 @@ async fn a_control_plane_that_answers_once_is_left_at_the_next_question() {
 
 #[tokio::test(start_paused = true)]
 async fn a_control_plane_that_only_repeats_itself_is_left() {
-    let (proxy, dialled) = proxy(&[Replica { answers: 1, repeats: true }, WELL]);
+    let (proxy, dialled) = proxy(&[Replica { answers: 1, repeats: true, ..SILENT }, WELL]);
     want(&proxy, &name(1)).await;
     assert!(answered(&proxy, &name(1)).await < Duration::from_secs(1));
     tokio::time::sleep(WATCHDOG * 4).await;

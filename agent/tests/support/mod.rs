@@ -1,12 +1,15 @@
 //! A cluster's control plane on real sockets, and all that stays when its process dies.
 #![allow(dead_code, reason = "each test uses a part")]
 
+#[path = "../../../xds/tests/support/world.rs"]
+mod world;
+
 use agent::{AgentConfig, Source as Origin};
 use futures::future::BoxFuture;
 use mesh::name::Identity;
 use mesh::program::*;
 use mesh::sni::probe_host;
-use mesh::world::{Role, View};
+use mesh::world::Role;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -19,23 +22,21 @@ use tokio_util::sync::CancellationToken;
 use trust::issue::Issuer;
 use trust::svid::Svid;
 use trust::tls::Clients;
+use world::World;
 use xds::issue::{Issue, Refused, Request, TurnedAway};
-use xds::node::Node;
-use xds::serve::{Changed, Sessions, Source};
+use xds::serve::Sessions;
 
 const PASSPHRASE: &str = "a long passphrase for tests";
 pub(crate) const TOKEN: &str = "the token of the gateway";
 
-/// One cluster's control plane, which serves whatever program it holds.
-pub(crate) struct ControlPlane {
+/// One cluster's authority.
+pub(crate) struct Authority {
     issuer: Issuer,
-    program: Mutex<Program>,
-    generation: watch::Sender<u64>,
     /// Of certificates, at most.
     pub(crate) lifetime: Mutex<Duration>,
 }
 
-impl Issue for ControlPlane {
+impl Issue for Authority {
     fn issue(&self, request: Request) -> BoxFuture<'_, Result<Vec<String>, Refused>> {
         Box::pin(async move {
             if request.token.as_deref() != Some(TOKEN) {
@@ -48,41 +49,6 @@ impl Issue for ControlPlane {
     }
 
     fn turned_away(&self, _: TurnedAway) {}
-}
-
-impl Source for ControlPlane {
-    fn view(&self, peer: &Identity, node: &Node) -> Result<View, String> {
-        if *peer != gateway() {
-            return Err(format!("{peer} is a stranger"));
-        }
-        Ok(View {
-            role: node.role,
-            dialect: node.dialect,
-            cluster: "west".parse().unwrap(),
-            network: "west".parse().unwrap(),
-            locality: Default::default(),
-            namespace: node.namespace.clone(),
-            identity: peer.clone(),
-            workload: node.pod.clone(),
-        })
-    }
-
-    fn resource(&self, _: &View, name: &ResourceName) -> Option<Arc<Resource>> {
-        self.program.lock().unwrap().get(name).cloned()
-    }
-
-    fn names(&self, _: &View, kind: ResourceKind) -> Vec<ResourceName> {
-        let program = self.program.lock().unwrap();
-        program.keys().filter(|name| name.kind == kind).cloned().collect()
-    }
-
-    fn changes(&self) -> watch::Receiver<u64> {
-        self.generation.subscribe()
-    }
-
-    fn changed_since(&self, _: u64) -> Changed {
-        Changed::All
-    }
 }
 
 pub(crate) fn gateway() -> Identity {
@@ -99,7 +65,8 @@ fn listener() -> Arc<Resource> {
 
 /// Everything but the control plane's process: what stays when that dies.
 pub(crate) struct Machine {
-    pub(crate) control_plane: Arc<ControlPlane>,
+    pub(crate) authority: Arc<Authority>,
+    world: Arc<World>,
     root: String,
     folder: tempfile::TempDir,
 }
@@ -126,16 +93,12 @@ impl Machine {
             (ResourceName::gateway(), listener()),
             (ResourceName::root_ca(), Arc::new(Resource::Secret(bundle))),
         ]);
-        let control_plane = ControlPlane {
-            issuer,
-            program: Mutex::new(program),
-            generation: watch::Sender::new(1),
-            lifetime: Mutex::new(Duration::from_secs(86_400)),
-        };
+        let authority = Authority { issuer, lifetime: Mutex::new(Duration::from_secs(86_400)) };
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("root.pem"), &root.certificate_pem).unwrap();
         std::fs::write(folder.path().join("token"), format!("{TOKEN}\n")).unwrap();
-        Self { control_plane: Arc::new(control_plane), root: root.certificate_pem, folder }
+        let (authority, world) = (Arc::new(authority), World::new(program));
+        Self { authority, world, root: root.certificate_pem, folder }
     }
 
     pub(crate) fn file(&self, name: &str) -> std::path::PathBuf {
@@ -147,11 +110,8 @@ impl Machine {
         let identity: Identity =
             format!("spiffe://west.mesh/ns/isthmus-system/sa/{account}").parse().unwrap();
         let (key, csr) = trust::issue::new_key_and_csr(&identity);
-        let chain = self
-            .control_plane
-            .issuer
-            .sign(&csr, &identity, Duration::ZERO, SystemTime::now())
-            .unwrap();
+        let chain =
+            self.authority.issuer.sign(&csr, &identity, Duration::ZERO, SystemTime::now()).unwrap();
         let svid = Svid::from_pem(&chain.concat(), key.reveal()).unwrap();
         let bundle = trust::bundle::Bundle::from_pem(&self.root).unwrap();
         let config = trust::tls::server_config(
@@ -180,11 +140,9 @@ impl Machine {
         let incoming = futures::stream::unfold(incoming, |mut incoming| async {
             incoming.recv().await.map(|stream| (stream, incoming))
         });
-        let control_plane = self.control_plane.clone();
-        let issuer: Arc<dyn Issue> = control_plane.clone();
+        let (world, authority) = (self.world.clone(), self.authority.clone());
         tokio::spawn(async move {
-            let sessions = Sessions::default();
-            xds::serve::serve(incoming, control_plane, Some(issuer), sessions, end).await
+            xds::serve::serve(incoming, world, Some(authority), Sessions::default(), end).await
         });
         address
     }

@@ -2,8 +2,7 @@
 
 use crate::crash::Program;
 use crate::port::Port;
-use crate::real::client;
-use crate::support::{Running, apply, code};
+use crate::support::{Running, apply, client, code};
 use futures::TryStreamExt;
 use http_body_util::BodyExt;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -12,14 +11,6 @@ use serde_json::{Value, json};
 use std::os::unix::process::CommandExt;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-fn authority(server: &Running) -> String {
-    use base64::Engine;
-    let text = server.text();
-    let authority = text["clusters"][0]["cluster"]["certificate-authority-data"].as_str().unwrap();
-    let bytes = base64::engine::general_purpose::STANDARD.decode(authority).unwrap();
-    String::from_utf8(bytes).unwrap()
-}
 
 /// TLS connections to the server, to say what no client would.
 struct Raw {
@@ -33,7 +24,7 @@ impl Raw {
     fn new(server: &Running) -> Self {
         use rustls::pki_types::pem::PemObject;
         let mut roots = rustls::RootCertStore::empty();
-        let text = authority(server);
+        let text = server.authority();
         let certificate = rustls::pki_types::CertificateDer::from_pem_slice(text.as_bytes());
         roots.add(certificate.unwrap()).unwrap();
         let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -82,7 +73,7 @@ async fn ask(line: &mut Line, request: &str) -> std::io::Result<String> {
 async fn bodies_too_large_are_refused_and_the_server_goes_on() {
     let server = Running::start().await;
     let (url, token) = (server.url(), server.token());
-    let client = client(&url, &authority(&server), Some(&token));
+    let client = client(&url, &server.authority(), Some(&token));
     let body = vec![b'x'; 100 << 20];
     let request = http::Request::post("/api/v1/namespaces/default/configmaps")
         .header("content-type", "application/json")

@@ -1,6 +1,6 @@
 //! The real kubectl, of the Kubernetes whose answers are compared: its everyday verbs.
 
-use crate::real::part;
+use crate::server::folder_of;
 use crate::support::Running;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -50,7 +50,8 @@ fn write(folder: &Path, name: &str, text: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectls_everyday_verbs_work() {
-    let Some(program) = part("kubectl") else { return };
+    let Some(programs) = folder_of(&["kubectl"]) else { return };
+    let program = programs.join("kubectl");
     let server = Running::start().await;
     let folder = server.folder.path().to_owned();
     let kubectl = Kubectl { program, kubeconfig: server.kubeconfig(), home: folder.clone() };

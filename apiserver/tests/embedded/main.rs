@@ -4,10 +4,11 @@ mod crash;
 mod hostile;
 mod kubectl;
 mod objects;
-#[path = "../../../runtime/tests/support/port.rs"]
-mod port;
 mod programs;
-mod real;
 mod rows;
+#[path = "../../../cluster/tests/own/server.rs"]
+mod server;
 mod support;
 mod table;
+
+use server::port;

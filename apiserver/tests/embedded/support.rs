@@ -1,8 +1,11 @@
 //! A running server, and the few words all tests speak to it.
 
 use apiserver::Config;
+use kube::Client;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -71,11 +74,19 @@ impl Running {
         self.text()["clusters"][0]["cluster"]["server"].as_str().unwrap().to_owned()
     }
 
+    pub(crate) fn authority(&self) -> String {
+        use base64::Engine;
+        let text = self.text();
+        let data = text["clusters"][0]["cluster"]["certificate-authority-data"].as_str().unwrap();
+        let bytes = base64::engine::general_purpose::STANDARD.decode(data).unwrap();
+        String::from_utf8(bytes).unwrap()
+    }
+
     pub(crate) fn token(&self) -> String {
         self.text()["users"][0]["user"]["token"].as_str().unwrap().to_owned()
     }
 
-    pub(crate) async fn client(&self) -> kube::Client {
+    pub(crate) async fn client(&self) -> Client {
         cluster::client::connect(&self.kubeconfig()).await.unwrap()
     }
 
@@ -130,4 +141,13 @@ pub(crate) fn code<T: std::fmt::Debug>(answer: kube::Result<T>) -> u16 {
         Err(kube::Error::Api(status)) => status.code,
         Err(other) => panic!("{other:?}"),
     }
+}
+
+/// A client with a token, or without.
+pub(crate) fn client(url: &str, authority: &str, token: Option<&str>) -> Client {
+    let mut config = kube::Config::new(url.parse().unwrap());
+    let authority = CertificateDer::pem_slice_iter(authority.as_bytes());
+    config.root_cert = Some(authority.map(|certificate| certificate.unwrap().to_vec()).collect());
+    config.auth_info.token = token.map(|token| token.to_owned().into());
+    Client::try_from(config).unwrap()
 }

@@ -1,9 +1,9 @@
 //! One table of operations, good and bad, on this server and on a real kube-apiserver: the answers are the same,
 //! or the difference is listed with its reason.
 
-use crate::real::{Real, client};
 use crate::rows::{Row, Who, rows};
-use crate::support::Running;
+use crate::server::{ADMIN, Server, programs};
+use crate::support::{Running, client};
 use http_body_util::BodyExt;
 use kube::Client;
 use serde_json::Value;
@@ -27,6 +27,15 @@ struct Subject {
 }
 
 impl Subject {
+    fn of(url: &str, authority: &str, admin: &str) -> Self {
+        let client = |token| client(url, authority, token);
+        Self {
+            admin: client(Some(admin)),
+            anonymous: client(None),
+            stranger: client(Some("made-up")),
+        }
+    }
+
     /// Waits until a path is there.
     async fn serves(&self, path: &str) {
         let deadline = std::time::Instant::now() + Duration::from_secs(30);
@@ -70,26 +79,11 @@ impl Subject {
 
 #[tokio::test]
 async fn the_table_holds() {
-    let Some(real) = Real::start().await else { return };
+    let Some(programs) = programs() else { return };
+    let real = Server::start(&programs).await;
     let own = Running::start().await;
-    let text = own.text();
-    let authority = text["clusters"][0]["cluster"]["certificate-authority-data"].as_str().unwrap();
-    let authority = {
-        use base64::Engine;
-        base64::engine::general_purpose::STANDARD.decode(authority).unwrap()
-    };
-    let authority = String::from_utf8(authority).unwrap();
-    let (url, token) = (own.url(), own.token());
-    let ours = Subject {
-        admin: client(&url, &authority, Some(&token)),
-        anonymous: client(&url, &authority, None),
-        stranger: client(&url, &authority, Some("made-up")),
-    };
-    let theirs = Subject {
-        admin: real.admin().await,
-        anonymous: real.client(None).await,
-        stranger: real.client(Some("made-up")).await,
-    };
+    let ours = Subject::of(&own.url(), &own.authority(), &own.token());
+    let theirs = Subject::of(&real.url(), &real.authority(), ADMIN);
     let (mut equal, mut listed, mut wrong) = (0, 0, vec![]);
     for row in rows() {
         let wanted = theirs.ask(&row).await;

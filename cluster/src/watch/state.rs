@@ -224,7 +224,8 @@ impl State {
             return None;
         }
         let first = self.current.is_none();
-        let mut inventory = self.current.take().unwrap_or_else(|| Arc::new(empty(mesh.clone())));
+        let mut inventory =
+            self.current.take().unwrap_or_else(|| Arc::new(Inventory::empty(mesh.clone())));
         let before = Arc::clone(&inventory);
         let dirty = std::mem::take(&mut self.dirty);
         self.services_and_endpoints(&mut inventory, &dirty);
@@ -384,7 +385,7 @@ impl State {
         let ours =
             doors.filter(|door| door.network.as_ref().is_none_or(|net| *net == mesh.network));
         let addresses: BTreeSet<_> = ours.flat_map(|door| door.addresses.iter().cloned()).collect();
-        let mut parts = empty(mesh);
+        let mut parts = Inventory::empty(mesh);
         parts.uid = uid.cloned().unwrap_or_default();
         parts.namespaces = self.namespaces.values.keys().map(|key| key.name.clone()).collect();
         parts.gateway_addresses = addresses.into_iter().collect();
@@ -468,28 +469,6 @@ fn put<K: Ord + 'static, V: PartialEq + 'static>(
         Some(value) => map.insert(key, value),
         None => map.remove(&key),
     };
-}
-
-fn empty(mesh: MeshConfig) -> Inventory {
-    Inventory {
-        mesh,
-        uid: String::new(),
-        namespaces: BTreeSet::new(),
-        services: BTreeMap::new(),
-        endpoints: BTreeMap::new(),
-        workloads: BTreeMap::new(),
-        entries: BTreeMap::new(),
-        resting: BTreeMap::new(),
-        remote_gateways: BTreeMap::new(),
-        gateway_addresses: Vec::new(),
-        passthrough_hosts: Vec::new(),
-        service_exports: BTreeSet::new(),
-        links: BTreeMap::new(),
-        destination_rules: BTreeMap::new(),
-        peer_authentications: BTreeMap::new(),
-        authorization_policies: BTreeMap::new(),
-        findings: Vec::new(),
-    }
 }
 
 #[cfg(test)]

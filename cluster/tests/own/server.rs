@@ -1,4 +1,5 @@
 //! A real kube-apiserver with its etcd, on loopback ports, for one test.
+#![allow(dead_code, reason = "each test uses a part")]
 
 #[path = "../../../runtime/tests/support/port.rs"]
 pub(crate) mod port;
@@ -15,24 +16,27 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Where both programs are; `None`, said aloud, where this machine has none. On CI that is a failure.
+/// The administrator's token.
+pub(crate) const ADMIN: &str = "secret";
+
+/// Where kube-apiserver and etcd are.
 pub(crate) fn programs() -> Option<PathBuf> {
-    let dir = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
-    let missing = match &dir {
-        None => "KUBEBUILDER_ASSETS is not set".to_owned(),
-        Some(dir) => {
-            match ["kube-apiserver", "etcd"].iter().find(|name| !dir.join(name).exists()) {
-                None => return Some(dir.clone()),
-                Some(name) => format!("{} has no {name}", dir.display()),
-            }
-        }
-    };
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "real API servers must not be missing in CI: {missing}"
-    );
-    eprintln!("\n*** skipped: the own cluster on a real API server; {missing} ***\n");
-    None
+    folder_of(&["kube-apiserver", "etcd"])
+}
+
+/// A folder with these; `None`, said aloud, where this machine has none. On CI that is a failure.
+pub(crate) fn folder_of(programs: &[&str]) -> Option<PathBuf> {
+    let caches = std::env::home_dir().map(|home| home.join(".cache/isthmus"));
+    let caches = caches.iter().flat_map(|all| [all.join("assets"), all.join("build/k8s")]);
+    let mut folders =
+        std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from).into_iter().chain(caches);
+    let found = folders.find(|folder| programs.iter().all(|name| folder.join(name).is_file()));
+    if found.is_none() {
+        let why = format!("set KUBEBUILDER_ASSETS to a folder that has {programs:?}");
+        assert!(std::env::var_os("CI").is_none(), "nothing may be missing in CI: {why}");
+        eprintln!("\n*** NOT RUN: {why}.\n");
+    }
+    found
 }
 
 /// etcd and kube-apiserver; dead with it.
@@ -44,16 +48,27 @@ pub(crate) struct Server {
     _ports: [Port; 3],
     etcd: Child,
     apiserver: Child,
+    flags: &'static [&'static str],
 }
 
 impl Server {
     /// Starts both and waits until the server is ready.
     pub(crate) async fn start(programs: &Path) -> Self {
+        Self::with(programs, "", &[]).await
+    }
+
+    /// With more users, as lines of `TOKEN,NAME,UID`, and more flags.
+    pub(crate) async fn with(
+        programs: &Path,
+        tokens: &str,
+        flags: &'static [&'static str],
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let keys = rcgen::KeyPair::generate().unwrap();
         std::fs::write(dir.path().join("sa.key"), keys.serialize_pem()).unwrap();
         std::fs::write(dir.path().join("sa.pub"), keys.public_key_pem()).unwrap();
-        std::fs::write(dir.path().join("tokens"), "secret,admin,admin,system:masters\n").unwrap();
+        let tokens = format!("{ADMIN},admin,admin,system:masters\n{tokens}");
+        std::fs::write(dir.path().join("tokens"), tokens).unwrap();
         let ports = [Port::held(), Port::held(), Port::held()];
         let [etcd_port, peer_port, port] = ports.each_ref().map(|port| port.address.port());
         let url = format!("http://127.0.0.1:{etcd_port}");
@@ -72,28 +87,40 @@ impl Server {
                 "--unsafe-no-fsync".into(),
             ],
         );
-        let apiserver = apiserver(programs, dir.path(), etcd_port, port);
+        let apiserver = apiserver(programs, dir.path(), etcd_port, port, flags);
         let (programs, _ports) = (programs.into(), ports);
-        let server = Self { programs, dir, etcd_port, port, _ports, etcd, apiserver };
+        let mut server = Self { programs, dir, etcd_port, port, _ports, etcd, apiserver, flags };
         server.ready().await;
         server
     }
 
+    pub(crate) fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+
+    /// Its authority's certificate behind its own, PEM.
+    pub(crate) fn authority(&self) -> String {
+        std::fs::read_to_string(self.certificates()).unwrap()
+    }
+
+    fn certificates(&self) -> PathBuf {
+        self.dir.path().join("certs/apiserver.crt")
+    }
+
     /// A kubeconfig file as an administrator has it.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
-        self.kubeconfig_of("secret")
+        self.kubeconfig_of(ADMIN)
     }
 
     /// The same for whoever has this token.
     pub(crate) fn kubeconfig_of(&self, token: &str) -> PathBuf {
         let path = self.dir.path().join("kubeconfig");
-        let ca = self.dir.path().join("certs/apiserver.crt");
         let text = format!(
             "{{apiVersion: v1, kind: Config, current-context: t, clusters: [{{name: t, cluster: \
-             {{server: 'https://127.0.0.1:{}', certificate-authority: {}}}}}], contexts: [{{name: t, \
+             {{server: '{}', certificate-authority: {}}}}}], contexts: [{{name: t, \
              context: {{cluster: t, user: t}}}}], users: [{{name: t, user: {{token: {token}}}}}]}}",
-            self.port,
-            ca.display()
+            self.url(),
+            self.certificates().display()
         );
         std::fs::write(&path, text).unwrap();
         path
@@ -119,7 +146,8 @@ impl Server {
 
     /// After [`Self::kill`], at the same address.
     pub(crate) async fn restart(&mut self) {
-        self.apiserver = apiserver(&self.programs, self.dir.path(), self.etcd_port, self.port);
+        let dir = self.dir.path();
+        self.apiserver = apiserver(&self.programs, dir, self.etcd_port, self.port, self.flags);
         self.ready().await;
     }
 
@@ -128,22 +156,25 @@ impl Server {
         kill(Pid::from_raw(pid), signal).unwrap();
     }
 
-    async fn ready(&self) {
+    async fn ready(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(120);
         let mut every = tokio::time::interval(Duration::from_millis(100));
         loop {
             every.tick().await;
-            let log =
-                || std::fs::read_to_string(self.dir.path().join("kube-apiserver.log")).unwrap();
+            let log = self.dir.path().join("kube-apiserver.log");
+            let log = || std::fs::read_to_string(&log).unwrap();
+            let ended = self.apiserver.try_wait().unwrap();
+            assert!(ended.is_none(), "kube-apiserver ended, {ended:?}:\n{}", log());
             assert!(Instant::now() < deadline, "kube-apiserver is not ready:\n{}", log());
-            if !self.dir.path().join("certs/apiserver.crt").exists() {
+            if !self.certificates().exists() {
                 continue; // Its first start makes it.
             }
             let client = self.client().await;
             let readyz = http::Request::get("/readyz").body(vec![]).unwrap();
             let ready = client.request_text(readyz).await.is_ok_and(|text| text == "ok");
             let namespaces: Api<Namespace> = Api::all(client);
-            if ready && namespaces.get("kube-system").await.is_ok() {
+            // The last one it makes.
+            if ready && namespaces.get("default").await.is_ok() {
                 return;
             }
         }
@@ -159,28 +190,25 @@ impl Drop for Server {
     }
 }
 
-fn apiserver(programs: &Path, dir: &Path, etcd_port: u16, port: u16) -> Child {
+fn apiserver(programs: &Path, dir: &Path, etcd_port: u16, port: u16, flags: &[&str]) -> Child {
     let file = |name: &str| dir.join(name).display().to_string();
-    start(
-        programs,
-        dir,
-        "kube-apiserver",
-        &[
-            format!("--etcd-servers=http://127.0.0.1:{etcd_port}"),
-            format!("--secure-port={port}"),
-            "--bind-address=127.0.0.1".into(),
-            "--advertise-address=127.0.0.1".into(),
-            format!("--cert-dir={}", file("certs")),
-            format!("--token-auth-file={}", file("tokens")),
-            "--service-account-issuer=https://kubernetes.default.svc".into(),
-            format!("--service-account-key-file={}", file("sa.pub")),
-            format!("--service-account-signing-key-file={}", file("sa.key")),
-            "--service-cluster-ip-range=10.96.0.0/16".into(),
-            "--authorization-mode=RBAC".into(),
-            "--endpoint-reconciler-type=none".into(),
-            "--profiling=false".into(),
-        ],
-    )
+    let mut args = vec![
+        format!("--etcd-servers=http://127.0.0.1:{etcd_port}"),
+        format!("--secure-port={port}"),
+        "--bind-address=127.0.0.1".into(),
+        "--advertise-address=127.0.0.1".into(),
+        format!("--cert-dir={}", file("certs")),
+        format!("--token-auth-file={}", file("tokens")),
+        "--service-account-issuer=https://kubernetes.default.svc".into(),
+        format!("--service-account-key-file={}", file("sa.pub")),
+        format!("--service-account-signing-key-file={}", file("sa.key")),
+        "--service-cluster-ip-range=10.96.0.0/16".into(),
+        "--authorization-mode=RBAC".into(),
+        "--endpoint-reconciler-type=none".into(),
+        "--profiling=false".into(),
+    ];
+    args.extend(flags.iter().map(|&flag| flag.to_owned()));
+    start(programs, dir, "kube-apiserver", &args)
 }
 
 /// Dies with the test's thread, however that ends.

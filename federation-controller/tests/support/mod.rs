@@ -1,23 +1,22 @@
 //! Real API servers on loopback, and the few objects of two small clusters.
 
 mod bare;
-#[path = "../../../runtime/tests/support/port.rs"]
-mod port;
+#[path = "../../../cluster/tests/own/server.rs"]
+mod server;
 
 pub(crate) use bare::Bare;
 use kube::Client;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
-use kube::core::{ApiResource, GroupVersionKind};
-pub(crate) use port::Port;
 use serde_json::{Value, json};
+use server::Server;
+pub(crate) use server::port::Port;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Where the parts of real clusters are.
 pub(crate) struct Parts {
-    kube_apiserver: PathBuf,
-    etcd: PathBuf,
+    programs: PathBuf,
     /// CRDs of Istio, the Gateway API and the MCS API, as documents.
     crds: Vec<Value>,
 }
@@ -25,42 +24,28 @@ pub(crate) struct Parts {
 impl Parts {
     /// `None`, told loudly, where this machine lacks them; in CI that is a failure.
     pub(crate) fn find() -> Option<Self> {
-        match Self::look() {
-            Ok(parts) => Some(parts),
-            Err(why) => {
-                assert!(std::env::var_os("CI").is_none(), "nothing may be missing in CI: {why}");
-                eprintln!(
-                    "\n*** NOT RUN: {why}. Set KUBEBUILDER_ASSETS to a folder with kube-apiserver and etcd.\n"
-                );
-                None
-            }
-        }
+        let programs = server::programs()?;
+        let crds = crds().map_err(|why| {
+            assert!(std::env::var_os("CI").is_none(), "nothing may be missing in CI: {why}");
+            eprintln!("\n*** NOT RUN: {why}.\n");
+        });
+        Some(Self { programs, crds: crds.ok()? })
     }
+}
 
-    fn look() -> Result<Self, String> {
-        let assets = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
-        let cache = std::env::home_dir().map(|home| home.join(".cache/isthmus/build/k8s"));
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let find = |name: &str| {
-            let folders = assets.iter().chain(&cache).cloned().chain(std::env::split_paths(&path));
-            folders
-                .map(|folder| folder.join(name))
-                .find(|file| file.is_file())
-                .ok_or_else(|| format!("{name} was not found"))
-        };
-        let mut crds = Vec::new();
-        let istio = module("istio.io/api", "v1.31.1")?
-            .join("kubernetes/customresourcedefinitions.gen.yaml");
-        crds.extend(documents(&istio)?);
-        let gateway = module("sigs.k8s.io/gateway-api", "v1.6.1")?.join("config/crd/standard");
-        crds.extend(documents(&gateway.join("gateway.networking.k8s.io_gateways.yaml"))?);
-        let mcs = module("sigs.k8s.io/mcs-api", "v0.5.2")?.join("config/crd");
-        crds.extend(documents(&mcs.join("multicluster.x-k8s.io_serviceexports.yaml"))?);
-        for (_, text) in cluster::api::crd_yaml() {
-            crds.push(serde_saphyr::from_str(&text).map_err(|e| e.to_string())?);
-        }
-        Ok(Self { kube_apiserver: find("kube-apiserver")?, etcd: find("etcd")?, crds })
+fn crds() -> Result<Vec<Value>, String> {
+    let mut crds = Vec::new();
+    let istio =
+        module("istio.io/api", "v1.31.1")?.join("kubernetes/customresourcedefinitions.gen.yaml");
+    crds.extend(documents(&istio)?);
+    let gateway = module("sigs.k8s.io/gateway-api", "v1.6.1")?.join("config/crd/standard");
+    crds.extend(documents(&gateway.join("gateway.networking.k8s.io_gateways.yaml"))?);
+    let mcs = module("sigs.k8s.io/mcs-api", "v0.5.2")?.join("config/crd");
+    crds.extend(documents(&mcs.join("multicluster.x-k8s.io_serviceexports.yaml"))?);
+    for (_, text) in cluster::api::crd_yaml() {
+        crds.push(serde_saphyr::from_str(&text).map_err(|e| e.to_string())?);
     }
+    Ok(crds)
 }
 
 fn module(path: &str, version: &str) -> Result<PathBuf, String> {
@@ -86,143 +71,32 @@ fn documents(path: &Path) -> Result<Vec<Value>, String> {
         .collect()
 }
 
-/// A process that ends with its owner.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// An API server with its etcd, on ports of its own.
+/// An API server with its etcd, and what two small clusters have.
 pub(crate) struct Cluster {
     pub name: &'static str,
     pub client: Client,
     pub url: String,
     pub authority: String,
-    kube_apiserver: PathBuf,
-    folder: tempfile::TempDir,
-    port: u16,
-    etcd_port: u16,
-    _ports: [Port; 3],
-    _etcd: Process,
-    server: Option<Process>,
+    pub server: Server,
 }
 
 const RESTS: &str = "isthmus.dev/rests-until";
-pub(crate) const ADMIN: &str = "admin-token";
 pub(crate) const LINK: &str = "link-token";
 pub(crate) const LINK_2: &str = "link-token-2";
 
 impl Cluster {
     pub(crate) async fn start(parts: &Parts, name: &'static str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let (authority, certificate, key) = certificates(name);
-        let write =
-            |file: &str, text: &str| std::fs::write(folder.path().join(file), text).unwrap();
-        write("server.crt", &certificate);
-        write("server.key", &key);
-        let account_key = rcgen::KeyPair::generate().unwrap();
-        write("sa.key", &account_key.serialize_pem());
-        write("sa.pub", &account_key.public_key_pem());
-        write(
-            "tokens.csv",
-            &format!("{ADMIN},admin,admin,system:masters\n{LINK},link,link\n{LINK_2},link,link\n"),
-        );
-        let ports = [Port::held(), Port::held(), Port::held()];
-        let [port, etcd_port, peer_port] = ports.each_ref().map(|port| port.address.port());
-        let etcd = Command::new(&parts.etcd)
-            .arg(format!("--data-dir={}", folder.path().join("etcd").display()))
-            .arg(format!("--listen-client-urls=http://127.0.0.1:{etcd_port}"))
-            .arg(format!("--advertise-client-urls=http://127.0.0.1:{etcd_port}"))
-            .arg(format!("--listen-peer-urls=http://127.0.0.1:{peer_port}"))
-            .arg(format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer_port}"))
-            .arg(format!("--initial-cluster=default=http://127.0.0.1:{peer_port}"))
-            .arg("--unsafe-no-fsync")
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(folder.path().join("etcd.log")).unwrap())
-            .spawn()
-            .unwrap();
-        let url = format!("https://127.0.0.1:{port}");
-        let file = folder.path().join("admin.kubeconfig");
-        std::fs::write(&file, kubeconfig(name, &url, &authority, ADMIN)).unwrap();
-        let client = cluster::client::connect(&file).await.unwrap();
-        let mut cluster = Self {
-            name,
-            client,
-            url,
-            authority,
-            kube_apiserver: parts.kube_apiserver.clone(),
-            folder,
-            port,
-            etcd_port,
-            _ports: ports,
-            _etcd: Process(etcd),
-            server: None,
-        };
-        cluster.serve().await;
+        let tokens = format!("{LINK},link,link\n{LINK_2},link,link\n");
+        let flags = &["--disable-admission-plugins=ServiceAccount"];
+        let server = Server::with(&parts.programs, &tokens, flags).await;
+        let (client, url, authority) = (server.client().await, server.url(), server.authority());
+        let cluster = Self { name, client, url, authority, server };
         cluster.furnish(parts).await;
         cluster
     }
 
-    pub(crate) fn admin_kubeconfig(&self) -> PathBuf {
-        self.folder.path().join("admin.kubeconfig")
-    }
-
-    /// Starts the API server, and waits until it is ready.
-    pub(crate) async fn serve(&mut self) {
-        let file = |name: &str| self.folder.path().join(name).display().to_string();
-        let log =
-            std::fs::OpenOptions::new().create(true).append(true).open(file("server.log")).unwrap();
-        let child = Command::new(&self.kube_apiserver)
-            .arg(format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port))
-            .arg(format!("--secure-port={}", self.port))
-            .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"])
-            .arg(format!("--tls-cert-file={}", file("server.crt")))
-            .arg(format!("--tls-private-key-file={}", file("server.key")))
-            .arg(format!("--token-auth-file={}", file("tokens.csv")))
-            .arg("--service-account-issuer=https://kubernetes.default.svc")
-            .arg(format!("--service-account-key-file={}", file("sa.pub")))
-            .arg(format!("--service-account-signing-key-file={}", file("sa.key")))
-            .args(["--service-cluster-ip-range=10.96.0.0/16", "--authorization-mode=RBAC"])
-            .args(["--disable-admission-plugins=ServiceAccount", "--endpoint-reconciler-type=none"])
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        self.server = Some(Process(child));
-        let (log, server) =
-            (file("server.log"), self.server.as_mut().expect("it was just started"));
-        let client = self.client.clone();
-        until("the API server is ready", Duration::from_secs(120), async || {
-            if let Some(status) = server.0.try_wait().unwrap() {
-                let log = std::fs::read_to_string(&log).unwrap_or_default();
-                let last: Vec<&str> = log.lines().rev().take(5).collect();
-                panic!("kube-apiserver ended with {status}: {last:#?}");
-            }
-            let request = http::Request::get("/readyz").body(vec![]).unwrap();
-            let ready = client.request_text(request).await.is_ok_and(|text| text == "ok");
-            let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(client.clone());
-            (ready && namespaces.get_opt("kube-system").await.is_ok_and(|found| found.is_some()))
-                .then_some(())
-        })
-        .await;
-    }
-
-    /// SIGKILL.
-    pub(crate) fn kill(&mut self) {
-        self.server = None;
-    }
-
     pub(crate) fn api(&self, version: &str, kind: &str, namespace: &str) -> Api<DynamicObject> {
-        let (group, version) = version.rsplit_once('/').unwrap_or(("", version));
-        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
-        match namespace {
-            "" => Api::all_with(self.client.clone(), &resource),
-            namespace => Api::namespaced_with(self.client.clone(), namespace, &resource),
-        }
+        server::api(&self.client, version, kind, namespace)
     }
 
     /// Applies an object, and its status where it has one.
@@ -437,23 +311,12 @@ pub(crate) fn until<T>(
     }
 }
 
-/// CA, certificate and key of a server on 127.0.0.1, PEM.
-fn certificates(name: &str) -> (String, String, String) {
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+/// A certificate authority that signed nothing of ours, PEM.
+pub(crate) fn other_authority() -> String {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
     let mut ca = CertificateParams::new(vec![]).unwrap();
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    ca.distinguished_name.push(rcgen::DnType::CommonName, format!("{name} kubernetes"));
-    let ca_key = KeyPair::generate().unwrap();
-    let ca_certificate = ca.self_signed(&ca_key).unwrap().pem();
-    let issuer = Issuer::new(ca, ca_key);
-    let key = KeyPair::generate().unwrap();
-    let leaf = CertificateParams::new(vec!["127.0.0.1".into(), "localhost".into()]).unwrap();
-    let leaf = leaf.signed_by(&key, &issuer).unwrap().pem();
-    (ca_certificate, leaf, key.serialize_pem())
-}
-
-pub(crate) fn other_authority() -> String {
-    certificates("another").0
+    ca.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()
 }
 
 /// A kubeconfig in the shape istioctl writes.

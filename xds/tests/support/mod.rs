@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses a part")]
 
 pub(crate) mod plane;
+pub(crate) mod world;
 
 use mesh::authorize::Authorization;
 use mesh::inventory::MtlsMode;

@@ -242,25 +242,8 @@ fn export(own: &mut Inventory, namespace: &str, name: &str, copies: &[(&str, boo
 }
 
 fn inventory() -> Inventory {
-    Inventory {
-        mesh: installed().mesh.unwrap().0.unwrap(),
-        uid: "u-1".into(),
-        namespaces: BTreeSet::new(),
-        services: BTreeMap::new(),
-        endpoints: BTreeMap::new(),
-        workloads: BTreeMap::new(),
-        entries: BTreeMap::new(),
-        resting: BTreeMap::new(),
-        remote_gateways: BTreeMap::new(),
-        gateway_addresses: vec![],
-        passthrough_hosts: vec![],
-        service_exports: BTreeSet::new(),
-        links: BTreeMap::new(),
-        destination_rules: BTreeMap::new(),
-        peer_authentications: BTreeMap::new(),
-        authorization_policies: BTreeMap::new(),
-        findings: vec![],
-    }
+    let mesh = installed().mesh.unwrap().0.unwrap();
+    Inventory { uid: "u-1".into(), ..Inventory::empty(mesh) }
 }
 
 #[test]
