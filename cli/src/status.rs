@@ -108,7 +108,8 @@ impl Line {
     /// What is wrong and whether traffic is hurt, as two sentences.
     fn why(&self) -> Option<String> {
         let (name, condition) = self.culprit()?;
-        let hurt = if name == "Accepted" || name == "TrustEstablished" {
+        let refused = name == "Accepted" && condition.reason != "BadImportPolicy";
+        let hurt = if refused || name == "TrustEstablished" {
             "nothing is imported over it".to_owned()
         } else if condition.reason == "NoneAnswers" {
             "calls go to other clusters, or fail".to_owned()

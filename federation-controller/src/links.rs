@@ -28,8 +28,12 @@ pub(crate) struct Judged {
 pub(crate) enum Consent {
     Awaiting,
     Accepted(ImportPolicy),
-    /// Accepted, with a policy that cannot be read: what stands is kept, nothing new comes in.
-    Unreadable(String),
+    /// Accepted, with a policy that cannot be read: of what stands, the namespaces that can be read
+    /// are kept, and nothing new comes in.
+    Unreadable {
+        why: String,
+        kept: ImportPolicy,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,7 +81,7 @@ pub(crate) fn exports(
         let import = match &link.consent {
             Consent::Awaiting => continue,
             Consent::Accepted(policy) => policy.clone(),
-            Consent::Unreadable(_) => ImportPolicy::default(),
+            Consent::Unreadable { kept, .. } => kept.clone(),
         };
         let refused = matches!(link.trust, Trust::Refused(_));
         if link.secret_missing || link.wrong.is_some() || refused {
@@ -117,7 +121,7 @@ pub(crate) fn complete(judged: &BTreeMap<String, Judged>, remotes: &Remotes) -> 
 pub(crate) fn known(link: &Judged, remote: Option<&Remote>) -> bool {
     let heard = remote.is_some_and(|remote| remote.state.reachable.is == Reachable::True);
     match link.consent {
-        Consent::Awaiting | Consent::Unreadable(_) => false,
+        Consent::Awaiting | Consent::Unreadable { .. } => false,
         Consent::Accepted(_) => (link.told.is_some() && heard) || link.secret_missing,
     }
 }
@@ -160,7 +164,7 @@ fn consent(object: Option<&ClusterLink>) -> Consent {
     match object {
         Some(link) if link.spec.accepted => match link.spec.import.policy() {
             Ok(policy) => Consent::Accepted(policy),
-            Err(why) => Consent::Unreadable(why),
+            Err(why) => Consent::Unreadable { why, kept: link.spec.import.readable() },
         },
         Some(_) | None => Consent::Awaiting,
     }

@@ -244,9 +244,11 @@ fn a_policy_that_cannot_be_read_keeps_what_stands() {
     let remotes = remotes(&[("west", Some(told("west", "u-w", &root)))]);
     let judged = judge(&own, &objects, &remotes);
     assert!(
-        matches!(&judged["west"].consent, Consent::Unreadable(why) if why.contains("everywhere"))
+        matches!(&judged["west"].consent, Consent::Unreadable { why, .. } if why.contains("everywhere"))
     );
-    assert!(!exports(&own, &objects, &judged)[0].synced);
+    let kept = &exports(&own, &objects, &judged)[0];
+    assert!(!kept.synced && kept.services.is_empty(), "nothing new comes in");
+    assert_eq!(kept.import.namespaces, ["*".to_owned()].into(), "consent stands for what is here");
 }
 
 #[test]

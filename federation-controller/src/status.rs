@@ -182,7 +182,7 @@ fn accepted(facts: &Facts<'_>) -> Said {
             ),
         ),
         Some(Consent::Accepted(_)) => (KIND, "True", "Accepted".into(), "Accepted.".into()),
-        Some(Consent::Unreadable(why)) => (
+        Some(Consent::Unreadable { why, .. }) => (
             KIND,
             "False",
             "BadImportPolicy".into(),

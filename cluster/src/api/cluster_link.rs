@@ -5,9 +5,9 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::CustomResource;
 use mesh::export::ImportPolicy;
+use mesh::name::ServiceName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
 
 /// A link to another cluster, named by that cluster's id. Made by the federation controller when a
 /// remote secret appears; nothing is imported until a person accepts it.
@@ -166,7 +166,8 @@ impl ClusterLinkStatus {
 }
 
 impl Import {
-    /// The policy as the mesh reads it. A range that is no CIDR admits nothing and is named.
+    /// The policy as the mesh reads it. A range that is no CIDR, or a namespace that cannot be, is
+    /// named.
     pub fn policy(&self) -> Result<ImportPolicy, String> {
         let mut gateway_ranges = Vec::new();
         for (index, text) in self.gateway_ranges.iter().enumerate() {
@@ -178,9 +179,28 @@ impl Import {
             })?;
             gateway_ranges.push(range);
         }
-        let namespaces: BTreeSet<String> = self.namespaces.iter().cloned().collect();
-        Ok(ImportPolicy { namespaces, gateway_ranges })
+        for (index, name) in self.namespaces.iter().enumerate() {
+            if !is_namespace(name) {
+                return Err(format!(
+                    "spec.import.namespaces[{index}] {name:?} is no namespace. \
+                     Fix: name it as Kubernetes does, such as shop, or * for all"
+                ));
+            }
+        }
+        Ok(ImportPolicy { gateway_ranges, ..self.readable() })
     }
+
+    /// What of it can be read, for what is here already: its namespaces.
+    pub fn readable(&self) -> ImportPolicy {
+        let namespaces =
+            self.namespaces.iter().filter(|name| is_namespace(name)).cloned().collect();
+        ImportPolicy { namespaces, gateway_ranges: Vec::new() }
+    }
+}
+
+/// `*`, or what Kubernetes lets a namespace be called.
+fn is_namespace(name: &str) -> bool {
+    name == "*" || ServiceName::new(name, "any").is_ok()
 }
 
 #[cfg(test)]
@@ -204,5 +224,16 @@ mod tests {
             Import { namespaces: vec![], gateway_ranges: vec!["10.0.0.0/8".into(), "west".into()] };
         let error = import.policy().unwrap_err();
         assert!(error.contains("gatewayRanges[1]") && error.contains("west"), "{error}");
+    }
+
+    #[test]
+    fn a_namespace_that_cannot_be_is_named_and_the_others_are_kept() {
+        let import =
+            Import { namespaces: vec!["shop".into(), "Shop!".into()], gateway_ranges: vec![] };
+        let error = import.policy().unwrap_err();
+        assert!(error.contains("namespaces[1] \"Shop!\""), "{error}");
+        assert_eq!(import.readable().namespaces, ["shop".to_owned()].into());
+        let all = Import { namespaces: vec!["*".into()], gateway_ranges: vec![] };
+        assert_eq!(all.policy().unwrap(), all.readable());
     }
 }

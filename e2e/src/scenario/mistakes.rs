@@ -2,16 +2,17 @@
 
 use super::cli::{Said, isthmus, judge_unnamed};
 use super::links::linked;
-use super::{HOST, Stage, call_until, resolve};
+use super::{HOST, Stage, call, call_until, resolve};
 use anyhow::{Context, Result, bail};
 use fleet::launcher::{PROXY_USER, Pod};
 use fleet::link::{condition, read, until};
 use fleet::objects::{api, apply, delete};
 use fleet::spot::{Spot, http_get_at};
 use fleet::{Cluster, SYSTEM, trust_domain};
+use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -52,6 +53,7 @@ pub(super) async fn all(stage: &Stage<'_>) -> Result<()> {
     stage.fleet.mend().await?;
     done?;
     linked(stage.fleet).await?;
+    import_policies(stage).await?;
     exports(stage).await?;
     entries(stage).await?;
     identities(stage).await?;
@@ -137,6 +139,41 @@ fn export(namespace: &str, name: &str) -> Value {
         "apiVersion": "multicluster.x-k8s.io/v1beta1", "kind": "ServiceExport",
         "metadata": {"name": name, "namespace": namespace},
     })
+}
+
+/// What is imported over a link of a policy that nobody can read any more stands.
+async fn import_policies(stage: &Stage<'_>) -> Result<()> {
+    let east = stage.cluster("east");
+    let links = api(east.client(), "isthmus.dev/v1alpha1", "ClusterLink", SYSTEM);
+    let says = async |ranges: Value| -> Result<()> {
+        let patch = Patch::Merge(json!({"spec": {"import": {"gatewayRanges": ranges}}}));
+        for name in ["west", "north"] {
+            links.patch(name, &PatchParams::default(), &patch).await?;
+        }
+        Ok(())
+    };
+    says(json!(["10.0.0.0/99"])).await?;
+    for name in ["west", "north"] {
+        let told = |link: &Value| condition(link, "Accepted").filter(|c| c.1 == "BadImportPolicy");
+        let said = until(east, name, "BadImportPolicy", LIMIT, |link| {
+            link.is_some_and(|link| told(link).is_some_and(|c| c.2.contains("10.0.0.0/99")))
+        });
+        said.await?;
+    }
+    let url = format!("http://{HOST}/");
+    let (begun, mut answered, mut failed) = (Instant::now(), 0, vec![]);
+    while begun.elapsed() < Duration::from_secs(3) {
+        match call(stage.fleet, stage.client()?, &url, 2.0).await {
+            Ok(_) => answered += 1,
+            Err(error) => failed.push(format!("{error:#}")),
+        }
+    }
+    let first = failed.first().map(|error| format!(", the first: {error}")).unwrap_or_default();
+    let figure = format!("{answered} answered, {} failed{first}", failed.len());
+    let promise = "both links' ranges mistyped: what they brought is called as before";
+    stage.judge(promise, &figure, answered > 0 && failed.is_empty(), &[]);
+    says(Value::Null).await?;
+    linked(stage.fleet).await
 }
 
 async fn exports(stage: &Stage<'_>) -> Result<()> {
