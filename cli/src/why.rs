@@ -65,11 +65,13 @@ fn wrong_links(context: &str, links: &[ClusterLink], explanation: &Explanation) 
         Step::Name { host, meaning: Meaning::OneCluster, .. } => of_cluster(host.as_str(), name),
         Step::Name { meaning, .. } => *meaning == Meaning::AllExporters,
         Step::UnknownName { host, hints } => {
-            *hints != [Hint::Outside]
-                && match host.strip_suffix(".global").map(|host| host.split('.').count()) {
-                    Some(3..) => of_cluster(host, name),
-                    Some(_) | None => true,
-                }
+            !matches!(
+                hints[..],
+                [Hint::Outside | Hint::Address | Hint::PodAddress { .. } | Hint::NoName]
+            ) && match host.strip_suffix(".global").map(|host| host.split('.').count()) {
+                Some(3..) => of_cluster(host, name),
+                Some(_) | None => true,
+            }
         }
         Step::Copies { cluster, .. } => cluster.as_str() == name,
         Step::Completed { .. }
@@ -144,10 +146,9 @@ impl Call {
         } else {
             output::value(self.output, &Answer { sidecar, links, explanation: &explanation })?;
         }
-        Ok(if explanation.verdict != explain::Verdict::Unreachable {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
+        Ok(match explanation.verdict {
+            explain::Verdict::Reachable | explain::Verdict::NotCarried => ExitCode::SUCCESS,
+            explain::Verdict::Partly | explain::Verdict::Unreachable => ExitCode::FAILURE,
         })
     }
 

@@ -8,7 +8,7 @@ use crate::compile::outbound::{
 };
 use crate::compile::resource;
 use crate::finding::ObjectRef;
-use crate::inventory::{MtlsMode, ServiceKind, WorkloadName};
+use crate::inventory::{MtlsMode, ServiceKind, Workload, WorkloadName};
 use crate::name::{ClusterId, Hostname, Identity, Locality, Protocol, ServiceName};
 use crate::program::{ClusterName, Endpoints, LoadBalancing, Resource, ResourceKind, ResourceName};
 use crate::sni::Sni;
@@ -29,8 +29,10 @@ pub struct Explanation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Verdict {
-    /// There is at least one copy the client can reach.
+    /// There are copies the client can reach, and each of those that are called first lets it in.
     Reachable,
+    /// Of the copies that are called first, some let the client in and others do not.
+    Partly,
     Unreachable,
     /// The mesh has no say: connections go where DNS sends them.
     NotCarried,
@@ -171,6 +173,12 @@ pub enum Hint {
     NoLinks,
     /// Not a name of the mesh; upstream DNS decides.
     Outside,
+    /// No name that DNS could have.
+    NoName,
+    /// An address that is no service's; it is called as it is, in plaintext.
+    Address,
+    /// That of a pod of the mesh, `NAMESPACE/NAME`, which takes plaintext or does not.
+    PodAddress { pod: String, strict: bool },
 }
 
 /// What a name means to a client without a sidecar.
@@ -206,9 +214,16 @@ fn explain(
 ) -> Option<Verdict> {
     let lower = asked.trim_end_matches('.').to_ascii_lowercase();
     let Some(host) = complete(world, view, &lower) else {
-        let hints = hints(world, view, &lower);
-        let verdict =
-            if hints == [Hint::Outside] { Verdict::NotCarried } else { Verdict::Unreachable };
+        let hints = match lower.parse::<IpAddr>() {
+            Ok(address) => vec![at_address(world, address, port)],
+            Err(_) => hints(world, view, &lower),
+        };
+        let verdict = match hints[..] {
+            [Hint::Outside | Hint::Address | Hint::PodAddress { strict: false, .. }] => {
+                Verdict::NotCarried
+            }
+            _ => Verdict::Unreachable,
+        };
         steps.push(Step::UnknownName { hints, host: lower });
         return Some(verdict);
     };
@@ -283,8 +298,29 @@ fn explain(
     }
     let endpoints = resource(world, view, &name(ResourceKind::Endpoints))?;
     let Resource::Endpoints(endpoints) = &*endpoints else { return None };
-    let reachable = explain_copies(world, view, &named(world, &cluster)?, endpoints, peers, steps);
-    Some(if reachable { Verdict::Reachable } else { Verdict::Unreachable })
+    let found = named(world, &cluster)?;
+    Some(explain_copies(world, view, &found, endpoints, peers, steps).verdict())
+}
+
+/// By priority: whether some copies let the client in, and whether some deny it.
+#[derive(Debug, Default)]
+struct Admission(BTreeMap<u32, (bool, bool)>);
+
+impl Admission {
+    fn note(&mut self, priority: Option<u32>, admitted: bool) {
+        let Some(priority) = priority else { return };
+        let (some, others) = self.0.entry(priority).or_default();
+        *(if admitted { some } else { others }) = true;
+    }
+
+    /// As the copies say that are called first: a denial is an answer, nobody asks elsewhere after it.
+    fn verdict(&self) -> Verdict {
+        match self.0.values().next() {
+            Some((true, false)) => Verdict::Reachable,
+            Some((true, true)) => Verdict::Partly,
+            Some((false, _)) | None => Verdict::Unreachable,
+        }
+    }
 }
 
 /// Tier, locality, cluster, mTLS, and a number that keeps pods apart.
@@ -297,7 +333,7 @@ fn explain_copies(
     endpoints: &Endpoints,
     peers: &[World],
     steps: &mut Vec<Step>,
-) -> bool {
+) -> Admission {
     let target = &found.target;
     if let Form::Local(service) = target.form
         && joined(world, &service.name).is_none()
@@ -325,12 +361,12 @@ fn explain_copies(
         let sum = alike.entry(key).or_insert((0, way));
         sum.0 = sum.0.saturating_add(it.weight);
     }
-    let mut answered = false;
-    let mut elsewhere = BTreeSet::new();
+    let mut admission = Admission::default();
+    let mut elsewhere: BTreeMap<&ClusterId, BTreeSet<u32>> = BTreeMap::new();
     for ((tier, locality, cluster, mtls, _), (count, way)) in alike {
         let priority = priority_of(endpoints, &way, locality, cluster);
-        if matches!(way, Reach::Through(_)) && priority.is_some() {
-            elsewhere.insert(cluster);
+        if let (Reach::Through(_), Some(priority)) = (&way, priority) {
+            elsewhere.entry(cluster).or_default().insert(priority);
         }
         steps.push(Step::Copies {
             cluster: cluster.clone(),
@@ -353,28 +389,33 @@ fn explain_copies(
         let used = priority_of(endpoints, &way, copies.locality, copies.cluster);
         let Some((inbound, authorization)) = inbound(world, view, found, copies) else {
             // Those behind a gateway are judged below.
-            answered |= used.is_some() && !matches!(way, Reach::Through(_));
+            if !matches!(way, Reach::Through(_)) {
+                admission.note(used, true);
+            }
             continue;
         };
         let denied =
             matches!(&authorization, Step::Authorization { decision, .. } if !decision.allows());
-        answered |= used.is_some() && !denied;
+        admission.note(used, !denied);
         steps.extend([inbound, authorization]);
     }
-    for cluster in elsewhere {
+    for (cluster, priorities) in elsewhere {
         let seen = peers.iter().find(|peer| peer.own.mesh.cluster == *cluster);
         let judged = seen.map(|peer| judged_there(peer, view, found)).unwrap_or_default();
+        let mut note = |admitted| {
+            priorities.iter().for_each(|priority| admission.note(Some(*priority), admitted));
+        };
         if judged.is_empty() {
-            answered = true;
+            note(true);
             steps.push(Step::AuthorizationElsewhere { cluster: cluster.clone() });
         }
-        answered |= judged.iter().any(|judged| judged.decision.allows());
+        judged.iter().for_each(|judged| note(judged.decision.allows()));
         steps.extend(judged.into_iter().map(|Judged { workload, port, decision }| {
             let (cluster, caller) = (Some(cluster.clone()), Some(view.identity.clone()));
             Step::Authorization { cluster, workload, port, caller, decision }
         }));
     }
-    answered
+    admission
 }
 
 /// What the copies of a peer that was seen decide on this client.
@@ -457,8 +498,23 @@ fn complete(world: &World, view: &View, asked: &str) -> Option<Hostname> {
 /// Near misses at most shown.
 const NEAR_MAX: usize = 5;
 
+/// What an address is that no service has.
+fn at_address(world: &World, address: IpAddr, port: u16) -> Hint {
+    let has = |workload: &&Workload| workload.addresses.contains(&address);
+    match world.own.workloads.values().find(has) {
+        Some(workload) => Hint::PodAddress {
+            pod: format!("{}/{}", workload.name.namespace, workload.name.name),
+            strict: Policy::of(world, workload).at(port) == MtlsMode::Strict,
+        },
+        None => Hint::Address,
+    }
+}
+
 fn hints(world: &World, view: &View, asked: &str) -> Vec<Hint> {
     let mut hints = Vec::new();
+    if asked.parse::<Hostname>().is_err() {
+        return vec![Hint::NoName];
+    }
     let own = &world.own;
     let mut labels = asked.split('.');
     let name = labels.next().unwrap_or_default();

@@ -337,6 +337,16 @@ pub enum LoadBalancing {
     Random,
 }
 
+impl fmt::Display for LoadBalancing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::LeastRequest => "LEAST_REQUEST",
+            Self::RoundRobin => "ROUND_ROBIN",
+            Self::Random => "RANDOM",
+        })
+    }
+}
+
 /// When an endpoint is set aside. Gateways are never ejected by responses (decision 12).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutlierDetection {

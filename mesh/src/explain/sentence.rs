@@ -13,9 +13,24 @@ impl Display for Explanation {
         }
         f.write_str(match self.verdict {
             Verdict::Reachable => "It can be called.",
+            Verdict::Partly => {
+                "Some calls are denied, for a denial is not tried elsewhere; the last steps say which."
+            }
             Verdict::Unreachable => "It cannot be called; the last steps say why.",
+            Verdict::NotCarried if self.is_address() => {
+                "The mesh does not carry it; it goes there as it is."
+            }
             Verdict::NotCarried => "The mesh does not carry it; it goes where DNS sends it.",
         })
+    }
+}
+
+impl Explanation {
+    fn is_address(&self) -> bool {
+        let of_address = |hint: &Hint| matches!(hint, Hint::Address | Hint::PodAddress { .. });
+        self.steps.iter().any(
+            |step| matches!(step, Step::UnknownName { hints, .. } if hints.iter().any(of_address)),
+        )
     }
 }
 
@@ -59,7 +74,7 @@ impl Display for Step {
                 "route {name}: up to {attempts} more attempts, a second one after {hedge_ms} ms"
             ),
             Self::Cluster { name, load_balancing, rule } => {
-                write!(f, "cluster {name}, balanced by {load_balancing:?}")?;
+                write!(f, "cluster {name}, balanced by {load_balancing}")?;
                 match rule {
                     Some(rule) => write!(f, " ({rule})"),
                     None => write!(f, " (no DestinationRule)"),
@@ -206,6 +221,15 @@ impl Display for Hint {
             ),
             Self::NoLinks => f.write_str("no cluster is linked (isthmus link)"),
             Self::Outside => f.write_str("it is no name of the mesh, upstream DNS decides"),
+            Self::NoName => f.write_str("it is no name that DNS can have (ASCII, labels of 63)"),
+            Self::Address => f.write_str("no Service or ServiceEntry has this address"),
+            Self::PodAddress { pod, strict } => {
+                write!(
+                    f,
+                    "it is the address of pod {pod}, not of a service: it is called in plaintext"
+                )?;
+                f.write_str(if *strict { ", which the pod refuses (STRICT)" } else { "" })
+            }
         }
     }
 }

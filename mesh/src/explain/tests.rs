@@ -40,7 +40,7 @@ fn a_call_is_explained_to_its_endpoints() {
               hello.shop.global is a service of all clusters that export it; its addresses: 240.240.246.140, 2001:2:0:83ac:d8c1:f745:d257:8ab
               listener 240.240.246.140_80 takes it as http
               route outbound|80||hello.shop.global: up to 3 more attempts, a second one after 300 ms
-              cluster outbound|80||hello.shop.global, balanced by LeastRequest (no DestinationRule)
+              cluster outbound|80||hello.shop.global, balanced by LEAST_REQUEST (no DestinationRule)
               1 in north, eu/a (another network in the same region): unreachable, no gateway of its cluster with a usable IP address is known here, mTLS, not used
               2 in west, us/a (another network): through gateway 203.0.113.2:15443, 203.0.113.3:15443, mTLS, priority 0
               in north the server must be spiffe://north.mesh/ns/shop/sa/hello
@@ -58,7 +58,7 @@ fn a_call_is_explained_to_its_endpoints() {
               hello.shop.svc.cluster.local is a Service of this cluster; its addresses: 10.96.0.1
               listener 10.96.0.1_80 takes it as http
               route outbound|80||hello.shop.svc.cluster.local: up to 3 more attempts, a second one after 300 ms
-              cluster outbound|80||hello.shop.svc.cluster.local, balanced by LeastRequest (no DestinationRule)
+              cluster outbound|80||hello.shop.svc.cluster.local, balanced by LEAST_REQUEST (no DestinationRule)
               hello.shop.svc.cluster.local means this cluster's copies alone, since it is not exported here; hello.shop.global means all exporters'
               1 in east, eu/a (same zone): directly at 10.244.0.1:8080, mTLS, priority 0
               1 in east, eu/b (same region): directly at 10.244.0.2:8080, plaintext (not in the mesh), priority 1
@@ -76,15 +76,15 @@ fn a_call_that_cannot_be_says_what_would_help() {
         "hello.shop.north.global",
         80,
         expect![[r#"
-        hello.shop.north.global:80
-          hello.shop.north.global is one cluster's copies of a service; its addresses: 240.240.91.139, 2001:2:0:b274:ca26:c0eb:1f27:b6b5
-          listener 240.240.91.139_80 takes it as http
-          route outbound|80||hello.shop.north.global: up to 3 more attempts, a second one after 300 ms
-          cluster outbound|80||hello.shop.north.global, balanced by LeastRequest (no DestinationRule)
-          1 in north, eu/a (another network in the same region): unreachable, no gateway of its cluster with a usable IP address is known here, mTLS, not used
-          in north the server must be spiffe://north.mesh/ns/shop/sa/hello
-        It cannot be called; the last steps say why.
-    "#]],
+            hello.shop.north.global:80
+              hello.shop.north.global is one cluster's copies of a service; its addresses: 240.240.91.139, 2001:2:0:b274:ca26:c0eb:1f27:b6b5
+              listener 240.240.91.139_80 takes it as http
+              route outbound|80||hello.shop.north.global: up to 3 more attempts, a second one after 300 ms
+              cluster outbound|80||hello.shop.north.global, balanced by LEAST_REQUEST (no DestinationRule)
+              1 in north, eu/a (another network in the same region): unreachable, no gateway of its cluster with a usable IP address is known here, mTLS, not used
+              in north the server must be spiffe://north.mesh/ns/shop/sa/hello
+            It cannot be called; the last steps say why.
+        "#]],
     );
     check(
         "cart.shop.global",
@@ -182,6 +182,58 @@ fn the_rule_that_decides_is_named() {
     let (verdict, lines) = steps(&format!("east policy shop/callers ALLOW {web}"));
     let by = "lets the caller in by rules[0] of AuthorizationPolicy shop/callers";
     assert_eq!((verdict, lines), (Verdict::Reachable, vec![line("e1", by), line("e2", by)]));
+}
+
+#[test]
+fn copies_that_are_called_first_decide() {
+    let text = WORLD.replace("e2 10.244.0.2 eu/b unmeshed", "e2 10.244.0.2 eu/a version=v2");
+    let verdict = |policies: &str| {
+        let facts = format!("{text}\neast export shop/hello\n{policies}");
+        let own = linked(&clusters(&facts), "east");
+        let view = view(&own, "sidecar shop/web eu/a");
+        why(&world(own), &view, "hello.shop.global", 80, &[]).verdict
+    };
+    let web = "rule principal=cluster.local/ns/shop/sa/web";
+    assert_eq!(verdict(""), Verdict::Reachable);
+    // West would let it in, and is not asked: a denial is an answer.
+    assert_eq!(verdict(&format!("east policy shop/no DENY {web}")), Verdict::Unreachable);
+    assert_eq!(verdict(&format!("east policy shop/no DENY version=v2 {web}")), Verdict::Partly);
+}
+
+#[test]
+fn an_address_is_not_asked_of_dns() {
+    check(
+        "10.96.0.99",
+        80,
+        expect![[r#"
+        10.96.0.99:80
+          10.96.0.99 is not known here: no Service or ServiceEntry has this address
+        The mesh does not carry it; it goes there as it is.
+    "#]],
+    );
+    check(
+        "10.244.0.1",
+        8080,
+        expect![[r#"
+        10.244.0.1:8080
+          10.244.0.1 is not known here: it is the address of pod shop/e1, not of a service: it is called in plaintext
+        The mesh does not carry it; it goes there as it is.
+    "#]],
+    );
+    check(
+        "hellö.shop.global",
+        80,
+        expect![[r#"
+        hellö.shop.global:80
+          hellö.shop.global is not known here: it is no name that DNS can have (ASCII, labels of 63)
+        It cannot be called; the last steps say why.
+    "#]],
+    );
+    let own = linked(&clusters(&format!("{WORLD}\neast peerauth shop/all STRICT")), "east");
+    let view = view(&own, "sidecar shop/web eu/a");
+    let found = why(&world(own), &view, "10.244.0.1", 8080, &[]);
+    assert_eq!(found.verdict, Verdict::Unreachable, "{found}");
+    assert!(found.to_string().contains("pod shop/e1"), "{found}");
 }
 
 #[test]
