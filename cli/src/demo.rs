@@ -20,6 +20,7 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The name the client calls.
 const HOST: &str = "hello.shop.global";
@@ -81,18 +82,21 @@ impl Demo {
         let started = Instant::now();
         let mut screen = Screen::new();
         let envoy = self.contrast.then(contrast::envoy).transpose()?;
+        // Before the first file: from here on nobody is ended without cleaning up.
+        let mut interrupted = Interrupted::listen()?;
         let _ours = free()?;
         let parts = Parts::of_one_program(VERB)?;
         let home = Home::on_loopback(&std::env::temp_dir(), self.logs.as_deref(), parts)?;
         // Whatever ends this, the fleet is dropped: processes first, then files.
         tokio::select! {
-            done = self.play(home, envoy, started, &mut screen) => done,
-            end = interrupted() => {
-                end?;
+            // What fails since it was interrupted is no failure.
+            biased;
+            () = interrupted.received() => {
                 screen.end_strip();
                 println!("interrupted; everything is taken down");
                 Ok(ExitCode::from(130))
             }
+            done = self.play(home, envoy, started, &mut screen) => done,
         }
     }
 
@@ -332,14 +336,22 @@ fn held(address: SocketAddrV4, error: &std::io::Error) -> anyhow::Error {
     anyhow::anyhow!("ISM2902 {demo}{address} is held by {holder}. Fix: end it, then try again")
 }
 
-/// Ctrl-C, or an order to end.
-async fn interrupted() -> Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut end, mut gone) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
-    tokio::select! {
-        done = tokio::signal::ctrl_c() => done?,
-        _ = end.recv() => {}
-        _ = gone.recv() => {}
+/// Ctrl-C, or an order to end; heard from the moment on that this is made.
+struct Interrupted([Signal; 3]);
+
+impl Interrupted {
+    fn listen() -> Result<Self> {
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        let [interrupt, terminate, hangup] = kinds.map(signal);
+        Ok(Self([interrupt?, terminate?, hangup?]))
     }
-    Ok(())
+
+    async fn received(&mut self) {
+        let Self([interrupt, terminate, hangup]) = self;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
 }

@@ -4,6 +4,7 @@ use crate::authority::Authority;
 use crate::{Home, trust_domain};
 use anyhow::{Context, Result, ensure};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -70,7 +71,8 @@ impl Trust {
 
 /// Runs a command that must succeed; its stdout.
 pub fn output(command: &mut Command) -> Result<String> {
-    let out = command.output().with_context(|| format!("starting {command:?}"))?;
+    // Ctrl-C at the terminal is for us, who end things in order.
+    let out = command.process_group(0).output().with_context(|| format!("starting {command:?}"))?;
     let stderr = String::from_utf8_lossy(&out.stderr);
     ensure!(out.status.success(), "{command:?} ended with {}: {stderr}", out.status);
     Ok(String::from_utf8(out.stdout)?)
