@@ -154,7 +154,8 @@ const OWN_CRDS: [&str; 2] = [
 ];
 
 /// What our programs write or need where nothing can be fetched: the makers' own files.
-const FOREIGN_CRDS: [&str; 7] = [
+const FOREIGN_CRDS: [&str; 8] = [
+    include_str!("../../deploy/foreign-crds/destinationrules.networking.istio.io.yaml"),
     include_str!("../../deploy/foreign-crds/serviceentries.networking.istio.io.yaml"),
     include_str!("../../deploy/foreign-crds/gateways.networking.istio.io.yaml"),
     include_str!("../../deploy/foreign-crds/peerauthentications.security.istio.io.yaml"),

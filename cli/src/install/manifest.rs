@@ -36,7 +36,8 @@ const BASE: [&str; 8] = [
 ];
 
 /// Kinds of others that users write and we read; made where they are absent, never replaced.
-const FOREIGN: [&str; 7] = [
+const FOREIGN: [&str; 8] = [
+    include_str!("../../../deploy/foreign-crds/destinationrules.networking.istio.io.yaml"),
     include_str!("../../../deploy/foreign-crds/serviceentries.networking.istio.io.yaml"),
     include_str!("../../../deploy/foreign-crds/gateways.networking.istio.io.yaml"),
     include_str!("../../../deploy/foreign-crds/peerauthentications.security.istio.io.yaml"),
