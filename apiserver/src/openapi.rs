@@ -1,11 +1,30 @@
-//! OpenAPI v3: an index, and a document for each version of a group.
+//! OpenAPI v3: an index, and a document for each version of a group. Of version 2 an empty document:
+//! kubectl asks for it about a kind that no document names, and says then that there is no such kind.
 
 use crate::kind::{Kind, Registry, Rules};
 use crate::refusal::Refusal;
+use http::HeaderMap;
+use http::header::ACCEPT;
 use serde_json::{Map, Value, json};
+
+/// Where version 2 is.
+pub(crate) const V2: &str = "/openapi/v2";
+/// What kubectl is given; it asks for it with an `@`, which is no media type (kube-openapi has both).
+pub(crate) const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+/// Whether version 2 is asked for as a message.
+pub(crate) fn wants_protobuf(headers: &HeaderMap) -> bool {
+    let accepts = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let mut media = accepts.flat_map(|value| value.split([',', ';']));
+    media.any(|media| media.trim().replace('@', ".") == V2_PROTOBUF)
+}
 
 /// Answers a path below `/openapi`.
 pub(crate) fn answer(registry: &Registry, path: &str) -> Result<Value, Refusal> {
+    if path == V2 {
+        let info = json!({"title": "Isthmus", "version": crate::VERSION});
+        return Ok(json!({"swagger": "2.0", "info": info, "paths": {}}));
+    }
     let Some(rest) = path.strip_prefix("/openapi/v3") else {
         let hint = "ask /openapi/v3; kubectl does by itself";
         return Err(Refusal::new(404, "NotFound", format!("404 page not found: {hint}")));

@@ -227,6 +227,13 @@ fn page(wire: &Wire, ask: Ask, headers: &http::HeaderMap) -> Result<Answer, Refu
     match ask {
         Ask::Health => Ok(text(200, "ok")),
         Ask::Version => Ok(json_answer(200, &crate::version())),
+        Ask::OpenApi(path) if path == openapi::V2 && openapi::wants_protobuf(headers) => {
+            // A message all of whose fields are absent.
+            let mut answer = text(200, "");
+            let media = HeaderValue::from_static(openapi::V2_PROTOBUF);
+            answer.headers_mut().insert(header::CONTENT_TYPE, media);
+            Ok(answer)
+        }
         Ask::OpenApi(path) => Ok(json_answer(200, &openapi::answer(&registry, &path)?)),
         Ask::Discovery(path) => {
             let view = View::wanted(headers, "", jiff::Timestamp::now())?;

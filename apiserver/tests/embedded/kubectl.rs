@@ -88,6 +88,10 @@ data: {colour: red}
             && said.contains("service/hello serverside-applied"),
         "{said}"
     );
+    let unknown = "apiVersion: v1\nkind: Gizmo\nmetadata: {name: a, namespace: shop}\n";
+    let unknown = write(&folder, "unknown.yaml", unknown);
+    let (good, said) = kubectl.run(&["apply", "-f", &unknown]).await;
+    assert!(!good && said.contains("no matches for kind \"Gizmo\" in version \"v1\""), "{said}");
     let said = kubectl.good(&["get", "services", "-n", "shop"]).await;
     let lines: Vec<&str> = said.lines().collect();
     assert!(
