@@ -10,6 +10,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use cluster::credential;
 use cluster::operator::Operator;
+use mesh::export;
 use pair::{End, Half, Terms, check_pair, wait_ready};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -43,11 +44,11 @@ pub(crate) struct Link {
     server: Vec<(String, String)>,
     /// Namespaces that may be imported, `*` for all; if not given, those of a link that stands,
     /// else all.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', value_parser = namespace)]
     import: Vec<String>,
     /// Ranges that gateway addresses must lie in; if not given, those of a link that stands, else
     /// any that is not loopback or link-local.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = range)]
     gateway_ranges: Vec<String>,
     /// Both clusters run on this machine: addresses of loopback lead from one to the other.
     #[arg(long)]
@@ -76,6 +77,14 @@ pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
         }
         _ => Err(format!("{text:?} is not CONTEXT=https://ADDRESS:PORT")),
     }
+}
+
+fn namespace(text: &str) -> Result<String, String> {
+    export::importable(text).map(|()| text.into())
+}
+
+fn range(text: &str) -> Result<String, String> {
+    export::range(text).map(|_| text.into())
 }
 
 /// One fact a line, its name in a column of its own.

@@ -1,7 +1,9 @@
 //! What a cluster tells the others: per exported service its ports, accounts and ready counts.
 
 use crate::inventory::{Endpoint, GatewayAddress, Inventory, Service, ServiceKind};
-use crate::name::{ClusterId, Hostname, Locality, Network, Protocol, ServiceName, TrustDomain};
+use crate::name::{
+    ClusterId, Hostname, Locality, Network, Protocol, ServiceName, TrustDomain, namespace,
+};
 use crate::sni::Sni;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,6 +72,25 @@ pub struct ImportPolicy {
     /// CIDRs its gateways' addresses must lie in; empty for any address that is not loopback,
     /// link-local, multicast, unspecified or within this cluster's VIP range.
     pub gateway_ranges: Vec<ipnet::IpNet>,
+}
+
+/// A range that gateways' addresses may lie in.
+///
+/// # Errors
+/// What is wrong with it, and the fix.
+pub fn range(text: &str) -> Result<ipnet::IpNet, String> {
+    text.parse().map_err(|_| format!("{text:?} is no CIDR. Fix: write it like 203.0.113.0/24"))
+}
+
+/// A namespace that may be imported, or `*` for all.
+///
+/// # Errors
+/// What is wrong with it, and the fix.
+pub fn importable(text: &str) -> Result<(), String> {
+    if text == "*" {
+        return Ok(());
+    }
+    namespace(text).map_err(|why| format!("{why}. Fix: write a namespace's name, or * for all"))
 }
 
 /// What `own` exports: every Service with a ServiceExport of its name.

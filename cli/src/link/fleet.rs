@@ -1,10 +1,10 @@
 //! `isthmus link --fleet FILE`: many clusters at once. The plan is printed before anything is changed,
 //! and a cluster that cannot be linked costs its own links only.
 
-use super::Link;
 use super::pair::{Credential, End, Half, Terms, check_pair, wait_ready};
+use super::{Link, namespace, range};
 use crate::output;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use cluster::operator::Operator;
 use futures::StreamExt as _;
 use mesh::name::ClusterId;
@@ -124,6 +124,14 @@ impl Fleet {
             None => each_with_each(&clusters),
             Some(list) => listed(&list, &clusters)?,
         };
+        for (field, list, check) in [
+            ("import", &file.import, namespace as fn(&str) -> Result<String, String>),
+            ("gatewayRanges", &file.gateway_ranges, range),
+        ] {
+            for (place, text) in list.iter().enumerate() {
+                check(text).map_err(|why| anyhow!("ISM2064 {field}[{place}]: {why}"))?;
+            }
+        }
         pairs.retain(|(a, b)| only.is_empty() || only.contains(a) || only.contains(b));
         Ok(Self { clusters, pairs, import: file.import, gateway_ranges: file.gateway_ranges })
     }
@@ -418,6 +426,12 @@ mod tests {
             ("clusters: [{name: a}, {name: b}]\nlinks: [[a, b], [b, a]]\n", "ISM2061", "links[1]"),
             ("clusters: [{name: a}, {name: b}\nlinks: []\n", "ISM1003", "line"),
             ("", "ISM1003", "end of input"),
+            ("clusters: [{name: a}, {name: b}]\nimport: [\"Shop!\"]\n", "ISM2064", "import[0]"),
+            (
+                "clusters: [{name: a}, {name: b}]\ngatewayRanges: [10.0.0.0/8, 10.0.0.0/99]\n",
+                "ISM2064",
+                "gatewayRanges[1]: \"10.0.0.0/99\"",
+            ),
         ];
         for (text, what, place) in cases {
             let error = fleet(text, &[]).unwrap_err().to_string();

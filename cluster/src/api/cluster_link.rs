@@ -4,7 +4,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::CustomResource;
-use mesh::export::ImportPolicy;
+use mesh::export::{self, ImportPolicy};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -170,13 +170,9 @@ impl Import {
     pub fn policy(&self) -> Result<ImportPolicy, String> {
         let mut gateway_ranges = Vec::new();
         for (index, text) in self.gateway_ranges.iter().enumerate() {
-            let range = text.parse().map_err(|_| {
-                format!(
-                    "spec.import.gatewayRanges[{index}] {text:?} is no CIDR. \
-                     Fix: write it like 203.0.113.0/24"
-                )
-            })?;
-            gateway_ranges.push(range);
+            let range = export::range(text);
+            gateway_ranges
+                .push(range.map_err(|why| format!("spec.import.gatewayRanges[{index}] {why}"))?);
         }
         let namespaces: BTreeSet<String> = self.namespaces.iter().cloned().collect();
         Ok(ImportPolicy { namespaces, gateway_ranges })
