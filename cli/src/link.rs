@@ -148,8 +148,9 @@ impl Link {
         let operator = Operator::load(self.kubeconfig.as_deref(), Some(context)).await?;
         let described = operator.describe(&self.root_namespace).await?;
         let given = self.server.iter().find(|(named, _)| named == context);
+        let server = given.map(|(_, url)| (url.clone(), "--server"));
         let hint = format!("pass --server {context}=https://ADDRESS:PORT");
-        Ok(End { operator, described, server: given.map(|(_, url)| url.clone()), hint })
+        Ok(End { operator, described, server, hint })
     }
 
     /// What would be applied, as YAML; the token is not minted.

@@ -292,7 +292,8 @@ async fn end(call: &Link, member: &Member) -> Result<End> {
         described.cluster
     );
     let hint = format!("write server: https://ADDRESS:PORT for {} into the file", member.name);
-    Ok(End { operator, described, server: member.server.clone(), hint })
+    let server = member.server.clone().map(|server| (server, "the fleet file"));
+    Ok(End { operator, described, server, hint })
 }
 
 /// Two names that lead to one cluster are both wrong: nobody can say which is meant.
