@@ -122,6 +122,10 @@ impl Fleet {
         }
         let mut pairs = match file.links {
             None => each_with_each(&clusters),
+            Some(list) if list.is_empty() => bail!(
+                "ISM2062 links is empty, so nothing would be linked. Fix: leave links out to link each \
+                 cluster with each, or name pairs: [[a, b]]"
+            ),
             Some(list) => listed(&list, &clusters)?,
         };
         for (field, list, check) in [
@@ -427,6 +431,7 @@ mod tests {
             ("clusters: [{name: a}, {name: b}]\nlinks: [[a, b], [b, a]]\n", "ISM2061", "links[1]"),
             ("clusters: [{name: a}, {name: b}\nlinks: []\n", "ISM1003", "line"),
             ("", "ISM1003", "end of input"),
+            ("clusters: [{name: a}, {name: b}]\nlinks: []\n", "ISM2062", "links is empty"),
             ("clusters: [{name: a}, {name: b}]\nimport: [\"Shop!\"]\n", "ISM2064", "import[0]"),
             (
                 "clusters: [{name: a}, {name: b}]\ngatewayRanges: [10.0.0.0/8, 10.0.0.0/99]\n",
