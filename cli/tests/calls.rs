@@ -47,3 +47,11 @@ fn terms_that_break_a_link_are_refused() {
     let (code, said) = isthmus(&["link", "east", "west", "--import", "*"]);
     assert!(code == Some(1) && said.contains("ISM2005"), "{said}");
 }
+
+#[test]
+fn no_link_is_taken_down_between_a_cluster_and_itself() {
+    refused("unlink west west", &["ISM2012", "\"west\"", "itself", "Fix: "]);
+    let (_, help) = isthmus(&["unlink", "--help"]);
+    let kubeconfig = help.split("--kubeconfig <FILE>").nth(1).unwrap().split("--").next().unwrap();
+    assert!(kubeconfig.contains("~/.kube/config"), "{help}");
+}

@@ -29,8 +29,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(15);
      (`kubectl config get-contexts` lists them)"
 )]
 pub struct NoSuchContext {
-    name: String,
-    known: String,
+    pub name: String,
+    /// Those it has, in one sentence.
+    pub known: String,
 }
 
 /// One cluster as the operator reaches it.

@@ -116,7 +116,7 @@ async fn status(stage: &Stage<'_>) -> Result<()> {
         stage,
         "an unknown context is refused with the contexts there are",
         &["status", "--context", "moon"],
-        1,
+        2,
         &["ISM2002", "moon", "east, north, west"],
     )
     .await
