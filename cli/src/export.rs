@@ -1,7 +1,8 @@
 //! `isthmus export` and `unexport`: a ServiceExport (MCS API) beside a Service.
 
-use crate::look::{Peers, look};
-use anyhow::{Context as _, Result, anyhow, bail};
+use crate::bad_call::bad_call;
+use crate::look::{self, Peers, look};
+use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
 use cluster::operator::Operator;
 use cluster::parse::{self, Parsed};
@@ -67,21 +68,24 @@ impl Call {
         let name = match self.service.split_once('/') {
             Some(("svc" | "service" | "services", name)) => name,
             Some((kind, _)) => {
-                bail!("ISM2020 only services are exported, not {kind:?}. Fix: svc/NAME")
+                return Err(bad_call(format!(
+                    "ISM2020 only services are exported, not {kind:?}. Fix: svc/NAME"
+                )));
             }
             None => &self.service,
         };
-        ServiceName::new(&self.namespace, name)
-            .context("ISM2020 no such service. Fix: svc/NAME -n NAMESPACE")
+        ServiceName::new(&self.namespace, name).map_err(|why| {
+            bad_call(format!("ISM2020 no such service: {why}. Fix: svc/NAME -n NAMESPACE"))
+        })
     }
 
     async fn export(&self, peers: &Peers) -> Result<ExitCode> {
         let name = self.name()?;
-        let kubeconfig = self.targets.kubeconfig.as_deref();
-        let peers = peers.look(kubeconfig, &self.root_namespace).await;
+        let clusters = self.targets.load().await?;
+        let peers = peers.load(self.targets.kubeconfig.as_deref(), &clusters).await?;
         // All are judged before anything is written in one of them.
         let mut offers = vec![];
-        for cluster in self.targets.load().await? {
+        for cluster in clusters {
             let service = cluster.service(&name.namespace, &name.name).await?.with_context(|| {
                 format!(
                     "ISM2021 there is no Service {name} in {}. Fix: create it first, or name another context",
@@ -95,6 +99,7 @@ impl Call {
                 .map_err(|why| anyhow!("Service {name} in {}: {why}", cluster.context))?;
             offers.push((cluster, offer));
         }
+        let peers = look::all(&peers, &self.root_namespace).await;
         for (cluster, offer) in offers {
             let version = cluster.service_export_version().await?;
             let object = json!({
@@ -126,8 +131,11 @@ impl Call {
             Ok(own) => own,
             Err(problem) => return say("callers", &format!("not known: {problem:#}")),
         };
+        // Of several clusters that export at once, each may be a peer of the others.
+        let others = peers.iter().filter(|peer| peer.mesh.cluster != own.mesh.cluster);
+        let peers: Vec<Arc<Inventory>> = others.cloned().collect();
         let world = World::new(own);
-        let Some(found) = authorize::audience(&world, name, peers) else {
+        let Some(found) = authorize::audience(&world, name, &peers) else {
             return say("callers", "not known: the Service has just come or gone");
         };
         for (policy, action) in &found.policies {

@@ -6,6 +6,7 @@ mod manifest;
 mod site;
 mod uninstall;
 
+use crate::bad_call::bad_call;
 use crate::link::fact;
 use crate::output;
 use anyhow::{Result, ensure};
@@ -125,11 +126,12 @@ impl Install {
         }
         for (option, given) in [("--name", &self.name), ("--network", &self.network)] {
             for (context, _) in given {
-                ensure!(
-                    self.context.contains(context),
-                    "ISM2071 {option} names context {context:?}, which is not installed into. \
-                     Fix: add --context {context}, or correct the name"
-                );
+                if !self.context.contains(context) {
+                    return Err(bad_call(format!(
+                        "ISM2071 {option} names context {context:?}, which is not installed into. \
+                         Fix: add --context {context}, or correct the name"
+                    )));
+                }
             }
         }
         if contexts.is_empty() {

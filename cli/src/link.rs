@@ -5,8 +5,9 @@ mod fleet;
 mod pair;
 mod unlink;
 
+use crate::bad_call::bad_call;
 use crate::output;
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Args;
 use cluster::credential;
 use cluster::operator::Operator;
@@ -100,12 +101,15 @@ impl Link {
         let (Some(a), Some(b)) = (&self.a, &self.b) else {
             unreachable!("clap asks for both where no fleet is given")
         };
-        ensure!(a != b, "ISM2012 {a:?} cannot be linked to itself. Fix: name two contexts");
-        for (context, _) in &self.server {
-            ensure!(
-                context == a || context == b,
-                "ISM2012 --server names context {context:?}, which is neither {a:?} nor {b:?}. Fix: correct it"
-            );
+        if a == b {
+            return Err(bad_call(format!(
+                "ISM2012 {a:?} cannot be linked to itself. Fix: name two contexts"
+            )));
+        }
+        if let Some((other, _)) = self.server.iter().find(|(it, _)| it != a && it != b) {
+            return Err(bad_call(format!(
+                "ISM2012 --server names context {other:?}, which is neither {a:?} nor {b:?}. Fix: correct it"
+            )));
         }
         let terms = self.terms();
         let (a, b) = tokio::try_join!(self.end(a), self.end(b))?;

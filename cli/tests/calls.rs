@@ -55,3 +55,24 @@ fn no_link_is_taken_down_between_a_cluster_and_itself() {
     let kubeconfig = help.split("--kubeconfig <FILE>").nth(1).unwrap().split("--").next().unwrap();
     assert!(kubeconfig.contains("~/.kube/config"), "{help}");
 }
+
+#[test]
+fn names_that_fit_nothing_are_refused() {
+    refused("link east east", &["ISM2012", "Fix: "]);
+    refused("link east west --server mars=https://10.0.0.1:6443", &["ISM2012", "mars", "Fix: "]);
+    refused("export deploy/x", &["ISM2020", "deploy", "Fix: "]);
+    refused("export svc/X!", &["ISM2020", "X!", "Fix: "]);
+    refused("export svc/x --context nope", &["ISM2002", "nope", "east, west", "Fix: "]);
+    refused("why deploy/x a:80", &["ISM2030", "deploy", "Fix: "]);
+    refused("why pod/x a", &["ISM2030", "HOST:PORT", "Fix: "]);
+    refused("check --controller west=127.0.0.1:1", &["ISM2625", "west", "Fix: "]);
+    refused("install --context east --name west=w", &["ISM2071", "west", "Fix: "]);
+}
+
+#[test]
+fn a_peer_is_another_cluster_of_the_kubeconfig() {
+    for call in ["why pod/x a:80", "export svc/x", "export svc/x --dry-run"] {
+        refused(&format!("{call} --peer nope"), &["ISM2002", "nope", "east, west"]);
+        refused(&format!("{call} --peer west --peer east"), &["ISM2033", "\"east\"", "itself"]);
+    }
+}

@@ -3,6 +3,7 @@
 
 use super::pair::{Credential, End, Half, Terms, check_pair, wait_ready};
 use super::{Link, namespace, range};
+use crate::bad_call::bad_call;
 use crate::output;
 use anyhow::{Result, anyhow, bail, ensure};
 use cluster::operator::Operator;
@@ -113,12 +114,11 @@ impl Fleet {
             }
             clusters.insert(name, member);
         }
-        for name in only {
-            ensure!(
-                clusters.contains_key(name),
+        if let Some(name) = only.iter().find(|name| !clusters.contains_key(*name)) {
+            return Err(bad_call(format!(
                 "ISM2062 --only names {name:?}, which the file does not have. Fix: name one of {}",
                 names(&clusters)
-            );
+            )));
         }
         let mut pairs = match file.links {
             None => each_with_each(&clusters),
@@ -446,7 +446,9 @@ mod tests {
         }
         let error = load(Path::new("/nowhere/fleet.yaml")).unwrap_err().to_string();
         assert!(error.contains("ISM2060") && error.contains("/nowhere/fleet.yaml"), "{error}");
-        let error = fleet(THREE, &["moon"]).unwrap_err().to_string();
+        let error = fleet(THREE, &["moon"]).unwrap_err();
+        assert!(crate::bad_call::is_bad_call(&error), "{error}");
+        let error = error.to_string();
         assert!(error.contains("ISM2062") && error.contains("east, north, west"), "{error}");
     }
 }
