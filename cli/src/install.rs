@@ -7,7 +7,7 @@ mod site;
 mod uninstall;
 
 use crate::bad_call::bad_call;
-use crate::link::fact;
+use crate::link::{fact, of_context};
 use crate::output;
 use anyhow::{Result, ensure};
 use authority::Root;
@@ -33,11 +33,11 @@ pub(crate) struct Install {
     kubeconfig: Option<PathBuf>,
     /// A cluster's id: CONTEXT=ID. If not given, what its ConfigMap isthmus-mesh says, else the
     /// context's name.
-    #[arg(long, value_name = "CONTEXT=ID", value_parser = crate::link::pair)]
+    #[arg(long, value_name = "CONTEXT=ID", value_parser = named)]
     name: Vec<(String, String)>,
     /// A cluster's network: CONTEXT=NETWORK. Clusters whose pods reach each other share one. If not
     /// given, what its ConfigMap isthmus-mesh says, else the cluster's id.
-    #[arg(long, value_name = "CONTEXT=NETWORK", value_parser = crate::link::pair)]
+    #[arg(long, value_name = "CONTEXT=NETWORK", value_parser = named)]
     network: Vec<(String, String)>,
     /// Folder that `isthmus trust init` filled: signs each cluster's intermediate. Not needed where
     /// Secret cacerts stands.
@@ -67,6 +67,10 @@ pub(crate) struct Install {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Manifests {
     Yaml,
+}
+
+fn named(text: &str) -> Result<(String, String), String> {
+    of_context(text, "CONTEXT=NAME")
 }
 
 /// What runs in every cluster, as Deployments of the root namespace.

@@ -41,7 +41,7 @@ pub(crate) struct Link {
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
     /// API server of a context as the other cluster reaches it: CONTEXT=https://ADDRESS:PORT.
-    #[arg(long, value_name = "CONTEXT=URL", value_parser = pair)]
+    #[arg(long, value_name = "CONTEXT=URL", value_parser = address)]
     server: Vec<(String, String)>,
     /// Namespaces that may be imported, `*` for all; if not given, those of a link that stands,
     /// else all.
@@ -71,12 +71,17 @@ pub(crate) struct Link {
     hours: u32,
 }
 
-pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
+fn address(text: &str) -> Result<(String, String), String> {
+    of_context(text, "CONTEXT=https://ADDRESS:PORT")
+}
+
+/// What is said of one context: `CONTEXT=` and a word; `form` shows it whole.
+pub(crate) fn of_context(text: &str, form: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        Some((context, url)) if !context.is_empty() && !url.is_empty() => {
-            Ok((context.into(), url.into()))
+        Some((context, word)) if !context.is_empty() && !word.is_empty() => {
+            Ok((context.into(), word.into()))
         }
-        _ => Err(format!("{text:?} is not CONTEXT=https://ADDRESS:PORT")),
+        Some(_) | None => Err(format!("{text:?} is not {form}")),
     }
 }
 

@@ -76,3 +76,10 @@ fn a_peer_is_another_cluster_of_the_kubeconfig() {
         refused(&format!("{call} --peer west --peer east"), &["ISM2033", "\"east\"", "itself"]);
     }
 }
+
+#[test]
+fn what_is_said_of_a_context_shows_its_form() {
+    refused("install --name foo", &["\"foo\" is not CONTEXT=NAME"]);
+    refused("install --network foo", &["\"foo\" is not CONTEXT=NAME"]);
+    refused("link east west --server foo", &["\"foo\" is not CONTEXT=https://ADDRESS:PORT"]);
+}
