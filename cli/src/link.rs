@@ -188,10 +188,13 @@ pub(crate) struct Condition {
     pub(crate) reason: String,
     pub(crate) message: String,
     pub(crate) since: String,
+    /// Whether it may be of the spec before; a controller that does not say is believed.
+    pub(crate) outdated: bool,
 }
 
 pub(crate) fn conditions(link: &Value) -> BTreeMap<String, Condition> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let generation = link["metadata"]["generation"].as_i64();
     link["status"]["conditions"]
         .as_array()
         .into_iter()
@@ -202,6 +205,7 @@ pub(crate) fn conditions(link: &Value) -> BTreeMap<String, Condition> {
                 reason: text(&c["reason"]),
                 message: text(&c["message"]),
                 since: text(&c["lastTransitionTime"]),
+                outdated: c["observedGeneration"].as_i64().is_some_and(|it| Some(it) < generation),
             };
             (text(&c["type"]), condition)
         })
@@ -214,4 +218,25 @@ fn print_objects(objects: &[Value]) -> Result<()> {
         println!("---");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_was_said_of_the_spec_before_is_outdated() {
+        let outdated = |generation: Value, observed: Value| {
+            let condition =
+                json!({"type": "Ready", "status": "True", "observedGeneration": observed});
+            let metadata = json!({"name": "west", "generation": generation});
+            let link = json!({"metadata": metadata, "status": {"conditions": [condition]}});
+            conditions(&link)["Ready"].outdated
+        };
+        assert!(outdated(json!(2), json!(1)));
+        assert!(!outdated(json!(2), json!(2)));
+        assert!(!outdated(json!(2), Value::Null), "an older controller");
+        assert!(!outdated(Value::Null, json!(2)));
+    }
 }

@@ -193,8 +193,10 @@ pub(super) async fn wait_ready(
     let started = Instant::now();
     loop {
         let link = standing(reader, to, &terms.root_namespace).await?;
-        let conditions: BTreeMap<String, Condition> =
+        // What was just written stands in it; what is said of the spec before tells nothing.
+        let mut conditions: BTreeMap<String, Condition> =
             link.map(|link| conditions(&link)).unwrap_or_default();
+        conditions.retain(|_, condition| !condition.outdated);
         if conditions.get("Ready").is_some_and(|condition| condition.status == "True") {
             let took = started.elapsed().as_millis();
             let text = format!("{from} controller -> {to}: reached, synced, trusted ({took} ms)");
@@ -211,7 +213,7 @@ pub(super) async fn wait_ready(
                 .collect();
             if said.is_empty() {
                 said.push(format!(
-                    "the federation controller of {from} has said nothing about it; is it running?"
+                    "the federation controller of {from} has said nothing about what was written; is it running?"
                 ));
             }
             bail!(

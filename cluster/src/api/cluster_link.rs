@@ -157,6 +157,9 @@ pub struct Condition {
     pub message: String,
     #[schemars(with = "String", extend("format" = "date-time"))]
     pub last_transition_time: Time,
+    /// The link's `metadata.generation` it was said of; a newer spec has not been judged yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
 }
 
 impl ClusterLinkStatus {
