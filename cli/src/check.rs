@@ -7,8 +7,9 @@ mod look;
 mod report;
 mod seen;
 
+use crate::bad_call::bad_call;
 use crate::output::{self, Format};
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 use cluster::api::cluster_link::ClusterLinkStatus;
 use cluster::operator::Operator;
@@ -167,12 +168,11 @@ impl Call {
         let clusters = self.targets.load().await?;
         for at in self.control_plane.iter().chain(&self.controller) {
             if !clusters.iter().any(|cluster| cluster.context == at.context) {
-                bail!(
+                return Err(bad_call(format!(
                     "ISM2625 a place is given for context {:?}, which is not checked. Fix: add --context \
                      {}",
-                    at.context,
-                    at.context
-                );
+                    at.context, at.context
+                )));
             }
         }
         Ok(clusters)

@@ -1,12 +1,15 @@
 //! `isthmus export` and `unexport`: a ServiceExport (MCS API) beside a Service.
 
-use crate::look::{Peers, look};
-use anyhow::{Context as _, Result, bail};
+use crate::bad_call::bad_call;
+use crate::look::{self, Peers, look};
+use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
 use cluster::operator::Operator;
+use cluster::parse::{self, Parsed};
 use mesh::authorize::{self, Callers};
-use mesh::inventory::Inventory;
-use mesh::name::ServiceName;
+use mesh::export::Offer;
+use mesh::inventory::{Inventory, Service};
+use mesh::name::{ClusterId, ServiceName};
 use mesh::world::World;
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -42,39 +45,62 @@ impl Export {
     }
 }
 
+/// What other clusters will be able to call of a Service.
+///
+/// # Errors
+/// Why that is nothing.
+fn offered(parsed: Parsed<Service>, cluster: Option<&ClusterId>) -> Result<Offer, String> {
+    let unread = parsed.findings.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let Some(service) = parsed.value else { return Err(unread.join("; ")) };
+    let mut offer = mesh::export::offer(&service, cluster)?;
+    offer.left_out.extend(unread);
+    if offer.ports.is_empty() { Err(offer.left_out.join("; ")) } else { Ok(offer) }
+}
+
+fn print_left_out(offer: &Offer) {
+    for sentence in &offer.left_out {
+        println!("    {:<10}{sentence}", "left out");
+    }
+}
+
 impl Call {
     fn name(&self) -> Result<ServiceName> {
         let name = match self.service.split_once('/') {
             Some(("svc" | "service" | "services", name)) => name,
             Some((kind, _)) => {
-                bail!("ISM2020 only services are exported, not {kind:?}. Fix: svc/NAME")
+                return Err(bad_call(format!(
+                    "ISM2020 only services are exported, not {kind:?}. Fix: svc/NAME"
+                )));
             }
             None => &self.service,
         };
-        ServiceName::new(&self.namespace, name)
-            .context("ISM2020 no such service. Fix: svc/NAME -n NAMESPACE")
+        ServiceName::new(&self.namespace, name).map_err(|why| {
+            bad_call(format!("ISM2020 no such service: {why}. Fix: svc/NAME -n NAMESPACE"))
+        })
     }
 
     async fn export(&self, peers: &Peers) -> Result<ExitCode> {
         let name = self.name()?;
-        let kubeconfig = self.targets.kubeconfig.as_deref();
-        let peers = peers.look(kubeconfig, &self.root_namespace).await;
-        for cluster in self.targets.load().await? {
+        let clusters = self.targets.load().await?;
+        let peers = peers.load(self.targets.kubeconfig.as_deref(), &clusters).await?;
+        // All are judged before anything is written in one of them.
+        let mut offers = vec![];
+        for cluster in clusters {
             let service = cluster.service(&name.namespace, &name.name).await?.with_context(|| {
                 format!(
                     "ISM2021 there is no Service {name} in {}. Fix: create it first, or name another context",
                     cluster.context
                 )
             })?;
-            let kind =
-                service.spec.as_ref().and_then(|spec| spec.type_.clone()).unwrap_or_default();
-            if kind == "ExternalName" {
-                bail!(
-                    "ISM2022 Service {name} in {} is of type ExternalName, which has no endpoints of its \
-                     own. Fix: export the service it points to",
-                    cluster.context
-                );
-            }
+            // Of a cluster that does not say its id yet, the rest is judged.
+            let described = cluster.describe(&self.root_namespace).await.ok();
+            let id = described.and_then(|it| it.cluster.parse::<ClusterId>().ok());
+            let offer = offered(parse::service::parse(&service), id.as_ref())
+                .map_err(|why| anyhow!("Service {name} in {}: {why}", cluster.context))?;
+            offers.push((cluster, offer));
+        }
+        let peers = look::all(&peers, &self.root_namespace).await;
+        for (cluster, offer) in offers {
             let version = cluster.service_export_version().await?;
             let object = json!({
                 "apiVersion": version, "kind": "ServiceExport",
@@ -82,20 +108,15 @@ impl Call {
             });
             if self.dry_run {
                 println!("  {:<12}would apply ServiceExport {name} ({version})", cluster.context);
+                print_left_out(&offer);
                 self.callers(&cluster, &name, &peers).await;
                 continue;
             }
             cluster.apply(&[object]).await?;
-            let ports: Vec<String> = service
-                .spec
-                .and_then(|spec| spec.ports)
-                .into_iter()
-                .flatten()
-                .map(|port| {
-                    format!("{}/{}", port.port, port.protocol.unwrap_or_else(|| "TCP".into()))
-                })
-                .collect();
+            let ports = offer.ports.iter().map(|port| format!("{}/TCP", port.number));
+            let ports: Vec<String> = ports.collect();
             println!("  {:<12}exported {name}, ports {}", cluster.context, ports.join(" "));
+            print_left_out(&offer);
             self.callers(&cluster, &name, &peers).await;
         }
         println!("  {:<12}{}  {}", "names", name.global_host(), name.clusterset_host());
@@ -110,8 +131,11 @@ impl Call {
             Ok(own) => own,
             Err(problem) => return say("callers", &format!("not known: {problem:#}")),
         };
+        // Of several clusters that export at once, each may be a peer of the others.
+        let others = peers.iter().filter(|peer| peer.mesh.cluster != own.mesh.cluster);
+        let peers: Vec<Arc<Inventory>> = others.cloned().collect();
         let world = World::new(own);
-        let Some(found) = authorize::audience(&world, name, peers) else {
+        let Some(found) = authorize::audience(&world, name, &peers) else {
             return say("callers", "not known: the Service has just come or gone");
         };
         for (policy, action) in &found.policies {
@@ -170,5 +194,39 @@ impl Call {
             println!("  {:<12}{name} {done}", cluster.context);
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_never_be_exported_is_refused_and_says_why() {
+        let judge = |namespace: &str, name: &str, spec: serde_json::Value| {
+            let metadata = json!({"name": name, "namespace": namespace});
+            let service = serde_json::from_value(json!({"metadata": metadata, "spec": spec}));
+            offered(parse::service::parse(&service.unwrap()), None)
+        };
+        let tcp = json!({"port": 80, "protocol": "TCP"});
+        let udp = json!({"port": 53, "protocol": "UDP"});
+        let sctp = json!({"port": 9, "protocol": "SCTP"});
+        let of = |ports: &[&serde_json::Value]| json!({"clusterIP": "10.96.0.9", "ports": ports});
+        for (namespace, name, spec, code) in [
+            ("default", "kubernetes", of(&[&tcp]), "ISM3201"),
+            ("shop", "db", json!({"clusterIP": "None", "ports": [tcp]}), "ISM3202"),
+            ("shop", "cdn", json!({"type": "ExternalName", "externalName": "a.b"}), "ISM3203"),
+            ("shop", "dns", of(&[&udp]), "ISM3204"),
+            ("shop", "calls", of(&[&sctp]), "ISM3011"),
+        ] {
+            let why = judge(namespace, name, spec).unwrap_err();
+            assert!(why.contains(code) && why.contains("Fix: "), "{name}: {why}");
+        }
+        let offer = judge("shop", "both", of(&[&udp, &tcp])).unwrap();
+        assert_eq!(offer.ports.iter().map(|port| port.number).collect::<Vec<_>>(), [80]);
+        assert!(
+            matches!(&offer.left_out[..], [one] if one.contains("port 53 is UDP")),
+            "{offer:?}"
+        );
     }
 }

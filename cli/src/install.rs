@@ -6,7 +6,8 @@ mod manifest;
 mod site;
 mod uninstall;
 
-use crate::link::fact;
+use crate::bad_call::bad_call;
+use crate::link::{fact, of_context};
 use crate::output;
 use anyhow::{Result, ensure};
 use authority::Root;
@@ -32,11 +33,11 @@ pub(crate) struct Install {
     kubeconfig: Option<PathBuf>,
     /// A cluster's id: CONTEXT=ID. If not given, what its ConfigMap isthmus-mesh says, else the
     /// context's name.
-    #[arg(long, value_name = "CONTEXT=ID", value_parser = crate::link::pair)]
+    #[arg(long, value_name = "CONTEXT=ID", value_parser = named)]
     name: Vec<(String, String)>,
     /// A cluster's network: CONTEXT=NETWORK. Clusters whose pods reach each other share one. If not
     /// given, what its ConfigMap isthmus-mesh says, else the cluster's id.
-    #[arg(long, value_name = "CONTEXT=NETWORK", value_parser = crate::link::pair)]
+    #[arg(long, value_name = "CONTEXT=NETWORK", value_parser = named)]
     network: Vec<(String, String)>,
     /// Folder that `isthmus trust init` filled: signs each cluster's intermediate. Not needed where
     /// Secret cacerts stands.
@@ -66,6 +67,10 @@ pub(crate) struct Install {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Manifests {
     Yaml,
+}
+
+fn named(text: &str) -> Result<(String, String), String> {
+    of_context(text, "CONTEXT=NAME")
 }
 
 /// What runs in every cluster, as Deployments of the root namespace.
@@ -125,11 +130,12 @@ impl Install {
         }
         for (option, given) in [("--name", &self.name), ("--network", &self.network)] {
             for (context, _) in given {
-                ensure!(
-                    self.context.contains(context),
-                    "ISM2071 {option} names context {context:?}, which is not installed into. \
-                     Fix: add --context {context}, or correct the name"
-                );
+                if !self.context.contains(context) {
+                    return Err(bad_call(format!(
+                        "ISM2071 {option} names context {context:?}, which is not installed into. \
+                         Fix: add --context {context}, or correct the name"
+                    )));
+                }
             }
         }
         if contexts.is_empty() {

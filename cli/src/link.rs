@@ -5,11 +5,13 @@ mod fleet;
 mod pair;
 mod unlink;
 
+use crate::bad_call::bad_call;
 use crate::output;
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Args;
 use cluster::credential;
 use cluster::operator::Operator;
+use mesh::export;
 use pair::{End, Half, Terms, check_pair, wait_ready};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -39,15 +41,15 @@ pub(crate) struct Link {
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
     /// API server of a context as the other cluster reaches it: CONTEXT=https://ADDRESS:PORT.
-    #[arg(long, value_name = "CONTEXT=URL", value_parser = pair)]
+    #[arg(long, value_name = "CONTEXT=URL", value_parser = address)]
     server: Vec<(String, String)>,
     /// Namespaces that may be imported, `*` for all; if not given, those of a link that stands,
     /// else all.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', value_parser = namespace)]
     import: Vec<String>,
     /// Ranges that gateway addresses must lie in; if not given, those of a link that stands, else
     /// any that is not loopback or link-local.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = range)]
     gateway_ranges: Vec<String>,
     /// Both clusters run on this machine: addresses of loopback lead from one to the other.
     #[arg(long)]
@@ -69,13 +71,26 @@ pub(crate) struct Link {
     hours: u32,
 }
 
-pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
+fn address(text: &str) -> Result<(String, String), String> {
+    of_context(text, "CONTEXT=https://ADDRESS:PORT")
+}
+
+/// What is said of one context: `CONTEXT=` and a word; `form` shows it whole.
+pub(crate) fn of_context(text: &str, form: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        Some((context, url)) if !context.is_empty() && !url.is_empty() => {
-            Ok((context.into(), url.into()))
+        Some((context, word)) if !context.is_empty() && !word.is_empty() => {
+            Ok((context.into(), word.into()))
         }
-        _ => Err(format!("{text:?} is not CONTEXT=https://ADDRESS:PORT")),
+        Some(_) | None => Err(format!("{text:?} is not {form}")),
     }
+}
+
+fn namespace(text: &str) -> Result<String, String> {
+    export::importable(text).map(|()| text.into())
+}
+
+fn range(text: &str) -> Result<String, String> {
+    export::range(text).map(|_| text.into())
 }
 
 /// One fact a line, its name in a column of its own.
@@ -91,12 +106,15 @@ impl Link {
         let (Some(a), Some(b)) = (&self.a, &self.b) else {
             unreachable!("clap asks for both where no fleet is given")
         };
-        ensure!(a != b, "ISM2012 {a:?} cannot be linked to itself. Fix: name two contexts");
-        for (context, _) in &self.server {
-            ensure!(
-                context == a || context == b,
-                "ISM2012 --server names context {context:?}, which is neither {a:?} nor {b:?}. Fix: correct it"
-            );
+        if a == b {
+            return Err(bad_call(format!(
+                "ISM2012 {a:?} cannot be linked to itself. Fix: name two contexts"
+            )));
+        }
+        if let Some((other, _)) = self.server.iter().find(|(it, _)| it != a && it != b) {
+            return Err(bad_call(format!(
+                "ISM2012 --server names context {other:?}, which is neither {a:?} nor {b:?}. Fix: correct it"
+            )));
         }
         let terms = self.terms();
         let (a, b) = tokio::try_join!(self.end(a), self.end(b))?;
@@ -139,8 +157,9 @@ impl Link {
         let operator = Operator::load(self.kubeconfig.as_deref(), Some(context)).await?;
         let described = operator.describe(&self.root_namespace).await?;
         let given = self.server.iter().find(|(named, _)| named == context);
+        let server = given.map(|(_, url)| (url.clone(), "--server"));
         let hint = format!("pass --server {context}=https://ADDRESS:PORT");
-        Ok(End { operator, described, server: given.map(|(_, url)| url.clone()), hint })
+        Ok(End { operator, described, server, hint })
     }
 
     /// What would be applied, as YAML; the token is not minted.
@@ -169,10 +188,13 @@ pub(crate) struct Condition {
     pub(crate) reason: String,
     pub(crate) message: String,
     pub(crate) since: String,
+    /// Whether it may be of the spec before; a controller that does not say is believed.
+    pub(crate) outdated: bool,
 }
 
 pub(crate) fn conditions(link: &Value) -> BTreeMap<String, Condition> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let generation = link["metadata"]["generation"].as_i64();
     link["status"]["conditions"]
         .as_array()
         .into_iter()
@@ -183,6 +205,7 @@ pub(crate) fn conditions(link: &Value) -> BTreeMap<String, Condition> {
                 reason: text(&c["reason"]),
                 message: text(&c["message"]),
                 since: text(&c["lastTransitionTime"]),
+                outdated: c["observedGeneration"].as_i64().is_some_and(|it| Some(it) < generation),
             };
             (text(&c["type"]), condition)
         })
@@ -195,4 +218,25 @@ fn print_objects(objects: &[Value]) -> Result<()> {
         println!("---");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_was_said_of_the_spec_before_is_outdated() {
+        let outdated = |generation: Value, observed: Value| {
+            let condition =
+                json!({"type": "Ready", "status": "True", "observedGeneration": observed});
+            let metadata = json!({"name": "west", "generation": generation});
+            let link = json!({"metadata": metadata, "status": {"conditions": [condition]}});
+            conditions(&link)["Ready"].outdated
+        };
+        assert!(outdated(json!(2), json!(1)));
+        assert!(!outdated(json!(2), json!(2)));
+        assert!(!outdated(json!(2), Value::Null), "an older controller");
+        assert!(!outdated(Value::Null, json!(2)));
+    }
 }

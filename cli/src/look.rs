@@ -1,5 +1,6 @@
 //! One whole look at a cluster, as its control plane sees it.
 
+use crate::bad_call::bad_call;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use cluster::operator::Operator;
@@ -40,23 +41,46 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    /// All that show themselves, at the same time; of the others it is said why they do not.
-    pub(crate) async fn look(
+    /// Where they are, before any of them is asked.
+    ///
+    /// # Errors
+    /// Where a context is not there, or the only cluster that is asked about is its own peer.
+    pub(crate) async fn load(
         &self,
         kubeconfig: Option<&Path>,
-        root_namespace: &str,
-    ) -> Vec<Arc<Inventory>> {
-        let looks = self.contexts.iter().map(async |context| {
-            let operator = Operator::load(kubeconfig, Some(context)).await?;
-            look(&operator, root_namespace).await
-        });
-        let mut seen = Vec::new();
-        for (context, found) in self.contexts.iter().zip(join_all(looks).await) {
-            match found {
-                Ok(found) => seen.push(found),
-                Err(problem) => eprintln!("peer {context} is left out: {problem:#}"),
+        own: &[Operator],
+    ) -> Result<Vec<Operator>> {
+        let mut peers = vec![];
+        for context in &self.contexts {
+            let peer = Operator::load(kubeconfig, Some(context)).await?;
+            if let [own] = own
+                && same(own, &peer)
+            {
+                return Err(bad_call(format!(
+                    "ISM2033 --peer names {context:?}, which is the cluster itself. Fix: name a context \
+                     of a linked cluster, or leave it out"
+                )));
             }
+            peers.push(peer);
         }
-        seen
+        Ok(peers)
     }
+}
+
+/// Two contexts that lead to one API server.
+fn same(a: &Operator, b: &Operator) -> bool {
+    a.context == b.context || (a.server == b.server && a.trust.server_name == b.trust.server_name)
+}
+
+/// All that show themselves, at the same time; of the others it is said why they do not.
+pub(crate) async fn all(peers: &[Operator], root_namespace: &str) -> Vec<Arc<Inventory>> {
+    let looks = peers.iter().map(async |peer| look(peer, root_namespace).await);
+    let mut seen = Vec::new();
+    for (peer, found) in peers.iter().zip(join_all(looks).await) {
+        match found {
+            Ok(found) => seen.push(found),
+            Err(problem) => eprintln!("peer {} is left out: {problem:#}", peer.context),
+        }
+    }
+    seen
 }

@@ -1,6 +1,7 @@
 //! `isthmus`: every question an operator has about the mesh, and every program of it as a verb.
 
 mod agent;
+mod bad_call;
 mod check;
 mod demo;
 mod dns;
@@ -153,7 +154,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(e) => {
             output::error(&e);
-            ExitCode::FAILURE
+            if bad_call::is_bad_call(&e) { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -59,15 +59,26 @@ enum AuthType {
     Plugin,
 }
 
+/// Where an API server's address comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// What says it; `None` for the kubeconfig.
+    pub(crate) given: Option<&'a str>,
+    /// How to say another.
+    pub(crate) hint: &'a str,
+}
+
 /// The API server's address as another cluster can use it, or why it cannot.
 pub(crate) fn reachable_server(
     server: &str,
     context: &str,
     loopback: bool,
-    hint: &str,
+    place: Place<'_>,
 ) -> Result<String> {
+    let Place { given, hint } = place;
+    let said = given.map(|by| format!(", as {by} says")).unwrap_or_default();
     let rest = server.strip_prefix("https://").with_context(|| {
-        format!("ISM2004 the API server of {context} is {server}: not https. Fix: {hint}")
+        format!("ISM2004 the API server of {context} is {server}{said}: not https. Fix: {hint}")
     })?;
     let authority = rest.split('/').next().unwrap_or_default();
     let host = match authority.rsplit_once(':') {
@@ -78,9 +89,13 @@ pub(crate) fn reachable_server(
     let here = host == "localhost"
         || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified());
     if here && !loopback {
+        let what = match given {
+            Some(by) => format!("{server}, which {by} gives for {context}, is a loopback address"),
+            None => format!("the kubeconfig of {context} points to this machine ({server})"),
+        };
         bail!(
-            "ISM2004 the kubeconfig of {context} points to this machine ({server}), not to an address \
-             that another cluster can reach. Fix: {hint}"
+            "ISM2004 {what}: other machines cannot reach it. Fix: {hint}; where all clusters run on this \
+             machine, pass --allow-loopback"
         );
     }
     Ok(server.to_owned())
@@ -114,7 +129,10 @@ impl Call {
             self.server.as_deref().unwrap_or(&operator.server),
             &operator.context,
             self.allow_loopback,
-            "pass --server https://ADDRESS:PORT with an address the other cluster reaches",
+            Place {
+                given: self.server.as_ref().map(|_| "--server"),
+                hint: "pass --server https://ADDRESS:PORT with an address the other cluster reaches",
+            },
         )?;
         let account =
             Account { namespace: self.namespace.clone(), name: self.service_account.clone() };
@@ -137,7 +155,7 @@ impl Call {
 
 #[cfg(test)]
 mod tests {
-    use super::reachable_server;
+    use super::{Place, reachable_server};
 
     #[test]
     fn an_address_of_this_laptop_is_refused() {
@@ -148,17 +166,25 @@ mod tests {
             "https://0.0.0.0",
             "http://10.0.0.1",
         ] {
-            let error = reachable_server(server, "kind-west", false, "pass --server")
-                .unwrap_err()
-                .to_string();
+            let said = |given| {
+                let place = Place { given, hint: "pass --server" };
+                reachable_server(server, "kind-west", false, place).unwrap_err().to_string()
+            };
+            let error = said(None);
             assert!(error.contains("ISM2004") && error.contains("kind-west"), "{server}: {error}");
+            let error = said(Some("--server"));
+            assert!(!error.contains("kubeconfig") && error.contains("--server "), "{error}");
+            let near = server.starts_with("https:");
+            assert_eq!(error.contains("loopback address"), near, "{error}");
+            assert_eq!(error.contains("pass --allow-loopback"), near, "{error}");
         }
+        let place = Place { given: None, hint: "" };
         for server in
             ["https://10.0.0.2:6443", "https://api.example.com", "https://[2001:db8::1]:6443/x"]
         {
-            assert_eq!(reachable_server(server, "west", false, "").unwrap(), server);
+            assert_eq!(reachable_server(server, "west", false, place).unwrap(), server);
         }
         let near = "https://127.2.0.1:6443";
-        assert_eq!(reachable_server(near, "west", true, "").unwrap(), near);
+        assert_eq!(reachable_server(near, "west", true, place).unwrap(), near);
     }
 }

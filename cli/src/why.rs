@@ -2,11 +2,12 @@
 //! the control plane and the proxies use.
 
 use crate::Target;
+use crate::bad_call::bad_call;
 use crate::check::wrong_link;
-use crate::look::{Peers, look};
+use crate::look::{self, Peers, look};
 use crate::output::{self, Format};
 use crate::remedy::remedy;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::Args;
 use cluster::api::cluster_link::ClusterLink;
 use cluster::operator::look::pods::PodState;
@@ -109,25 +110,29 @@ impl Call {
     pub(crate) async fn run(self) -> Result<ExitCode> {
         let pod = match self.client.split_once('/') {
             Some(("pod" | "pods" | "po", name)) => name,
-            Some((kind, _)) => bail!("ISM2030 CLIENT is pod/NAME, not {kind:?}. Fix: name a pod"),
+            Some((kind, _)) => {
+                return Err(bad_call(format!(
+                    "ISM2030 CLIENT is pod/NAME, not {kind:?}. Fix: name a pod"
+                )));
+            }
             None => &self.client,
         };
         let (host, port) = self
             .destination
             .rsplit_once(':')
             .and_then(|(host, port)| Some((host.to_ascii_lowercase(), port.parse::<u16>().ok()?)))
-            .with_context(|| {
-                format!(
+            .ok_or_else(|| {
+                bad_call(format!(
                     "ISM2030 {:?} is not HOST:PORT. Fix: add the service port",
                     self.destination
-                )
+                ))
             })?;
         let operator = self.target.load().await?;
-        let (own, peers) = join(
-            look(&operator, &self.root_namespace),
-            self.peers.look(self.target.kubeconfig.as_deref(), &self.root_namespace),
-        )
-        .await;
+        let kubeconfig = self.target.kubeconfig.as_deref();
+        let peers = self.peers.load(kubeconfig, std::slice::from_ref(&operator)).await?;
+        let (own, peers) =
+            join(look(&operator, &self.root_namespace), look::all(&peers, &self.root_namespace))
+                .await;
         let own = own?;
         let view = self.view(&own, pod)?;
         let world = World::new(Arc::clone(&own));

@@ -22,6 +22,18 @@ pub const FIELD_MANAGER: &str = "isthmus-cli";
 /// Longest wait for one answer of an API server.
 const ANSWER_MAX: Duration = Duration::from_secs(15);
 
+/// A context that the kubeconfig does not have.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "ISM2002 there is no context {name:?} in the kubeconfig; it has {known}. Fix: name one of these \
+     (`kubectl config get-contexts` lists them)"
+)]
+pub struct NoSuchContext {
+    pub name: String,
+    /// Those it has, in one sentence.
+    pub known: String,
+}
+
 /// One cluster as the operator reaches it.
 #[derive(Clone)]
 pub struct Operator {
@@ -71,11 +83,7 @@ impl Operator {
         };
         if !file.contexts.iter().any(|known| known.name == name) {
             let known: Vec<&str> = file.contexts.iter().map(|c| c.name.as_str()).collect();
-            bail!(
-                "ISM2002 there is no context {name:?} in the kubeconfig; it has {}. \
-                 Fix: name one of these (`kubectl config get-contexts` lists them)",
-                known.join(", ")
-            );
+            return Err(NoSuchContext { name, known: known.join(", ") }.into());
         }
         let options = KubeConfigOptions { context: Some(name.clone()), ..Default::default() };
         let mut config = Config::from_custom_kubeconfig(file, &options)

@@ -74,8 +74,9 @@ impl Statuses {
                 ("Reachable", "Unknown", "OwnApiServerUnheard".into(), why.into()),
                 ("Ready", "Unknown", "OwnApiServerUnheard".into(), why.into()),
             ];
+            let judged = status.conditions.iter().find_map(|it| it.observed_generation);
             for one in said {
-                let condition = dated(one, &status.conditions, now);
+                let condition = dated(one, &status.conditions, now, judged);
                 status.conditions.retain(|old| old.kind != condition.kind);
                 status.conditions.push(condition);
             }
@@ -119,7 +120,9 @@ fn status(facts: &Facts<'_>, old: ClusterLinkStatus, now: SystemTime) -> Cluster
         None => {}
     }
     let said = conditions(facts, &old);
-    status.conditions = said.into_iter().map(|said| dated(said, &old.conditions, now)).collect();
+    let judged = facts.object.and_then(|link| link.metadata.generation);
+    let said = said.into_iter().map(|said| dated(said, &old.conditions, now, judged));
+    status.conditions = said.collect();
     // A link's own clock is finer than ours: it noticed first.
     if let (Some(remote), Some(reachable)) =
         (remote, status.conditions.iter_mut().find(|condition| condition.kind == "Reachable"))
@@ -132,7 +135,12 @@ fn status(facts: &Facts<'_>, old: ClusterLinkStatus, now: SystemTime) -> Cluster
     status
 }
 
-fn dated((kind, status, reason, message): Said, old: &[Condition], now: SystemTime) -> Condition {
+fn dated(
+    (kind, status, reason, message): Said,
+    old: &[Condition],
+    now: SystemTime,
+    judged: Option<i64>,
+) -> Condition {
     let before = old.iter().find(|condition| condition.kind == kind && condition.status == status);
     Condition {
         kind: kind.into(),
@@ -141,6 +149,7 @@ fn dated((kind, status, reason, message): Said, old: &[Condition], now: SystemTi
         message,
         last_transition_time: before
             .map_or_else(|| time(now), |before| before.last_transition_time.clone()),
+        observed_generation: judged,
     }
 }
 

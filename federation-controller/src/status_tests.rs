@@ -252,3 +252,32 @@ fn what_the_disk_says_is_unknown_while_nobody_answers() {
     assert_eq!(shown("west", status, at(260)).conditions[1].age_seconds, 60);
     let _ = remote(None);
 }
+
+#[test]
+fn a_condition_says_which_spec_it_judges() {
+    let mut w = World::new();
+    let remotes = w.synced();
+    let mut say = |generation: Option<i64>| {
+        let (name, mut link) = object("west", true);
+        link.metadata.generation = generation;
+        let objects = BTreeMap::from([(name, link)]);
+        let judged = judge(&own(&w.root), &objects, &remotes);
+        let facts = Facts {
+            name: "west",
+            object: objects.get("west"),
+            remote: remotes.links.get("west"),
+            judged: judged.get("west"),
+            summary: None,
+            standing: true,
+            credential: None,
+            renewal: None,
+            doors: None,
+        };
+        let status = w.statuses.renew(&facts, at(100)).clone();
+        assert!(status.conditions.len() > 4, "{status:?}");
+        status.conditions.iter().map(|it| it.observed_generation).collect::<Vec<_>>()
+    };
+    assert!(say(Some(3)).iter().all(|it| *it == Some(3)));
+    assert!(say(Some(4)).iter().all(|it| *it == Some(4)));
+    assert!(say(None).iter().all(Option::is_none), "an API server that does not count them");
+}

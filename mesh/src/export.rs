@@ -1,7 +1,9 @@
 //! What a cluster tells the others: per exported service its ports, accounts and ready counts.
 
 use crate::inventory::{Endpoint, GatewayAddress, Inventory, Service, ServiceKind};
-use crate::name::{ClusterId, Hostname, Locality, Network, Protocol, ServiceName, TrustDomain};
+use crate::name::{
+    ClusterId, Hostname, Locality, Network, Protocol, ServiceName, TrustDomain, namespace,
+};
 use crate::sni::Sni;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,6 +74,25 @@ pub struct ImportPolicy {
     pub gateway_ranges: Vec<ipnet::IpNet>,
 }
 
+/// A range that gateways' addresses may lie in.
+///
+/// # Errors
+/// What is wrong with it, and the fix.
+pub fn range(text: &str) -> Result<ipnet::IpNet, String> {
+    text.parse().map_err(|_| format!("{text:?} is no CIDR. Fix: write it like 203.0.113.0/24"))
+}
+
+/// A namespace that may be imported, or `*` for all.
+///
+/// # Errors
+/// What is wrong with it, and the fix.
+pub fn importable(text: &str) -> Result<(), String> {
+    if text == "*" {
+        return Ok(());
+    }
+    namespace(text).map_err(|why| format!("{why}. Fix: write a namespace's name, or * for all"))
+}
+
 /// What `own` exports: every Service with a ServiceExport of its name.
 pub fn exports(own: &Inventory) -> BTreeMap<ServiceName, ExportedService> {
     let one = |name: &ServiceName| Some((name.clone(), export(own, name)?));
@@ -93,11 +114,13 @@ pub fn export(own: &Inventory, name: &ServiceName) -> Option<ExportedService> {
         created: service.created,
         problems: Vec::new(),
     };
-    if let Some(problem) = cannot_export(service) {
-        exported.problems.push(problem);
-        return Some(exported);
+    match offer(service, Some(&own.mesh.cluster)) {
+        Ok(offer) => (exported.ports, exported.problems) = (offer.ports, offer.left_out),
+        Err(problem) => {
+            exported.problems.push(problem);
+            return Some(exported);
+        }
     }
-    exported.ports = callable_ports(own, service, &mut exported.problems);
     exported.subsets = subsets(own, service, &exported.ports, &mut exported.problems);
     let copies = own.endpoints.get(name).map(Vec::as_slice).unwrap_or_default();
     let meshed = || copies.iter().filter(|copy| copy.meshed);
@@ -126,6 +149,28 @@ pub fn export(own: &Inventory, name: &ServiceName) -> Option<ExportedService> {
     Some(exported)
 }
 
+/// What a Service offers to other clusters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    pub ports: Vec<ExportedPort>,
+    /// Why other ports are left out, in full sentences.
+    pub left_out: Vec<String>,
+}
+
+/// What a Service would offer, exported by `cluster`; of one without an id yet, names with it are not
+/// judged.
+///
+/// # Errors
+/// Why it is not exported whatever its ports.
+pub fn offer(service: &Service, cluster: Option<&ClusterId>) -> Result<Offer, String> {
+    if let Some(problem) = cannot_export(service) {
+        return Err(problem);
+    }
+    let mut left_out = Vec::new();
+    let ports = callable_ports(cluster, service, &mut left_out);
+    Ok(Offer { ports, left_out })
+}
+
 /// Names that are never another cluster's to announce: `kubernetes.default`, our own namespace.
 pub fn is_reserved(name: &ServiceName) -> bool {
     name.namespace == ROOT_NAMESPACE || (name.namespace == "default" && name.name == "kubernetes")
@@ -137,8 +182,8 @@ pub const ROOT_NAMESPACE: &str = "isthmus-system";
 fn cannot_export(service: &Service) -> Option<String> {
     if is_reserved(&service.name) {
         return Some(
-            "ISM3201 this name is every cluster's own and is never exported. Fix: delete its \
-             ServiceExport"
+            "ISM3201 this name is every cluster's own and is never exported. Fix: export a Service of \
+             another name; delete the ServiceExport of this one"
                 .into(),
         );
     }
@@ -158,7 +203,7 @@ fn cannot_export(service: &Service) -> Option<String> {
 }
 
 fn callable_ports(
-    own: &Inventory,
+    cluster: Option<&ClusterId>,
     service: &Service,
     problems: &mut Vec<String>,
 ) -> Vec<ExportedPort> {
@@ -170,7 +215,7 @@ fn callable_ports(
                  over TCP too",
                 port.number
             ));
-        } else if let Some(form) = too_long(own, &service.name, port.number, "") {
+        } else if let Some(form) = too_long(cluster, &service.name, port.number, "") {
             problems.push(format!(
                 "ISM3208 port {} is left out, its name in TLS would be too long: {form}. Fix: \
                  shorten the names of Service and Namespace",
@@ -204,7 +249,9 @@ fn subsets(
     };
     let mut subsets = BTreeMap::new();
     for (name, subset) in &rule.subsets {
-        let long = ports.iter().find_map(|port| too_long(own, &service.name, port.number, name));
+        let cluster = Some(&own.mesh.cluster);
+        let long =
+            ports.iter().find_map(|port| too_long(cluster, &service.name, port.number, name));
         if let Some(form) = long {
             problems.push(format!(
                 "ISM3209 subset {name:?} of {} is left out, it makes no name in TLS: {form}. Fix: \
@@ -220,8 +267,15 @@ fn subsets(
 
 /// The first of the four forms that is no DNS name (labels up to 63, all up to 253 octets), or
 /// would be read as another.
-fn too_long(own: &Inventory, name: &ServiceName, port: u16, subset: &str) -> Option<String> {
-    host_forms(name, &own.mesh.cluster).into_iter().find_map(|host| {
+fn too_long(
+    cluster: Option<&ClusterId>,
+    name: &ServiceName,
+    port: u16,
+    subset: &str,
+) -> Option<String> {
+    let own = cluster.map(|cluster| name.cluster_host(cluster));
+    let forms = [name.local_host(), name.clusterset_host(), name.global_host()];
+    forms.into_iter().chain(own).find_map(|host| {
         let sni = Sni { port, subset: subset.into(), host };
         let text = sni.to_string();
         let fine = text.parse::<Hostname>().is_ok() && text.parse::<Sni>().as_ref() == Ok(&sni);

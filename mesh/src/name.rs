@@ -135,10 +135,18 @@ pub struct ServiceName {
     pub name: String,
 }
 
+/// A name that a namespace can have.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn namespace(text: &str) -> Result<(), NotAName> {
+    label("a namespace is an RFC 1123 label", text)
+}
+
 impl ServiceName {
     /// Checks both parts as RFC 1123 labels.
     pub fn new(namespace: &str, name: &str) -> Result<Self, NotAName> {
-        label("a namespace is an RFC 1123 label", namespace)?;
+        self::namespace(namespace)?;
         label("a service name is an RFC 1123 label", name)?;
         Ok(Self { namespace: namespace.into(), name: name.into() })
     }

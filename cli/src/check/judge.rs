@@ -9,7 +9,7 @@ mod services;
 use super::item::{About, Group, Item, Mark};
 use super::seen::{Cluster, Seen};
 use crate::remedy;
-use crate::remote_secret::reachable_server;
+use crate::remote_secret::{Place, reachable_server};
 use cluster::operator::look::{Look, Right, Silent};
 use mesh::finding::{Finding, Severity};
 use std::collections::{BTreeMap, BTreeSet};
@@ -119,8 +119,9 @@ fn server(cluster: &Cluster, look: &Look, items: &mut Vec<Item>) {
         Ok(None) => {}
         Ok(Some(denied)) => {
             rights(context, look, denied, items);
-            let hint = format!("pass --server {context}=https://ADDRESS:PORT to isthmus link.");
-            if let Err(why) = reachable_server(&cluster.server, context, false, &hint) {
+            let hint = format!("pass --server {context}=https://ADDRESS:PORT to isthmus link");
+            let place = Place { given: None, hint: &hint };
+            if let Err(why) = reachable_server(&cluster.server, context, false, place) {
                 let sentence = why.to_string();
                 let (mark, about) = (Mark::Warning, About::Other);
                 items.push(Item::wrong(Group::Servers, mark, about, context, &sentence));

@@ -1,10 +1,11 @@
 //! `isthmus link --fleet FILE`: many clusters at once. The plan is printed before anything is changed,
 //! and a cluster that cannot be linked costs its own links only.
 
-use super::Link;
 use super::pair::{Credential, End, Half, Terms, check_pair, wait_ready};
+use super::{Link, namespace, range};
+use crate::bad_call::bad_call;
 use crate::output;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use cluster::operator::Operator;
 use futures::StreamExt as _;
 use mesh::name::ClusterId;
@@ -113,17 +114,28 @@ impl Fleet {
             }
             clusters.insert(name, member);
         }
-        for name in only {
-            ensure!(
-                clusters.contains_key(name),
+        if let Some(name) = only.iter().find(|name| !clusters.contains_key(*name)) {
+            return Err(bad_call(format!(
                 "ISM2062 --only names {name:?}, which the file does not have. Fix: name one of {}",
                 names(&clusters)
-            );
+            )));
         }
         let mut pairs = match file.links {
             None => each_with_each(&clusters),
+            Some(list) if list.is_empty() => bail!(
+                "ISM2062 links is empty, so nothing would be linked. Fix: leave links out to link each \
+                 cluster with each, or name pairs: [[a, b]]"
+            ),
             Some(list) => listed(&list, &clusters)?,
         };
+        for (field, list, check) in [
+            ("import", &file.import, namespace as fn(&str) -> Result<String, String>),
+            ("gatewayRanges", &file.gateway_ranges, range),
+        ] {
+            for (place, text) in list.iter().enumerate() {
+                check(text).map_err(|why| anyhow!("ISM2064 {field}[{place}]: {why}"))?;
+            }
+        }
         pairs.retain(|(a, b)| only.is_empty() || only.contains(a) || only.contains(b));
         Ok(Self { clusters, pairs, import: file.import, gateway_ranges: file.gateway_ranges })
     }
@@ -284,7 +296,8 @@ async fn end(call: &Link, member: &Member) -> Result<End> {
         described.cluster
     );
     let hint = format!("write server: https://ADDRESS:PORT for {} into the file", member.name);
-    Ok(End { operator, described, server: member.server.clone(), hint })
+    let server = member.server.clone().map(|server| (server, "the fleet file"));
+    Ok(End { operator, described, server, hint })
 }
 
 /// Two names that lead to one cluster are both wrong: nobody can say which is meant.
@@ -418,6 +431,13 @@ mod tests {
             ("clusters: [{name: a}, {name: b}]\nlinks: [[a, b], [b, a]]\n", "ISM2061", "links[1]"),
             ("clusters: [{name: a}, {name: b}\nlinks: []\n", "ISM1003", "line"),
             ("", "ISM1003", "end of input"),
+            ("clusters: [{name: a}, {name: b}]\nlinks: []\n", "ISM2062", "links is empty"),
+            ("clusters: [{name: a}, {name: b}]\nimport: [\"Shop!\"]\n", "ISM2064", "import[0]"),
+            (
+                "clusters: [{name: a}, {name: b}]\ngatewayRanges: [10.0.0.0/8, 10.0.0.0/99]\n",
+                "ISM2064",
+                "gatewayRanges[1]: \"10.0.0.0/99\"",
+            ),
         ];
         for (text, what, place) in cases {
             let error = fleet(text, &[]).unwrap_err().to_string();
@@ -426,7 +446,9 @@ mod tests {
         }
         let error = load(Path::new("/nowhere/fleet.yaml")).unwrap_err().to_string();
         assert!(error.contains("ISM2060") && error.contains("/nowhere/fleet.yaml"), "{error}");
-        let error = fleet(THREE, &["moon"]).unwrap_err().to_string();
+        let error = fleet(THREE, &["moon"]).unwrap_err();
+        assert!(crate::bad_call::is_bad_call(&error), "{error}");
+        let error = error.to_string();
         assert!(error.contains("ISM2062") && error.contains("east, north, west"), "{error}");
     }
 }

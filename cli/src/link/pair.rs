@@ -2,7 +2,7 @@
 
 use super::{Condition, conditions};
 use crate::remedy::another_root;
-use crate::remote_secret::reachable_server;
+use crate::remote_secret::{Place, reachable_server};
 use ::trust::bundle::Bundle;
 use anyhow::{Context as _, Result, bail, ensure};
 use cluster::api::GROUP_VERSION;
@@ -20,8 +20,9 @@ const LOOK: Duration = Duration::from_millis(250);
 pub(super) struct End {
     pub(super) operator: Operator,
     pub(super) described: Description,
-    /// Its API server as other clusters reach it, where that differs from the operator's way.
-    pub(super) server: Option<String>,
+    /// Its API server as other clusters reach it, where that differs from the operator's way, and what
+    /// says so.
+    pub(super) server: Option<(String, &'static str)>,
     /// Where to say so, for an address that others cannot use.
     pub(super) hint: String,
 }
@@ -87,10 +88,10 @@ impl Half {
         let account =
             Account { namespace: namespace.clone(), name: format!("isthmus-reader-{reader_id}") };
         let server = reachable_server(
-            read.server.as_deref().unwrap_or(&read.operator.server),
+            read.server.as_ref().map_or(&read.operator.server, |(server, _)| server),
             &read.operator.context,
             terms.allow_loopback,
-            &read.hint,
+            Place { given: read.server.as_ref().map(|(_, by)| *by), hint: &read.hint },
         )?;
         let secret_name = format!("istio-remote-secret-{read_id}");
         // Done again without words, it must not widen what was agreed.
@@ -192,8 +193,10 @@ pub(super) async fn wait_ready(
     let started = Instant::now();
     loop {
         let link = standing(reader, to, &terms.root_namespace).await?;
-        let conditions: BTreeMap<String, Condition> =
+        // What was just written stands in it; what is said of the spec before tells nothing.
+        let mut conditions: BTreeMap<String, Condition> =
             link.map(|link| conditions(&link)).unwrap_or_default();
+        conditions.retain(|_, condition| !condition.outdated);
         if conditions.get("Ready").is_some_and(|condition| condition.status == "True") {
             let took = started.elapsed().as_millis();
             let text = format!("{from} controller -> {to}: reached, synced, trusted ({took} ms)");
@@ -210,7 +213,7 @@ pub(super) async fn wait_ready(
                 .collect();
             if said.is_empty() {
                 said.push(format!(
-                    "the federation controller of {from} has said nothing about it; is it running?"
+                    "the federation controller of {from} has said nothing about what was written; is it running?"
                 ));
             }
             bail!(

@@ -4,8 +4,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::CustomResource;
-use mesh::export::ImportPolicy;
-use mesh::name::ServiceName;
+use mesh::export::{self, ImportPolicy};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -157,6 +156,9 @@ pub struct Condition {
     pub message: String,
     #[schemars(with = "String", extend("format" = "date-time"))]
     pub last_transition_time: Time,
+    /// The link's `metadata.generation` it was said of; a newer spec has not been judged yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
 }
 
 impl ClusterLinkStatus {
@@ -171,36 +173,22 @@ impl Import {
     pub fn policy(&self) -> Result<ImportPolicy, String> {
         let mut gateway_ranges = Vec::new();
         for (index, text) in self.gateway_ranges.iter().enumerate() {
-            let range = text.parse().map_err(|_| {
-                format!(
-                    "spec.import.gatewayRanges[{index}] {text:?} is no CIDR. \
-                     Fix: write it like 203.0.113.0/24"
-                )
-            })?;
-            gateway_ranges.push(range);
+            let range = export::range(text);
+            gateway_ranges
+                .push(range.map_err(|why| format!("spec.import.gatewayRanges[{index}] {why}"))?);
         }
         for (index, name) in self.namespaces.iter().enumerate() {
-            if !is_namespace(name) {
-                return Err(format!(
-                    "spec.import.namespaces[{index}] {name:?} is no namespace. \
-                     Fix: name it as Kubernetes does, such as shop, or * for all"
-                ));
-            }
+            export::importable(name)
+                .map_err(|why| format!("spec.import.namespaces[{index}] {why}"))?;
         }
         Ok(ImportPolicy { gateway_ranges, ..self.readable() })
     }
 
     /// What of it can be read, for what is here already: its namespaces.
     pub fn readable(&self) -> ImportPolicy {
-        let namespaces =
-            self.namespaces.iter().filter(|name| is_namespace(name)).cloned().collect();
-        ImportPolicy { namespaces, gateway_ranges: Vec::new() }
+        let readable = self.namespaces.iter().filter(|name| export::importable(name).is_ok());
+        ImportPolicy { namespaces: readable.cloned().collect(), gateway_ranges: Vec::new() }
     }
-}
-
-/// `*`, or what Kubernetes lets a namespace be called.
-fn is_namespace(name: &str) -> bool {
-    name == "*" || ServiceName::new(name, "any").is_ok()
 }
 
 #[cfg(test)]

@@ -119,6 +119,7 @@ mod tests {
             reason: reason.into(),
             message: format!("{kind} {reason}."),
             last_transition_time: api::time(0),
+            observed_generation: None,
         }
     }
 

@@ -116,7 +116,7 @@ async fn status(stage: &Stage<'_>) -> Result<()> {
         stage,
         "an unknown context is refused with the contexts there are",
         &["status", "--context", "moon"],
-        1,
+        2,
         &["ISM2002", "moon", "east, north, west"],
     )
     .await
@@ -332,7 +332,7 @@ async fn relink(stage: &Stage<'_>) -> Result<()> {
         && before == after;
     stage.judge("link again keeps what works and changes nothing", &said.figure(), kept, &[]);
     let promise = "link of a cluster with itself is refused";
-    expect(stage, promise, &["link", "east", "east"], 1, &["ISM2012", "itself"]).await.map(|_| ())
+    expect(stage, promise, &["link", "east", "east"], 2, &["ISM2012", "itself"]).await.map(|_| ())
 }
 
 /// The token in a remote secret.

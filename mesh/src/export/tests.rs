@@ -66,7 +66,7 @@ fn what_cannot_be_called_says_why() {
          east export default/kubernetes",
         expect![[r#"
             default/kubernetes: as {}
-              ! ISM3201 this name is every cluster's own and is never exported. Fix: delete its ServiceExport
+              ! ISM3201 this name is every cluster's own and is never exported. Fix: export a Service of another name; delete the ServiceExport of this one
             shop/cdn: as {}
               ! ISM3203 an ExternalName Service has no endpoints of this cluster. Fix: export a Service that selects pods, or let each cluster name the external host itself
             shop/db: as {}

@@ -86,6 +86,7 @@ fn what_cannot_be_installed_comes_before_what_is_not() {
     near.clusters[0].server = "https://127.0.0.1:6443".into();
     let warned = judge(&near).into_iter().find(|it| it.code == "ISM2004").unwrap();
     assert!(warned.mark == Mark::Warning && warned.fix.contains("--server west="), "{warned}");
+    assert!(warned.fix.contains("--allow-loopback"), "{warned}");
     let empty = Look { namespace: Ok(false), ..look() };
     check(&seen(Ok(empty)), &["ISM2605", "kubectl"]);
 }
