@@ -7,7 +7,7 @@
 //! federation's doors: [`remote`], [`renewal`], [`kubeconfig`], [`apply`], [`link_objects`], [`events`], [`lease`],
 //! [`api`];
 //! [`inject`] (a pod's sidecar, a pure function); last the operator's: [`operator`] and [`credential`];
-//! everywhere [`plain`].
+//! everywhere [`plain`] and `yaml`.
 
 pub mod api;
 pub mod apply;
@@ -28,3 +28,4 @@ pub mod renewal;
 pub mod secret;
 pub mod token;
 pub mod watch;
+mod yaml;
