@@ -133,7 +133,7 @@ impl Call {
                 let lines = output::wrap(&rest, output::columns());
                 text.push_str(&format!("{}\n", lines.join("\n")));
             }
-            output::print(text.as_bytes())?;
+            output::print(text.as_bytes());
         } else {
             output::value(self.output, &report::json(&lines, seconds))?;
         }

@@ -1,5 +1,8 @@
 //! `isthmus`: every question an operator has about the mesh, and every program of it as a verb.
 
+#[macro_use]
+mod output;
+
 mod agent;
 mod check;
 mod demo;
@@ -11,7 +14,6 @@ mod install;
 mod link;
 mod look;
 mod manual;
-mod output;
 mod program;
 mod proxy;
 mod remedy;
@@ -149,13 +151,10 @@ fn main() -> ExitCode {
         output::error(&e);
         return ExitCode::FAILURE;
     }
-    match run(Cli::parse().verb) {
-        Ok(code) => code,
-        Err(e) => {
-            output::error(&e);
-            ExitCode::FAILURE
-        }
-    }
+    output::end(run(Cli::parse().verb).unwrap_or_else(|e| {
+        output::error(&e);
+        ExitCode::FAILURE
+    }))
 }
 
 fn run(verb: Verb) -> anyhow::Result<ExitCode> {
@@ -182,7 +181,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Man(call) => call.run(),
         Verb::Crds => {
             for (_, yaml) in cluster::api::crd_yaml() {
-                println!("---\n{}", yaml.trim_end());
+                say!("---\n{}", yaml.trim_end());
             }
             Ok(ExitCode::SUCCESS)
         }

@@ -19,7 +19,7 @@ impl Completion {
     pub(crate) fn run(&self) -> Result<ExitCode> {
         let mut text = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "isthmus", &mut text);
-        output::print(&text)?;
+        output::print(&text);
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -39,7 +39,7 @@ impl Man {
             let mut program = Cli::command().disable_help_subcommand(true);
             program.build();
             clap_mangen::Man::new(program).render(&mut text)?;
-            output::print(&text)?;
+            output::print(&text);
             return Ok(ExitCode::SUCCESS);
         };
         std::fs::create_dir_all(folder)
@@ -50,7 +50,7 @@ impl Man {
                     folder.display()
                 )
             })?;
-        println!("written: `man -l {}`", folder.join("isthmus.1").display());
+        say!("written: `man -l {}`", folder.join("isthmus.1").display());
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -58,15 +58,15 @@ impl Unlink {
                 self.delete(&b, &b_id, &revoke(&a_id)).await?;
             }
             Err(e) => {
-                println!("  {b_id} did not answer, so what it holds stays there:");
-                println!("    {e}");
-                println!(
+                say!("  {b_id} did not answer, so what it holds stays there:");
+                say!("    {e}");
+                say!(
                     "    its credential for {a_id} is revoked; when it is back: isthmus unlink {} {a_id}",
                     self.b
                 );
             }
         }
-        println!("{}", if self.dry_run { "nothing was changed." } else { "unlinked." });
+        say!("{}", if self.dry_run { "nothing was changed." } else { "unlinked." });
         Ok(ExitCode::SUCCESS)
     }
 
