@@ -117,10 +117,7 @@ impl Link {
         let wait = Duration::from_secs(self.wait);
         print(&[wait_ready(&a, &b, &terms, wait).await?]);
         print(&[wait_ready(&b, &a, &terms, wait.saturating_sub(begun.elapsed())).await?]);
-        say!(
-            "linked. next: isthmus export svc/NAME -n NAMESPACE --context {}",
-            a.operator.context
-        );
+        say!("linked. next: isthmus export svc/NAME -n NAMESPACE --context {}", a.operator.context);
         Ok(ExitCode::SUCCESS)
     }
 
@@ -150,7 +147,8 @@ impl Link {
         print_objects(&credential::reader_objects(&self.root_namespace, &half.account))?;
         say!(
             "# in {} ({reader_id}): Secret {} with a token, and",
-            reader.operator.context, half.secret_name
+            reader.operator.context,
+            half.secret_name
         );
         print_objects(std::slice::from_ref(&half.link))
     }

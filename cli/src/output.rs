@@ -94,16 +94,28 @@ pub(crate) fn written(format: Format, value: &impl Serialize) -> Result<String> 
 
 /// An error: the sentence, then what lies below it, one line each.
 pub(crate) fn error(error: &anyhow::Error) {
-    let mut said = error.to_string();
-    eprintln!("error {said}");
-    for cause in error.chain().skip(1) {
+    let mut lines = told(error).into_iter();
+    eprintln!("error {}", lines.next().unwrap_or_default());
+    for cause in lines {
+        eprintln!("  because {cause}");
+    }
+}
+
+fn told(error: &anyhow::Error) -> Vec<String> {
+    let mut lines: Vec<String> = vec![];
+    for cause in error.chain() {
+        // Of what a Kubernetes client says, one sentence is for people.
+        if let Some(cause) = cluster::refusal::cause(cause) {
+            lines.push(cause);
+            break;
+        }
         let cause = cause.to_string();
         // Wrapped errors often repeat their source in their own text.
-        if !said.contains(&cause) {
-            eprintln!("  because {cause}");
+        if lines.last().is_none_or(|said| !said.contains(&cause)) {
+            lines.push(cause);
         }
-        said = cause;
     }
+    lines
 }
 
 /// Prints a whole text.
@@ -239,6 +251,12 @@ mod tests {
         let lines = super::paragraph("mend", 6, &"word ".repeat(40));
         assert!(lines.starts_with("mend  word") && lines.contains("\n      word"));
         assert!(lines.lines().all(|line| line.chars().count() <= 100));
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow::anyhow!("refused").context("connect: refused").context("asking");
+        assert_eq!(super::told(&error), ["asking", "connect: refused"]);
     }
 
     #[test]

@@ -159,7 +159,8 @@ impl Issue {
             operator.apply(&[namespace, secret]).await?;
             say!(
                 "  intermediate  {domain} for {cluster}, {} days, in {}",
-                self.days, operator.context
+                self.days,
+                operator.context
             );
             return Ok(ExitCode::SUCCESS);
         }

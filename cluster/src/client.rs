@@ -224,7 +224,8 @@ mod tests {
     fn an_operators_kubeconfig_says_whether_its_words_or_its_rights_are_wrong() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config");
-        std::fs::write(&path, "users:\n- name: a\n  user:\n    token: eyJSECRET\n  x: [\n").unwrap();
+        std::fs::write(&path, "users:\n- name: a\n  user:\n    token: eyJSECRET\n  x: [\n")
+            .unwrap();
         let said = format!("{:#}", kubeconfig(Some(&path)).unwrap_err());
         let whole = ["ISM2001", "is no kubeconfig", " at line ", "Fix: correct it"];
         assert!(whole.iter().all(|word| said.contains(word)), "{said}");

@@ -7,7 +7,8 @@ pub mod rollout;
 pub mod sweep;
 
 use crate::credential::{self, Account, RemoteSecret, ServerTrust};
-use anyhow::{Context as _, Result, bail};
+use crate::refusal;
+use anyhow::{Context as _, Result, anyhow, bail};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret, Service};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::config::KubeConfigOptions;
@@ -95,11 +96,13 @@ impl Operator {
 
     /// Names every answer's failure with this cluster and server.
     fn asked<T>(&self, what: &str, answer: kube::Result<T>) -> Result<T> {
-        answer.with_context(|| {
-            format!(
-                "ISM2005 {what} failed in {} ({}). Fix: check that `kubectl --context {} get ns` works",
-                self.context, self.server, self.context
-            )
+        answer.map_err(|error| {
+            anyhow!(refusal::told(&error)).context(format!(
+                "ISM2005 {what} failed in {} ({}). Fix: {}",
+                self.context,
+                self.server,
+                refusal::fix(&error, &self.context)
+            ))
         })
     }
 

@@ -29,7 +29,9 @@ fn reason(error: &Error) -> String {
             "it holds several documents, one is expected".into()
         }
         Error::Budget { .. } => "it is too large, or too deeply nested, to be read".into(),
-        Error::DuplicateMappingKey { key: Some(key), .. } => format!("the key {key} is there twice"),
+        Error::DuplicateMappingKey { key: Some(key), .. } => {
+            format!("the key {key} is there twice")
+        }
         Error::DuplicateMappingKey { key: None, .. } => "a key is there twice".into(),
         other => DefaultMessageFormatter.format_message(other).into_owned(),
     }

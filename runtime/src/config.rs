@@ -74,7 +74,9 @@ fn reason(error: &Error) -> String {
             "it holds several documents, one is expected".into()
         }
         Error::Budget { .. } => "it is too large, or too deeply nested, to be read".into(),
-        Error::DuplicateMappingKey { key: Some(key), .. } => format!("the key {key} is there twice"),
+        Error::DuplicateMappingKey { key: Some(key), .. } => {
+            format!("the key {key} is there twice")
+        }
         Error::DuplicateMappingKey { key: None, .. } => "a key is there twice".into(),
         other => DefaultMessageFormatter.format_message(other).into_owned(),
     }
@@ -103,7 +105,10 @@ mod tests {
         for (text, word) in cases {
             let said = parse::<One>(text, || "here".into()).unwrap_err().to_string();
             assert!(said.contains(word) && said.contains("ISM1003"), "{text}: {said}");
-            assert!(!["SECRET", "\n", "Options", "from_str"].iter().any(|it| said.contains(it)), "{said}");
+            assert!(
+                !["SECRET", "\n", "Options", "from_str"].iter().any(|it| said.contains(it)),
+                "{said}"
+            );
         }
         let many = format!("[{}]", "1,".repeat(250_001));
         let said = parse::<serde_json::Value>(&many, || "here".into()).unwrap_err().to_string();
