@@ -23,9 +23,11 @@ mod trust;
 mod why;
 
 use clap::{Args, Parser, Subcommand};
+use cluster::operator::Operator;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::ExitCode;
+use std::time::Instant;
 use tokio::runtime::Runtime;
 
 /// Joins the services of many Kubernetes clusters.
@@ -50,8 +52,8 @@ struct Target {
 }
 
 impl Target {
-    async fn load(&self) -> anyhow::Result<cluster::operator::Operator> {
-        cluster::operator::Operator::load(self.kubeconfig.as_deref(), self.context.as_deref()).await
+    async fn load(&self) -> anyhow::Result<Operator> {
+        Operator::load(self.kubeconfig.as_deref(), self.context.as_deref()).await
     }
 }
 
@@ -68,16 +70,27 @@ struct Targets {
 
 impl Targets {
     /// Each context once, in the order they were named.
-    async fn load(&self) -> anyhow::Result<Vec<cluster::operator::Operator>> {
+    async fn load(&self) -> anyhow::Result<Vec<Operator>> {
+        self.load_by(None).await
+    }
+
+    /// The same, where no plug-in of the kubeconfig may take longer than `deadline`.
+    async fn load_by(&self, deadline: Option<Instant>) -> anyhow::Result<Vec<Operator>> {
         let mut contexts: Vec<Option<&str>> = self.context.iter().map(|it| Some(&**it)).collect();
         if contexts.is_empty() {
             contexts.push(None);
         }
-        let mut operators: Vec<cluster::operator::Operator> = vec![];
+        let mut operators: Vec<Operator> = vec![];
         for context in contexts {
             if operators.iter().all(|known| Some(known.context.as_str()) != context) {
                 let kubeconfig = self.kubeconfig.as_deref();
-                operators.push(cluster::operator::Operator::load(kubeconfig, context).await?);
+                operators.push(match deadline {
+                    Some(deadline) => {
+                        let left = deadline.saturating_duration_since(Instant::now());
+                        Operator::load_within(kubeconfig, context, left).await?
+                    }
+                    None => Operator::load(kubeconfig, context).await?,
+                });
             }
         }
         Ok(operators)
