@@ -140,7 +140,7 @@ impl Call {
             for sentence in sidecar.iter().chain(&links) {
                 say!("{sentence}");
             }
-            put!("{explanation}");
+            say!("{explanation}");
         } else {
             output::value(self.output, &Answer { sidecar, links, explanation: &explanation })?;
         }

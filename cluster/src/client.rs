@@ -80,13 +80,14 @@ pub(crate) fn kubeconfig(given: Option<&Path>) -> Result<Option<Kubeconfig>> {
         }
         None => Vec::new(),
     };
+    let named = !listed.is_empty();
     let paths = if listed.is_empty() {
         std::env::home_dir().map(|home| home.join(".kube/config")).into_iter().collect()
     } else {
         listed
     };
     let mut merged: Option<Kubeconfig> = None;
-    for path in paths.iter().filter(|path| path.exists()) {
+    for path in present(&paths, named)? {
         let next = read(path)?;
         merged = Some(match merged {
             None => next,
@@ -96,6 +97,20 @@ pub(crate) fn kubeconfig(given: Option<&Path>) -> Result<Option<Kubeconfig>> {
         });
     }
     Ok(merged)
+}
+
+/// The files that exist; it is a mistake if KUBECONFIG names some, and none does.
+fn present(paths: &[PathBuf], named: bool) -> Result<Vec<&PathBuf>> {
+    let present: Vec<_> = paths.iter().filter(|path| path.exists()).collect();
+    if named && present.is_empty() {
+        let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+        bail!(
+            "ISM2001 no file that KUBECONFIG names exists: {}. Fix: correct the variable, or pass \
+             --kubeconfig FILE",
+            paths.join(", ")
+        );
+    }
+    Ok(present)
 }
 
 /// Why a file is no kubeconfig, without a word of it: it holds credentials.
@@ -233,6 +248,14 @@ mod tests {
         let said = format!("{:#}", kubeconfig(Some(&folder.path().join("none"))).unwrap_err());
         let whole = ["ISM2001", "/none cannot be read", "No such file", "this user may read"];
         assert!(whole.iter().all(|word| said.contains(word)), "{said}");
+    }
+
+    #[test]
+    fn files_that_the_variable_names_and_that_are_not_there_are_named() {
+        let paths: Vec<PathBuf> = vec!["/nope".into(), "/nope2".into()];
+        let said = present(&paths, true).unwrap_err().to_string();
+        assert!(said.contains("/nope, /nope2") && said.contains("KUBECONFIG"), "{said}");
+        assert_eq!(present(&paths, false).unwrap(), [&PathBuf::new(); 0]);
     }
 
     #[tokio::test]
