@@ -311,7 +311,9 @@ pub(crate) fn body(verb: Verb, headers: &HeaderMap, bytes: &[u8]) -> Result<Valu
     // What kube-rs sends as apply is JSON.
     let parsed = match serde_json::from_str(text) {
         Ok(value) => Ok(value),
-        Err(_) if yaml => serde_saphyr::from_str(text).map_err(|error| error.to_string()),
+        Err(_) if yaml => {
+            serde_saphyr::from_str(text).map_err(|error| runtime::config::problem(&error))
+        }
         Err(error) => Err(error.to_string()),
     };
     parsed.map_err(|error| {

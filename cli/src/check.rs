@@ -19,7 +19,7 @@ use runtime::page::Place;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::str::FromStr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Seconds that all of it takes at most.
 const WAIT: u32 = 5;
@@ -134,7 +134,7 @@ impl Call {
                 let lines = output::wrap(&rest, output::columns());
                 text.push_str(&format!("{}\n", lines.join("\n")));
             }
-            output::print(text.as_bytes())?;
+            output::print(text.as_bytes());
         } else {
             output::value(self.output, &report::json(&lines, seconds))?;
         }
@@ -165,7 +165,8 @@ impl Call {
 
     /// The clusters to check. A context that is not there is a mistake in the call.
     async fn clusters(&self) -> Result<Vec<Operator>> {
-        let clusters = self.targets.load().await?;
+        let wait = Duration::from_secs(self.wait.into());
+        let clusters = self.targets.load_by(Some(Instant::now() + wait)).await?;
         for at in self.control_plane.iter().chain(&self.controller) {
             if !clusters.iter().any(|cluster| cluster.context == at.context) {
                 return Err(bad_call(format!(

@@ -93,7 +93,7 @@ impl Demo {
             biased;
             () = interrupted.received() => {
                 screen.end_strip();
-                println!("interrupted; everything is taken down");
+                say!("interrupted; everything is taken down");
                 Ok(ExitCode::from(130))
             }
             done = self.play(home, envoy, started, &mut screen) => done,
@@ -147,7 +147,7 @@ impl Demo {
                 "schema": "isthmus.dev/demo/v1", "faults": rows, "ok": ok,
                 "contrast": contrast, "attacks_refused": refused, "seconds": seconds, "memory_bytes": memory,
             });
-            println!("{object}");
+            say!("{object}");
         }
         if self.keep {
             keep(&fleet, screen).await?;
@@ -295,12 +295,12 @@ async fn keep(fleet: &Fleet, screen: &mut Screen) -> Result<()> {
     let slot = slot.first().context("the name has an address")?;
     screen.title("It runs until Ctrl-C. Try:");
     let config = fleet.home.operator();
-    println!("  export KUBECONFIG={}", config.display());
-    println!("  kubectl --context west get pods -A");
-    println!("  dig -p {} @{} {HOST}", dns.port(), dns.ip());
-    println!("  curl --resolve {HOST}:{port}:{slot} \\\n    http://{HOST}:{port}/");
-    println!("  isthmus status --context east");
-    println!("  logs: {}", fleet.home.logs.display());
+    say!("  export KUBECONFIG={}", config.display());
+    say!("  kubectl --context west get pods -A");
+    say!("  dig -p {} @{} {HOST}", dns.port(), dns.ip());
+    say!("  curl --resolve {HOST}:{port}:{slot} \\\n    http://{HOST}:{port}/");
+    say!("  isthmus status --context east");
+    say!("  logs: {}", fleet.home.logs.display());
     std::future::pending().await
 }
 

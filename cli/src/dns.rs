@@ -79,7 +79,7 @@ impl Call {
             Act::Unpatch => corefile::unpatch(before)?,
         };
         if self.output == Some(Manifests::Yaml) {
-            println!("---\n# {}", operator.context);
+            say!("---\n# {}", operator.context);
             return output::value(Format::Yaml, &manifest(&map, &after));
         }
         if before == after {
@@ -87,7 +87,7 @@ impl Call {
             return Ok(());
         }
         fact(&operator.context, &format!("ConfigMap {NAMESPACE}/{CONFIG_MAP}, data.{KEY}:"));
-        print!("{}", difference(before, &after));
+        put!("{}", difference(before, &after));
         if let Some(owner) = owner(&map) {
             fact(
                 &operator.context,

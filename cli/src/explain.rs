@@ -137,7 +137,7 @@ impl Call {
         let Some(code) = self.code else {
             if self.output == Format::Table {
                 let text = |it: &Explanation| output::paragraph(&it.code, 9, &it.means) + "\n";
-                output::print(all.values().map(text).collect::<String>().as_bytes())?;
+                output::print(all.values().map(text).collect::<String>().as_bytes());
             } else {
                 output::value(self.output, &all.values().collect::<Vec<_>>())?;
             }
@@ -161,7 +161,7 @@ impl Call {
             ("mend", &explanation.mend),
             ("said by", &explanation.from),
         ] {
-            println!("{}", output::paragraph(name, 9, text));
+            say!("{}", output::paragraph(name, 9, text));
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -59,7 +59,7 @@ fn offered(parsed: Parsed<Service>, cluster: Option<&ClusterId>) -> Result<Offer
 
 fn print_left_out(offer: &Offer) {
     for sentence in &offer.left_out {
-        println!("    {:<10}{sentence}", "left out");
+        say!("    {:<10}{sentence}", "left out");
     }
 }
 
@@ -107,7 +107,7 @@ impl Call {
                 "metadata": {"name": name.name, "namespace": name.namespace},
             });
             if self.dry_run {
-                println!("  {:<12}would apply ServiceExport {name} ({version})", cluster.context);
+                say!("  {:<12}would apply ServiceExport {name} ({version})", cluster.context);
                 print_left_out(&offer);
                 self.callers(&cluster, &name, &peers).await;
                 continue;
@@ -115,18 +115,18 @@ impl Call {
             cluster.apply(&[object]).await?;
             let ports = offer.ports.iter().map(|port| format!("{}/TCP", port.number));
             let ports: Vec<String> = ports.collect();
-            println!("  {:<12}exported {name}, ports {}", cluster.context, ports.join(" "));
+            say!("  {:<12}exported {name}, ports {}", cluster.context, ports.join(" "));
             print_left_out(&offer);
             self.callers(&cluster, &name, &peers).await;
         }
-        println!("  {:<12}{}  {}", "names", name.global_host(), name.clusterset_host());
+        say!("  {:<12}{}  {}", "names", name.global_host(), name.clusterset_host());
         Ok(ExitCode::SUCCESS)
     }
 
     /// Which policies stand in front, and whom they let in. The export stands without it, so what
     /// cannot be seen is said and is no error.
     async fn callers(&self, cluster: &Operator, name: &ServiceName, peers: &[Arc<Inventory>]) {
-        let say = |what: &str, text: &str| println!("    {what:<10}{text}");
+        let say = |what: &str, text: &str| say!("    {what:<10}{text}");
         let own = match look(cluster, &self.root_namespace).await {
             Ok(own) => own,
             Err(problem) => return say("callers", &format!("not known: {problem:#}")),
@@ -183,7 +183,7 @@ impl Call {
                 "metadata": {"name": name.name, "namespace": name.namespace},
             });
             if self.dry_run {
-                println!("  {:<12}would delete ServiceExport {name}", cluster.context);
+                say!("  {:<12}would delete ServiceExport {name}", cluster.context);
                 continue;
             }
             let done = if cluster.delete(&[object]).await?.is_empty() {
@@ -191,7 +191,7 @@ impl Call {
             } else {
                 "no longer exported"
             };
-            println!("  {:<12}{name} {done}", cluster.context);
+            say!("  {:<12}{name} {done}", cluster.context);
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -54,7 +54,7 @@ impl Call {
                 eprintln!("{}: {word}: {said}", outcome.object);
             }
         }
-        output::print(done.text.as_bytes())?;
+        output::print(done.text.as_bytes());
         Ok(ExitCode::SUCCESS)
     }
 

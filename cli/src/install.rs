@@ -100,22 +100,22 @@ impl Install {
                 Err(error) => {
                     failed += 1;
                     let text = format!("× {error:#}");
-                    println!("{}", output::paragraph(&format!("  {} ", site.name()), 15, &text));
+                    say!("{}", output::paragraph(&format!("  {} ", site.name()), 15, &text));
                 }
             }
         }
         let many = |number: usize| output::count(number.try_into().unwrap_or(u32::MAX), "cluster");
         if failed > 0 {
-            println!("{} of {} failed.", failed, many(sites.len()));
+            say!("{} of {} failed.", failed, many(sites.len()));
             return Ok(ExitCode::FAILURE);
         }
         if self.dry_run {
-            println!("nothing was changed.");
+            say!("nothing was changed.");
         } else if let [one, other, ..] = sites.as_slice() {
             let (a, b) = (&one.operator.context, &other.operator.context);
-            println!("installed in {}. next: isthmus link {a} {b}", many(sites.len()));
+            say!("installed in {}. next: isthmus link {a} {b}", many(sites.len()));
         } else {
-            println!("installed. next: the other clusters, then isthmus link A B");
+            say!("installed. next: the other clusters, then isthmus link A B");
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -157,10 +157,10 @@ impl Install {
 
     fn print(&self, sites: &[Site]) -> Result<ExitCode> {
         for site in sites {
-            println!("# {} ({})", site.operator.context, site.cluster);
+            say!("# {} ({})", site.operator.context, site.cluster);
             let root = authority::root_pem(site, self.trust_dir.as_deref())?;
             for object in manifest::prerequisites()?.iter().chain(&self.objects(site, &root)?) {
-                println!("---");
+                say!("---");
                 output::value(output::Format::Yaml, object)?;
             }
         }
@@ -256,7 +256,7 @@ impl Install {
                      or set spec.externalIPs",
                     site.operator.context
                 );
-                println!("{}", output::paragraph(&format!("  {} ", site.name()), 15, &text));
+                say!("{}", output::paragraph(&format!("  {} ", site.name()), 15, &text));
             }
         }
         Ok(())

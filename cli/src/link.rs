@@ -95,7 +95,7 @@ fn range(text: &str) -> Result<String, String> {
 
 /// One fact a line, its name in a column of its own.
 pub(crate) fn fact(name: &str, text: &str) {
-    println!("  {name:<13}{text}");
+    say!("  {name:<13}{text}");
 }
 
 impl Link {
@@ -128,17 +128,14 @@ impl Link {
             }
         }
         if self.dry_run {
-            println!("nothing was changed.");
+            say!("nothing was changed.");
             return Ok(ExitCode::SUCCESS);
         }
         let begun = std::time::Instant::now();
         let wait = Duration::from_secs(self.wait);
         print(&[wait_ready(&a, &b, &terms, wait).await?]);
         print(&[wait_ready(&b, &a, &terms, wait.saturating_sub(begun.elapsed())).await?]);
-        println!(
-            "linked. next: isthmus export svc/NAME -n NAMESPACE --context {}",
-            a.operator.context
-        );
+        say!("linked. next: isthmus export svc/NAME -n NAMESPACE --context {}", a.operator.context);
         Ok(ExitCode::SUCCESS)
     }
 
@@ -165,11 +162,12 @@ impl Link {
     /// What would be applied, as YAML; the token is not minted.
     fn show(&self, reader: &End, read: &End, half: &Half) -> Result<()> {
         let (reader_id, read_id) = (&reader.described.cluster, &read.described.cluster);
-        println!("# in {} ({read_id}): who may read, and what", read.operator.context);
+        say!("# in {} ({read_id}): who may read, and what", read.operator.context);
         print_objects(&credential::reader_objects(&self.root_namespace, &half.account))?;
-        println!(
+        say!(
             "# in {} ({reader_id}): Secret {} with a token, and",
-            reader.operator.context, half.secret_name
+            reader.operator.context,
+            half.secret_name
         );
         print_objects(std::slice::from_ref(&half.link))
     }
@@ -215,7 +213,7 @@ pub(crate) fn conditions(link: &Value) -> BTreeMap<String, Condition> {
 fn print_objects(objects: &[Value]) -> Result<()> {
     for object in objects {
         output::value(output::Format::Yaml, object)?;
-        println!("---");
+        say!("---");
     }
     Ok(())
 }

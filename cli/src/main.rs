@@ -1,5 +1,8 @@
 //! `isthmus`: every question an operator has about the mesh, and every program of it as a verb.
 
+#[macro_use]
+mod output;
+
 mod agent;
 mod bad_call;
 mod check;
@@ -12,7 +15,6 @@ mod install;
 mod link;
 mod look;
 mod manual;
-mod output;
 mod program;
 mod proxy;
 mod remedy;
@@ -22,9 +24,11 @@ mod trust;
 mod why;
 
 use clap::{Args, Parser, Subcommand};
+use cluster::operator::Operator;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::ExitCode;
+use std::time::Instant;
 use tokio::runtime::Runtime;
 
 /// Joins the services of many Kubernetes clusters.
@@ -49,8 +53,8 @@ struct Target {
 }
 
 impl Target {
-    async fn load(&self) -> anyhow::Result<cluster::operator::Operator> {
-        cluster::operator::Operator::load(self.kubeconfig.as_deref(), self.context.as_deref()).await
+    async fn load(&self) -> anyhow::Result<Operator> {
+        Operator::load(self.kubeconfig.as_deref(), self.context.as_deref()).await
     }
 }
 
@@ -67,16 +71,27 @@ struct Targets {
 
 impl Targets {
     /// Each context once, in the order they were named.
-    async fn load(&self) -> anyhow::Result<Vec<cluster::operator::Operator>> {
+    async fn load(&self) -> anyhow::Result<Vec<Operator>> {
+        self.load_by(None).await
+    }
+
+    /// The same, where no plug-in of the kubeconfig may take longer than `deadline`.
+    async fn load_by(&self, deadline: Option<Instant>) -> anyhow::Result<Vec<Operator>> {
         let mut contexts: Vec<Option<&str>> = self.context.iter().map(|it| Some(&**it)).collect();
         if contexts.is_empty() {
             contexts.push(None);
         }
-        let mut operators: Vec<cluster::operator::Operator> = vec![];
+        let mut operators: Vec<Operator> = vec![];
         for context in contexts {
             if operators.iter().all(|known| Some(known.context.as_str()) != context) {
                 let kubeconfig = self.kubeconfig.as_deref();
-                operators.push(cluster::operator::Operator::load(kubeconfig, context).await?);
+                operators.push(match deadline {
+                    Some(deadline) => {
+                        let left = deadline.saturating_duration_since(Instant::now());
+                        Operator::load_within(kubeconfig, context, left).await?
+                    }
+                    None => Operator::load(kubeconfig, context).await?,
+                });
             }
         }
         Ok(operators)
@@ -150,13 +165,10 @@ fn main() -> ExitCode {
         output::error(&e);
         return ExitCode::FAILURE;
     }
-    match run(Cli::parse().verb) {
-        Ok(code) => code,
-        Err(e) => {
-            output::error(&e);
-            if bad_call::is_bad_call(&e) { ExitCode::from(2) } else { ExitCode::FAILURE }
-        }
-    }
+    output::end(run(Cli::parse().verb).unwrap_or_else(|e| {
+        output::error(&e);
+        if bad_call::is_bad_call(&e) { ExitCode::from(2) } else { ExitCode::FAILURE }
+    }))
 }
 
 fn run(verb: Verb) -> anyhow::Result<ExitCode> {
@@ -183,7 +195,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Man(call) => call.run(),
         Verb::Crds => {
             for (_, yaml) in cluster::api::crd_yaml() {
-                println!("---\n{}", yaml.trim_end());
+                say!("---\n{}", yaml.trim_end());
             }
             Ok(ExitCode::SUCCESS)
         }

@@ -2,7 +2,7 @@
 
 use crate::{Cli, output};
 use anyhow::{Context as _, Result};
-use clap::{Args, CommandFactory as _};
+use clap::{Args, Command, CommandFactory as _};
 use clap_complete::Shell;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,10 +18,18 @@ pub(crate) struct Completion {
 impl Completion {
     pub(crate) fn run(&self) -> Result<ExitCode> {
         let mut text = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "isthmus", &mut text);
-        output::print(&text)?;
+        clap_complete::generate(self.shell, &mut shown(), "isthmus", &mut text);
+        output::print(&text);
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The program without the verbs that only it calls.
+fn shown() -> Command {
+    let whole = Cli::command();
+    let about = whole.get_about().cloned().unwrap_or_default();
+    let kept = whole.get_subcommands().filter(|verb| !verb.is_hide_set()).cloned();
+    Command::new("isthmus").version(env!("CARGO_PKG_VERSION")).about(about).subcommands(kept)
 }
 
 #[derive(Debug, Args)]
@@ -39,7 +47,7 @@ impl Man {
             let mut program = Cli::command().disable_help_subcommand(true);
             program.build();
             clap_mangen::Man::new(program).render(&mut text)?;
-            output::print(&text)?;
+            output::print(&text);
             return Ok(ExitCode::SUCCESS);
         };
         std::fs::create_dir_all(folder)
@@ -50,7 +58,21 @@ impl Man {
                     folder.display()
                 )
             })?;
-        println!("written: `man -l {}`", folder.join("isthmus.1").display());
+        say!("written: `man -l {}`", folder.join("isthmus.1").display());
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hidden_verbs_are_not_completed() {
+        let mut text = Vec::new();
+        clap_complete::generate(Shell::Bash, &mut shown(), "isthmus", &mut text);
+        let text = String::from_utf8(text).unwrap();
+        assert!(!text.contains(crate::demo::VERB) && text.contains("proxy-status"));
+        assert_eq!(Cli::command().get_arguments().count(), 0, "else `shown` must keep them");
     }
 }

@@ -3,7 +3,72 @@
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use serde::Serialize;
-use std::io::{ErrorKind, Write as _};
+use std::fmt::Arguments;
+use std::io::{Error, ErrorKind, Write};
+use std::process::ExitCode;
+use std::sync::OnceLock;
+
+/// A line of an answer. Unlike `println!`, which panics, it never stops the work that it tells of: see
+/// [`end`].
+macro_rules! say {
+    () => {
+        $crate::output::put(format_args!("\n"))
+    };
+    ($($text:tt)*) => {
+        $crate::output::put(format_args!("{}\n", format_args!($($text)*)))
+    };
+}
+
+/// The same without the end of the line.
+macro_rules! put {
+    ($($text:tt)*) => {
+        $crate::output::put(format_args!($($text)*))
+    };
+}
+
+/// What first kept an answer from being written.
+static LOST: OnceLock<Error> = OnceLock::new();
+
+/// Writes a piece of an answer, unless an earlier one was lost.
+pub(crate) fn put(text: Arguments<'_>) {
+    write(&mut std::io::stdout().lock(), text, &LOST);
+}
+
+fn write(to: &mut impl Write, text: Arguments<'_>, lost: &OnceLock<Error>) {
+    if lost.get().is_none()
+        && let Err(error) = to.write_fmt(text)
+    {
+        _ = lost.set(error);
+    }
+}
+
+/// Writes at once what still waits for the end of its line.
+pub(crate) fn flush() {
+    if let Err(error) = std::io::stdout().flush() {
+        _ = LOST.set(error);
+    }
+}
+
+/// How a verb ends, by what became of its answer: a reader that has seen enough (`| head`) is no
+/// error, a full disk is one.
+pub(crate) fn end(code: ExitCode) -> ExitCode {
+    flush();
+    match lost(&LOST) {
+        Some(problem) => {
+            error(&problem);
+            ExitCode::FAILURE
+        }
+        None => code,
+    }
+}
+
+fn lost(lost: &OnceLock<Error>) -> Option<anyhow::Error> {
+    let why = lost.get().filter(|why| why.kind() != ErrorKind::BrokenPipe)?;
+    Some(anyhow::anyhow!(
+        "ISM2091 the answer cannot be written to standard output: {why}. Fix: make room where it \
+         is sent, or send it elsewhere; what was to be done was done as far as the exit status says"
+    ))
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
@@ -15,7 +80,7 @@ pub(crate) enum Format {
 
 /// Prints a value for machines.
 pub(crate) fn value(format: Format, value: &impl Serialize) -> Result<()> {
-    println!("{}", written(format, value)?.trim_end());
+    say!("{}", written(format, value)?.trim_end());
     Ok(())
 }
 
@@ -29,23 +94,36 @@ pub(crate) fn written(format: Format, value: &impl Serialize) -> Result<String> 
 
 /// An error: the sentence, then what lies below it, one line each.
 pub(crate) fn error(error: &anyhow::Error) {
-    let mut said = error.to_string();
-    eprintln!("error {said}");
-    for cause in error.chain().skip(1) {
-        let cause = cause.to_string();
-        // Wrapped errors often repeat their source in their own text.
-        if !said.contains(&cause) {
-            eprintln!("  because {cause}");
-        }
-        said = cause;
+    let mut lines = told(error).into_iter();
+    eprintln!("error {}", lines.next().unwrap_or_default());
+    for cause in lines {
+        eprintln!("  because {cause}");
     }
 }
 
-/// Prints a whole text; a reader that has seen enough (`| head`) is no error.
-pub(crate) fn print(text: &[u8]) -> Result<()> {
-    match std::io::stdout().write_all(text) {
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e).context("cannot write the answer"),
-        Ok(()) | Err(_) => Ok(()),
+fn told(error: &anyhow::Error) -> Vec<String> {
+    let mut lines: Vec<String> = vec![];
+    for cause in error.chain() {
+        // Of what a Kubernetes client says, one sentence is for people.
+        if let Some(cause) = cluster::refusal::cause(cause) {
+            lines.push(cause);
+            break;
+        }
+        let cause = cause.to_string();
+        // Wrapped errors often repeat their source in their own text.
+        if lines.last().is_none_or(|said| !said.contains(&cause)) {
+            lines.push(cause);
+        }
+    }
+    lines
+}
+
+/// Prints a whole text.
+pub(crate) fn print(text: &[u8]) {
+    if LOST.get().is_none()
+        && let Err(error) = std::io::stdout().write_all(text)
+    {
+        _ = LOST.set(error);
     }
 }
 
@@ -121,7 +199,7 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) {
         for (cell, width) in cells.iter().zip(&widths) {
             text.push_str(&format!("{cell:<width$}  "));
         }
-        println!("{}", text.trim_end());
+        say!("{}", text.trim_end());
     };
     line(head.to_vec());
     for row in rows {
@@ -131,6 +209,40 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufWriter, Error, ErrorKind, Write as _};
+    use std::sync::OnceLock;
+
+    struct Broken(ErrorKind, usize);
+
+    impl std::io::Write for Broken {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            self.1 += 1;
+            Err(Error::from(self.0))
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_that_went_is_no_error_and_a_full_disk_is_one() {
+        for (kind, wrong) in [(ErrorKind::BrokenPipe, false), (ErrorKind::StorageFull, true)] {
+            let (mut to, lost) = (Broken(kind, 0), OnceLock::new());
+            for _ in 0..3 {
+                super::write(&mut to, format_args!("a line\n"), &lost);
+            }
+            assert_eq!(to.1, 1, "after the first nothing is written");
+            let said = super::lost(&lost).map(|error| error.to_string());
+            assert_eq!(said.is_some(), wrong, "{said:?}");
+            assert!(said.is_none_or(|said| said.starts_with("ISM2091 ") && said.contains("Fix: ")));
+        }
+        let (mut to, lost) = (BufWriter::new(Vec::new()), OnceLock::new());
+        super::write(&mut to, format_args!("{}", 1), &lost);
+        to.flush().unwrap();
+        assert_eq!((to.get_ref().as_slice(), super::lost(&lost).is_none()), (&b"1"[..], true));
+    }
+
     #[test]
     fn words_are_wrapped_and_never_cut() {
         let lines = super::wrap("one  two three\nfour https://api.example.com:6443", 9);
@@ -139,6 +251,12 @@ mod tests {
         let lines = super::paragraph("mend", 6, &"word ".repeat(40));
         assert!(lines.starts_with("mend  word") && lines.contains("\n      word"));
         assert!(lines.lines().all(|line| line.chars().count() <= 100));
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow::anyhow!("refused").context("connect: refused").context("asking");
+        assert_eq!(super::told(&error), ["asking", "connect: refused"]);
     }
 
     #[test]

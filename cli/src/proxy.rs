@@ -1,7 +1,7 @@
 //! `isthmus proxy-status` and `proxy-config`: what proxies were told, took, and run.
 
 use crate::output::{self, Format};
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use runtime::page::{self, Place};
 use serde_json::Value;
@@ -21,7 +21,12 @@ impl StatusCall {
     pub(crate) async fn run(self) -> Result<ExitCode> {
         let text = page::read(&self.admin, "/sessions").await?;
         let sessions: Value =
-            serde_json::from_str(&text).context("the page /sessions is not JSON")?;
+            serde_json::from_str(&text).with_context(|| {
+                format!(
+                    "ISM2019 the page /sessions of {} is not JSON. Fix: name a control plane's admin port",
+                    self.admin
+                )
+            })?;
         if self.output != Format::Table {
             output::value(self.output, &sessions)?;
             return Ok(ExitCode::SUCCESS);
@@ -98,6 +103,17 @@ impl Kind {
     }
 }
 
+/// The list of resources that `source` holds.
+fn resources(text: &str, source: &str) -> Result<Vec<Value>> {
+    let wrong = || {
+        format!(
+            "ISM2018 {source} holds no list of xDS resources. Fix: give what `isthmus proxy-config \
+             -o json` printed, or the admin port of a proxy"
+        )
+    };
+    serde_json::from_str(text).with_context(wrong)
+}
+
 impl ConfigCall {
     pub(crate) async fn run(self) -> Result<ExitCode> {
         let text = match &self.file {
@@ -105,11 +121,12 @@ impl ConfigCall {
                 .with_context(|| format!("ISM2017 cannot read {}", path.display()))?,
             None => page::read(&self.admin, "/config").await?,
         };
-        let all: Value = serde_json::from_str(&text).context("what was read is not JSON")?;
-        let all = all.as_array().cloned();
-        ensure!(all.is_some(), "ISM2018 what was read is not a list of xDS resources");
+        let source = match &self.file {
+            Some(path) => path.display().to_string(),
+            None => format!("/config of {}", self.admin),
+        };
+        let all = resources(&text, &source)?;
         let chosen: Vec<Value> = all
-            .unwrap_or_default()
             .into_iter()
             .filter(|resource| self.kind.covers(resource["@type"].as_str().unwrap_or_default()))
             .filter(|resource| {
@@ -135,4 +152,16 @@ impl ConfigCall {
 fn name_of(resource: &Value) -> String {
     let name = resource["name"].as_str().or_else(|| resource["clusterName"].as_str());
     name.or_else(|| resource["cluster_name"].as_str()).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_is_no_configuration_is_named() {
+        for text in ["clusters: []", "{}", "7"] {
+            let said = super::resources(text, "bad.yaml").unwrap_err().to_string();
+            assert!(said.starts_with("ISM2018 bad.yaml ") && said.contains("Fix: "), "{said}");
+        }
+        assert_eq!(super::resources("[{}]", "good.json").unwrap().len(), 1);
+    }
 }

@@ -148,7 +148,7 @@ impl Call {
             self.tls_server_name.as_deref(),
             &minted,
         );
-        print!("{}", secret.yaml());
+        put!("{}", secret.yaml());
         Ok(ExitCode::SUCCESS)
     }
 }

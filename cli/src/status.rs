@@ -180,8 +180,8 @@ impl Call {
         let broken = lines.iter().filter(|line| !line.is_whole()).count();
         if self.output == Format::Table {
             for (context, error) in &silent {
-                println!("no answer from {context}: {error:#}");
-                println!(
+                say!("no answer from {context}: {error:#}");
+                say!(
                     "  its proxies go on with what they have; ask its controller: isthmus status --admin HOST:PORT"
                 );
             }
@@ -201,10 +201,10 @@ impl Call {
                 &rows,
             );
             for why in lines.iter().filter_map(Line::why) {
-                println!("why  {why}");
+                say!("why  {why}");
             }
             for check::Wrong { broken, sentence } in &causes {
-                println!("{}  {sentence}", if *broken { "broken " } else { "warning" });
+                say!("{}  {sentence}", if *broken { "broken " } else { "warning" });
             }
         } else {
             let list: Vec<Value> = lines

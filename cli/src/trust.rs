@@ -123,13 +123,13 @@ impl Init {
         let files = root::create(&self.name, &passphrase)?;
         let (certificate, key) = root::write_files(&self.dir, &files)?;
         let bundle = Bundle::from_pem(&files.certificate_pem)?;
-        println!("  root         {}  {}", self.name, bundle.fingerprint());
-        println!("  certificate  {}", certificate.display());
-        println!(
+        say!("  root         {}  {}", self.name, bundle.fingerprint());
+        say!("  certificate  {}", certificate.display());
+        say!(
             "  key          {} (encrypted; keep it safe, it belongs in no cluster)",
             key.display()
         );
-        println!("next: isthmus trust issue CLUSTER --dir {}", self.dir.display());
+        say!("next: isthmus trust issue CLUSTER --dir {}", self.dir.display());
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -157,9 +157,10 @@ impl Issue {
                 "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace},
             });
             operator.apply(&[namespace, secret]).await?;
-            println!(
+            say!(
                 "  intermediate  {domain} for {cluster}, {} days, in {}",
-                self.days, operator.context
+                self.days,
+                operator.context
             );
             return Ok(ExitCode::SUCCESS);
         }

@@ -145,9 +145,9 @@ impl Call {
         let links = wrong_links(&operator.context, &links, &explanation);
         if self.output == Format::Table {
             for sentence in sidecar.iter().chain(&links) {
-                println!("{sentence}");
+                say!("{sentence}");
             }
-            print!("{explanation}");
+            say!("{explanation}");
         } else {
             output::value(self.output, &Answer { sidecar, links, explanation: &explanation })?;
         }

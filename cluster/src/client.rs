@@ -2,7 +2,8 @@
 
 use crate::follow::WATCH_SECONDS;
 use crate::kubeconfig::{self, Rules};
-use anyhow::{Context as _, Result, bail};
+use crate::yaml;
+use anyhow::{Context as _, Result, anyhow, bail};
 use hyper_timeout::TimeoutConnector;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -10,7 +11,7 @@ use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use kube::Client;
 use kube::client::{Body, ClientBuilder, ConfigExt as _};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -19,14 +20,14 @@ use tokio::net::TcpStream;
 /// exist, from the pod's service account.
 pub async fn connect(kubeconfig: &Path) -> Result<Client> {
     let config = if kubeconfig.exists() {
-        let file = Kubeconfig::read_from(kubeconfig)
-            .with_context(|| {
-                format!(
-                    "ISM2321 kubeconfig {} cannot be read. \
-                     Fix: let `kubectl --kubeconfig FILE config view` read it, as this process's user",
-                    kubeconfig.display()
-                )
-            })?;
+        let file = Kubeconfig::read_from(kubeconfig).map_err(|error| {
+            anyhow!(
+                "ISM2321 kubeconfig {} cannot be read: {}. \
+                 Fix: let `kubectl --kubeconfig FILE config view` read it, as this process's user",
+                kubeconfig.display(),
+                unread(&error)
+            )
+        })?;
         kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
             .await
             .with_context(|| {
@@ -56,11 +57,18 @@ pub async fn connect(kubeconfig: &Path) -> Result<Client> {
 /// of `KUBECONFIG` does not exist; kubectl skips it.)
 pub(crate) fn kubeconfig(given: Option<&Path>) -> Result<Option<Kubeconfig>> {
     let read = |path: &Path| {
-        Kubeconfig::read_from(path).with_context(|| {
-            format!(
-                "ISM2001 kubeconfig {} cannot be read. Fix: name a kubeconfig this user may read",
-                path.display()
-            )
+        Kubeconfig::read_from(path).map_err(|error| {
+            let (path, why) = (path.display(), unread(&error));
+            match error {
+                KubeconfigError::ReadConfig(..) => anyhow!(
+                    "ISM2001 kubeconfig {path} cannot be read: {why}. \
+                     Fix: name a kubeconfig this user may read"
+                ),
+                _ => anyhow!(
+                    "ISM2001 kubeconfig {path} is no kubeconfig: {why}. Fix: correct it until \
+                     `kubectl --kubeconfig {path} config view` reads it, or name another"
+                ),
+            }
         })
     };
     if let Some(path) = given {
@@ -72,13 +80,14 @@ pub(crate) fn kubeconfig(given: Option<&Path>) -> Result<Option<Kubeconfig>> {
         }
         None => Vec::new(),
     };
+    let named = !listed.is_empty();
     let paths = if listed.is_empty() {
         std::env::home_dir().map(|home| home.join(".kube/config")).into_iter().collect()
     } else {
         listed
     };
     let mut merged: Option<Kubeconfig> = None;
-    for path in paths.iter().filter(|path| path.exists()) {
+    for path in present(&paths, named)? {
         let next = read(path)?;
         merged = Some(match merged {
             None => next,
@@ -88,6 +97,29 @@ pub(crate) fn kubeconfig(given: Option<&Path>) -> Result<Option<Kubeconfig>> {
         });
     }
     Ok(merged)
+}
+
+/// The files that exist; it is a mistake if KUBECONFIG names some, and none does.
+fn present(paths: &[PathBuf], named: bool) -> Result<Vec<&PathBuf>> {
+    let present: Vec<_> = paths.iter().filter(|path| path.exists()).collect();
+    if named && present.is_empty() {
+        let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+        bail!(
+            "ISM2001 no file that KUBECONFIG names exists: {}. Fix: correct the variable, or pass \
+             --kubeconfig FILE",
+            paths.join(", ")
+        );
+    }
+    Ok(present)
+}
+
+/// Why a file is no kubeconfig, without a word of it: it holds credentials.
+fn unread(error: &KubeconfigError) -> String {
+    match error {
+        KubeconfigError::ReadConfig(why, _) => why.to_string(),
+        KubeconfigError::Parse(error) => yaml::told(error),
+        other => other.to_string(),
+    }
 }
 
 /// TCP connect and TLS handshake together.
@@ -203,6 +235,29 @@ mod tests {
         )
     }
 
+    #[test]
+    fn an_operators_kubeconfig_says_whether_its_words_or_its_rights_are_wrong() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        std::fs::write(&path, "users:\n- name: a\n  user:\n    token: eyJSECRET\n  x: [\n")
+            .unwrap();
+        let said = format!("{:#}", kubeconfig(Some(&path)).unwrap_err());
+        let whole = ["ISM2001", "is no kubeconfig", " at line ", "Fix: correct it"];
+        assert!(whole.iter().all(|word| said.contains(word)), "{said}");
+        assert!(!said.contains("SECRET") && !said.contains("may read"), "{said}");
+        let said = format!("{:#}", kubeconfig(Some(&folder.path().join("none"))).unwrap_err());
+        let whole = ["ISM2001", "/none cannot be read", "No such file", "this user may read"];
+        assert!(whole.iter().all(|word| said.contains(word)), "{said}");
+    }
+
+    #[test]
+    fn files_that_the_variable_names_and_that_are_not_there_are_named() {
+        let paths: Vec<PathBuf> = vec!["/nope".into(), "/nope2".into()];
+        let said = present(&paths, true).unwrap_err().to_string();
+        assert!(said.contains("/nope, /nope2") && said.contains("KUBECONFIG"), "{said}");
+        assert_eq!(present(&paths, false).unwrap(), [&PathBuf::new(); 0]);
+    }
+
     #[tokio::test]
     async fn a_kubeconfig_that_cannot_be_used_says_which_why_and_what_to_do() {
         let hidden = "c2VjcmV0"; // A credential is never shown.
@@ -210,6 +265,8 @@ mod tests {
         let cases = [
             (None, "ISM2323", "does not exist"),
             (Some("{not yaml".to_owned()), "ISM2321", "cannot be read"),
+            (Some(format!("users:\n- {token}\n  a: [\n{token}")), "ISM2321", "line "),
+            (Some(format!("users: {hidden}\n")), "ISM2321", "line 1"),
             (Some(file("", &token, "b")), "ISM2322", "current-context"),
             (
                 Some(file("certificate-authority: nowhere.pem", &token, "a")),

@@ -1,6 +1,7 @@
 //! One kind, followed for ever: list, watch, relist, back off, and never forget the last good state.
 
 use crate::heard::{Heard, chain};
+use crate::refusal;
 use futures::StreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Resource};
@@ -139,7 +140,8 @@ where
                     break;
                 }
                 Err(error) => {
-                    heard.refused(&chain(&error));
+                    let denied = matches!(refusal::status(&error), Some(401 | 403));
+                    heard.refused(&refusal::told(&error), denied);
                     tracing::debug!(error = chain(&error), failures, "a watch failed");
                     failures = failures.saturating_add(1);
                     let delay = RETRY_MIN.saturating_mul(1 << failures.min(5)).min(RETRY_MAX);

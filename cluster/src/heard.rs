@@ -23,6 +23,8 @@ struct Record {
     unanswered: Option<String>,
     /// The server answered, but not with what we asked for.
     refused: Option<String>,
+    /// It refused because of who asks: 401 or 403.
+    denied: bool,
     note: Option<String>,
     objects: usize,
 }
@@ -53,6 +55,8 @@ pub struct KindHealth {
     pub note: Option<String>,
     /// The API server does not answer this watch: no connection, or [`SILENCE`].
     pub silent: bool,
+    /// The API server says that this credential may not read it, or is none (401, 403).
+    pub denied: bool,
     /// Objects of this kind, as of the last event.
     pub objects: usize,
 }
@@ -98,6 +102,7 @@ impl Heard {
             silent: record.unanswered.is_some() || silence.is_some(),
             error: record.unanswered.clone().or(silence).or_else(|| record.refused.clone()),
             note: record.note.clone(),
+            denied: record.refused.is_some() && record.denied,
             objects: record.objects,
         }
     }
@@ -117,8 +122,10 @@ impl Heard {
     }
 
     /// The server answers, but with an error.
-    pub(crate) fn refused(&self, why: &str) {
-        self.lock().refused = Some(why.chars().take(ERROR_MAX).collect());
+    pub(crate) fn refused(&self, why: &str, denied: bool) {
+        let mut record = self.lock();
+        record.refused = Some(why.chars().take(ERROR_MAX).collect());
+        record.denied = denied;
     }
 
     /// A whole list, or a change to it, was seen.
@@ -183,12 +190,14 @@ mod tests {
         assert_eq!(health.error.as_deref(), Some("connection refused"));
 
         heard.answered(true);
-        heard.refused("pods is forbidden");
+        heard.refused("pods is forbidden", true);
         let health = heard.health(Instant::now());
+        assert!(health.denied);
         assert!(!health.silent, "an error is an answer");
         assert_eq!(health.error.as_deref(), Some("pods is forbidden"));
         heard.synced(4);
-        assert_eq!(heard.health(Instant::now()).error, None);
+        let health = heard.health(Instant::now());
+        assert!(health.error.is_none() && !health.denied, "{health:?}");
     }
 
     #[test]

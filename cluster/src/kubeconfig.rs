@@ -1,6 +1,7 @@
 //! A kubeconfig from a Secret, read by an allow-list: whoever may write that Secret gets a TLS
 //! connection to one server out of this process, and nothing else (decision 17, threat A9).
 
+use crate::yaml;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
@@ -371,28 +372,8 @@ fn read(text: &str) -> Result<File, Refused> {
         duplicate_keys: serde_saphyr::DuplicateKeyPolicy::Error,
         with_snippet: false,
     };
-    serde_saphyr::from_str_with_options(text, options).map_err(|e| {
-        // The parser's words may quote the text, and the text may hold a token: only the first
-        // line of what went wrong, and never beyond a few words.
-        let message = e.to_string();
-        let first = message.lines().next().unwrap_or_default();
-        Refused::NotYaml(redact(first))
-    })
-}
-
-/// An error's first words, without anything quoted from the document.
-fn redact(message: &str) -> String {
-    let mut out = String::new();
-    let mut quoted = false;
-    for c in message.chars() {
-        if matches!(c, '"' | '`') {
-            quoted = !quoted;
-            out.push('"');
-        } else if !quoted && !c.is_control() {
-            out.push(c);
-        }
-    }
-    echo(&out)
+    serde_saphyr::from_str_with_options(text, options)
+        .map_err(|error| Refused::NotYaml(yaml::told(&error)))
 }
 
 fn echo(text: &str) -> String {

@@ -7,7 +7,7 @@
 //! federation's doors: [`remote`], [`renewal`], [`kubeconfig`], [`apply`], [`link_objects`], [`events`], [`lease`],
 //! [`api`];
 //! [`inject`] (a pod's sidecar, a pure function); last the operator's: [`operator`] and [`credential`];
-//! everywhere [`plain`].
+//! everywhere [`plain`], [`refusal`] and `yaml`.
 
 pub mod api;
 pub mod apply;
@@ -23,8 +23,10 @@ pub mod link_objects;
 pub mod operator;
 pub mod parse;
 pub mod plain;
+pub mod refusal;
 pub mod remote;
 pub mod renewal;
 pub mod secret;
 pub mod token;
 pub mod watch;
+mod yaml;

@@ -7,7 +7,8 @@ pub mod rollout;
 pub mod sweep;
 
 use crate::credential::{self, Account, RemoteSecret, ServerTrust};
-use anyhow::{Context as _, Result, bail};
+use crate::refusal;
+use anyhow::{Context as _, Result, anyhow, bail};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret, Service};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::config::KubeConfigOptions;
@@ -32,6 +33,16 @@ pub struct NoSuchContext {
     pub name: String,
     /// Those it has, in one sentence.
     pub known: String,
+}
+
+/// Longest wait for an exec plug-in of the kubeconfig, which may ask its user to log in.
+const PLUG_IN_MAX: Duration = Duration::from_secs(120);
+
+fn unusable(context: &str) -> String {
+    format!(
+        "ISM2003 context {context:?} cannot be used. Fix: correct what the cause names in its cluster \
+         or user, until `kubectl --context {context} get ns` works"
+    )
 }
 
 /// One cluster as the operator reaches it.
@@ -72,6 +83,15 @@ impl Operator {
     /// # Errors
     /// A sentence that names the context and the contexts there are.
     pub async fn load(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Self> {
+        Self::load_within(kubeconfig, context, PLUG_IN_MAX).await
+    }
+
+    /// The same, with another limit on what a plug-in of the kubeconfig may take.
+    pub async fn load_within(
+        kubeconfig: Option<&Path>,
+        context: Option<&str>,
+        limit: Duration,
+    ) -> Result<Self> {
         let file = crate::client::kubeconfig(kubeconfig)?.context(
             "ISM2001 there is no kubeconfig. Fix: pass --kubeconfig FILE or set KUBECONFIG",
         )?;
@@ -88,7 +108,7 @@ impl Operator {
         let options = KubeConfigOptions { context: Some(name.clone()), ..Default::default() };
         let mut config = Config::from_custom_kubeconfig(file, &options)
             .await
-            .with_context(|| format!("ISM2003 context {name:?} cannot be used"))?;
+            .with_context(|| unusable(&name))?;
         config.connect_timeout = Some(Duration::from_secs(5));
         config.read_timeout = Some(ANSWER_MAX);
         let trust = ServerTrust {
@@ -96,18 +116,28 @@ impl Operator {
             server_name: config.tls_server_name.clone(),
         };
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
-        let client = Client::try_from(config)
-            .with_context(|| format!("ISM2003 context {name:?} cannot be used"))?;
+        // A plug-in is waited for on this thread: another one, which may be given up.
+        let client = tokio::task::spawn_blocking(move || Client::try_from(config));
+        let client = tokio::time::timeout(limit, client)
+            .await
+            .map_err(|_| {
+                anyhow!("the exec plug-in of its user has not answered within {limit:.1?}")
+                    .context(unusable(&name))
+            })?
+            .context("asking for a credential")?
+            .map_err(|error| anyhow!(refusal::told(&error)).context(unusable(&name)))?;
         Ok(Self { context: name, client, server, trust })
     }
 
     /// Names every answer's failure with this cluster and server.
     fn asked<T>(&self, what: &str, answer: kube::Result<T>) -> Result<T> {
-        answer.with_context(|| {
-            format!(
-                "ISM2005 {what} failed in {} ({}). Fix: check that `kubectl --context {} get ns` works",
-                self.context, self.server, self.context
-            )
+        answer.map_err(|error| {
+            anyhow!(refusal::told(&error)).context(format!(
+                "ISM2005 {what} failed in {} ({}). Fix: {}",
+                self.context,
+                self.server,
+                refusal::fix(&error, &self.context)
+            ))
         })
     }
 
@@ -306,5 +336,40 @@ impl Operator {
             trust,
             token: token.token.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn refused(script: &str) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        let text = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "a",
+            "clusters": [{"name": "a", "cluster": {"server": "http://192.0.2.1:6443"}}],
+            "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+            "users": [{"name": "a", "user": {"exec": {
+                "apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never",
+                "command": "sh", "args": ["-c", script],
+            }}}],
+        });
+        std::fs::write(&path, text.to_string()).unwrap();
+        let limit = Duration::from_secs(2);
+        let operator = Operator::load_within(Some(&path), None, limit).await;
+        format!("{:#}", operator.unwrap_err())
+    }
+
+    #[tokio::test]
+    async fn a_plug_in_that_fails_shows_no_token_and_one_that_hangs_is_given_up() {
+        let said = refused("echo eyJSECRET; echo log in first >&2; exit 3").await;
+        let whole = ["ISM2003", "Fix: ", "plug-in sh failed", "exit status: 3: log in first"];
+        assert!(whole.iter().all(|word| said.contains(word)), "{said}");
+        assert!(!said.contains("SECRET"), "{said}");
+        let said = refused("echo 'token: eyJSECRET'; echo '  [ eyJSECRET'").await;
+        assert!(said.contains("ISM2003") && !said.contains("SECRET"), "{said}");
+        let said = refused("exec sleep 4").await;
+        assert!(said.contains("ISM2003") && said.contains("within 2.0s"), "{said}");
     }
 }

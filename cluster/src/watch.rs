@@ -80,6 +80,14 @@ impl WatchHealth {
         Some(now.saturating_duration_since(last))
     }
 
+    /// Waiting changes nothing: the credential may not read a kind, or all is read and something is
+    /// not there.
+    pub fn hopeless(&self) -> bool {
+        let denied = self.kinds.values().any(|kind| kind.denied);
+        let read = !self.kinds.is_empty() && self.kinds.values().all(|kind| kind.synced);
+        !self.waiting.is_empty() && (denied || read)
+    }
+
     /// All kinds are listed, and all are heard: what is published is what there is.
     pub fn fresh(&self) -> bool {
         !self.kinds.is_empty()
@@ -211,5 +219,22 @@ mod tests {
         health.kinds.insert("Pod", KindHealth { silent: false, ..silent });
         assert!(health.reachable() && health.fresh());
         assert!(health.age(Instant::now()).unwrap() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn who_may_not_read_a_kind_need_not_wait() {
+        let read = KindHealth { synced: true, ..KindHealth::default() };
+        let asked = KindHealth::default();
+        let mut health = WatchHealth::default();
+        health.kinds = BTreeMap::from([("Pod", asked.clone()), ("Service", read.clone())]);
+        health.waiting = vec!["Pod has not been listed yet".into()];
+        assert!(!health.hopeless());
+        health.kinds.insert("Pod", KindHealth { denied: true, ..asked });
+        assert!(health.hopeless());
+        health.kinds.insert("Pod", read);
+        health.waiting = vec!["ConfigMap nope/isthmus-mesh does not exist".into()];
+        assert!(health.hopeless());
+        health.waiting.clear();
+        assert!(!health.hopeless());
     }
 }

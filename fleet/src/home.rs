@@ -92,8 +92,7 @@ impl Home {
             Janitor::hire(parts.own.command(), "--folder", run.as_os_str(), Stdio::null())?;
         std::fs::set_permissions(&run, PermissionsExt::from_mode(0o700))?;
         let logs = logs.map_or_else(|| run.join("logs"), Path::to_owned);
-        std::fs::create_dir_all(&logs)
-            .with_context(|| format!("ISM2901 cannot make the folder {}. {fix}", logs.display()))?;
+        make_logs(&logs)?;
         let place = Place::Loopback;
         Ok(Self { place, prefix, run, logs, parts, sabotage: None, janitor })
     }
@@ -205,5 +204,23 @@ impl Drop for Janitor {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
         let _ = self.child.wait();
+    }
+}
+
+fn make_logs(logs: &Path) -> Result<()> {
+    std::fs::create_dir_all(logs).with_context(|| {
+        format!(
+            "ISM2901 cannot make the folder {} for logs. Fix: name by --logs a folder you may write to",
+            logs.display()
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_folder_for_logs_that_cannot_be_made_is_named_with_its_option() {
+        let said = super::make_logs("/proc/foo".as_ref()).unwrap_err().to_string();
+        assert!(said.contains("/proc/foo") && said.contains("--logs"), "{said}");
     }
 }

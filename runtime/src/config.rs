@@ -2,6 +2,8 @@
 //! errors that name place, line and field.
 
 use serde::de::DeserializeOwned;
+use serde_saphyr::budget::BudgetBreach;
+use serde_saphyr::{DefaultMessageFormatter, Error, MessageFormatter as _};
 use std::path::{Path, PathBuf};
 
 /// Longest configuration that is read, bytes.
@@ -51,7 +53,33 @@ fn parse<T: DeserializeOwned>(
     place: impl FnOnce() -> String,
 ) -> Result<T, ConfigError> {
     serde_saphyr::from_str(text)
-        .map_err(|e| ConfigError::Invalid { place: place(), problem: e.to_string() })
+        .map_err(|error| ConfigError::Invalid { place: place(), problem: problem(&error) })
+}
+
+/// What is wrong with a text of YAML, and where, in one line: without the lines around it, which the
+/// parser would quote, and without its advice to programmers.
+pub fn problem(error: &Error) -> String {
+    let reason = reason(error);
+    match error.location() {
+        Some(place) => format!("{reason} at line {}, column {}", place.line(), place.column()),
+        None => reason,
+    }
+}
+
+fn reason(error: &Error) -> String {
+    match error {
+        Error::WithSnippet { error, .. } | Error::AliasError { error, .. } => reason(error),
+        Error::MultipleDocuments { .. }
+        | Error::Budget { breach: BudgetBreach::Documents { .. }, .. } => {
+            "it holds several documents, one is expected".into()
+        }
+        Error::Budget { .. } => "it is too large, or too deeply nested, to be read".into(),
+        Error::DuplicateMappingKey { key: Some(key), .. } => {
+            format!("the key {key} is there twice")
+        }
+        Error::DuplicateMappingKey { key: None, .. } => "a key is there twice".into(),
+        other => DefaultMessageFormatter.format_message(other).into_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -64,6 +92,27 @@ mod tests {
     struct One {
         #[allow(dead_code, reason = "read from the text, not by the test")]
         port: u16,
+    }
+
+    #[test]
+    fn a_problem_is_one_line_without_the_lines_around_it() {
+        let cases = [
+            ("# eyJSECRET\nprot: 1\n", "unknown field `prot`"),
+            ("port: 1\nport: 2\n", "the key port is there twice at line 2, column 1"),
+            ("port: 1\n---\nport: 2\n", "it holds several documents, one is expected"),
+            ("port: [ # eyJSECRET\n", " at line "),
+        ];
+        for (text, word) in cases {
+            let said = parse::<One>(text, || "here".into()).unwrap_err().to_string();
+            assert!(said.contains(word) && said.contains("ISM1003"), "{text}: {said}");
+            assert!(
+                !["SECRET", "\n", "Options", "from_str"].iter().any(|it| said.contains(it)),
+                "{said}"
+            );
+        }
+        let many = format!("[{}]", "1,".repeat(250_001));
+        let said = parse::<serde_json::Value>(&many, || "here".into()).unwrap_err().to_string();
+        assert!(said.contains("it is too large"), "{said}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
+use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -40,6 +41,15 @@ impl FromStr for Place {
     }
 }
 
+impl Display for Place {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => f.write_str(address),
+            Self::Unix(socket) => write!(f, "unix:{}", socket.display()),
+        }
+    }
+}
+
 /// Reads the page at `path` (with its query).
 ///
 /// # Errors
@@ -51,31 +61,43 @@ pub async fn read(place: &Place, path: &str) -> Result<String> {
                 let stream = TcpStream::connect(address)
                     .await
                     .with_context(|| format!("ISM1006 nothing answers at {address}"))?;
-                get(stream, path).await
+                get(stream, place, path).await
             }
             Place::Unix(socket) => {
                 let stream = UnixStream::connect(socket)
                     .await
                     .with_context(|| format!("ISM1006 nothing answers at {}", socket.display()))?;
-                get(stream, path).await
+                get(stream, place, path).await
             }
         }
     };
-    tokio::time::timeout(READ_MAX, reading)
-        .await
-        .with_context(|| format!("ISM1006 {place:?} did not answer {path} within {READ_MAX:?}"))?
+    tokio::time::timeout(READ_MAX, reading).await.map_err(|_| silent(place, path))?
+}
+
+fn silent(place: &Place, path: &str) -> anyhow::Error {
+    anyhow::anyhow!(
+        "ISM1006 {place} did not answer {path} within {READ_MAX:?}. Fix: name the admin port of a \
+         program that runs, or the port that is forwarded to it"
+    )
 }
 
 async fn get(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    place: &Place,
     path: &str,
 ) -> Result<String> {
+    let foreign = || {
+        format!(
+            "ISM1007 {place} does not answer {path} as a program's admin port does. Fix: name the \
+             admin port of the right program, which speaks plain HTTP"
+        )
+    };
     let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.with_context(foreign)?;
     let driver = tokio::spawn(connection);
     let request =
         Request::get(path).header(header::HOST, "localhost").body(Empty::<Bytes>::new())?;
-    let response = sender.send_request(request).await?;
+    let response = sender.send_request(request).await.with_context(foreign)?;
     let status = response.status();
     let body = Limited::new(response.into_body(), PAGE_MAX).collect().await;
     driver.abort();
@@ -83,7 +105,37 @@ async fn get(
         body.map_err(|e| anyhow::anyhow!("the page {path} could not be read: {e}"))?.to_bytes();
     let text = String::from_utf8(body.to_vec()).context("the page is not UTF-8")?;
     if status != StatusCode::OK {
-        bail!("ISM1007 the page {path} answered {status}: {}", text.trim());
+        bail!("ISM1007 the page {path} of {place} answered {status}: {}", text.trim());
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn who_answers_otherwise_is_named_as_it_was_given() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let place = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            _ = stream.read(&mut [0; 64]).await;
+            stream.write_all(b"\x15\x03\x01 no HTTP\r\n\r\n").await.unwrap();
+        });
+        let said = read(&place.parse().unwrap(), "/config").await.unwrap_err().to_string();
+        let whole = ["ISM1007", &place, "/config", "Fix: "];
+        assert!(whole.iter().all(|word| said.contains(word)), "{said}");
+        let unix: Place = "unix:/run/a.sock".parse().unwrap();
+        assert_eq!(unix.to_string(), "unix:/run/a.sock");
+    }
+
+    #[test]
+    fn who_is_silent_is_named_too() {
+        let said = silent(&"127.0.0.1:18999".parse().unwrap(), "/config").to_string();
+        assert!(said.starts_with("ISM1006 127.0.0.1:18999 did not answer"), "{said}");
+        assert!(said.contains("Fix: "), "{said}");
+    }
 }

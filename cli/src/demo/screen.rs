@@ -1,6 +1,6 @@
 //! What the demo shows: facts in two columns, the strip of answers, colour where there is a terminal.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 
 /// Widest line, also where the terminal is wider: it must read well in a window of 80.
 const WIDEST: usize = 80;
@@ -72,9 +72,9 @@ impl Screen {
     /// A chapter's title.
     pub(super) fn title(&mut self, text: &str) {
         self.end_strip();
-        println!();
+        say!();
         for line in wrap(text, self.width) {
-            println!("{}", self.painted(&line, Paint::Bold));
+            say!("{}", self.painted(&line, Paint::Bold));
         }
     }
 
@@ -86,7 +86,7 @@ impl Screen {
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         for line in wrap(&text, self.width - INDENT) {
             let head = if first { name } else { "" };
-            println!("  {head:<12} {}", self.painted(&line, paint));
+            say!("  {head:<12} {}", self.painted(&line, paint));
             first = false;
         }
     }
@@ -105,8 +105,8 @@ impl Screen {
             let hang = indent + column.unwrap_or(2);
             for (number, part) in wrap(rest, self.width - hang).iter().enumerate() {
                 match number {
-                    0 => println!("{:indent$}{head}{part}", ""),
-                    _ => println!("{:hang$}{part}", ""),
+                    0 => say!("{:indent$}{head}{part}", ""),
+                    _ => say!("{:hang$}{part}", ""),
                 }
             }
         }
@@ -116,32 +116,32 @@ impl Screen {
     pub(super) fn event(&mut self, text: &str) {
         self.end_strip();
         for line in wrap(text, self.width - 2) {
-            println!("  {}", self.painted(&line, Paint::Bold));
+            say!("  {}", self.painted(&line, Paint::Bold));
         }
     }
 
     /// Whose the next part of the strip is, where it is not the mesh's.
     pub(super) fn aside(&mut self, text: &str) {
         self.end_strip();
-        println!("  {}", self.painted(text, Paint::Dim));
+        say!("  {}", self.painted(text, Paint::Dim));
     }
 
     /// One more letter of the strip.
     pub(super) fn letter(&mut self, letter: char) {
         if self.column == 0 {
-            print!("  ");
+            put!("  ");
         }
-        print!("{}", self.painted(&letter.to_string(), Paint::of(letter)));
+        put!("{}", self.painted(&letter.to_string(), Paint::of(letter)));
         self.column += 1;
         if self.column == self.width - 4 {
             self.end_strip();
         }
-        let _ = std::io::stdout().flush();
+        crate::output::flush();
     }
 
     pub(super) fn end_strip(&mut self) {
         if self.column > 0 {
-            println!();
+            say!();
         }
         self.column = 0;
     }
@@ -159,7 +159,7 @@ impl Screen {
                 line.push_str(&format!("  {cell:>width$}", width = width(column)));
             }
             let paint = if number == 0 { Paint::Dim } else { Paint::Plain };
-            println!("{}", self.painted(&line, paint));
+            say!("{}", self.painted(&line, paint));
         }
     }
 }

@@ -10,7 +10,7 @@ use clap::Args;
 use cluster::operator::Operator;
 use mesh::export::ROOT_NAMESPACE;
 use serde_json::{Value, json};
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::io::{BufRead as _, IsTerminal as _};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -58,15 +58,15 @@ impl Uninstall {
             }
         }
         if !patched && found.iter().all(Vec::is_empty) {
-            println!("nothing of Isthmus is there.");
+            say!("nothing of Isthmus is there.");
             return Ok(ExitCode::SUCCESS);
         }
         if self.dry_run {
-            println!("nothing was changed.");
+            say!("nothing was changed.");
             return Ok(ExitCode::SUCCESS);
         }
         if !self.yes && !agreed()? {
-            println!("nothing was changed.");
+            say!("nothing was changed.");
             return Ok(ExitCode::FAILURE);
         }
         let work = operators.iter().map(async |operator| {
@@ -103,10 +103,10 @@ impl Uninstall {
                 Ok(()) => "everything is gone".to_owned(),
                 Err(error) => format!("× {error:#}"),
             };
-            println!("{}", output::paragraph(&format!("  {} ", operator.context), 15, &text));
+            say!("{}", output::paragraph(&format!("  {} ", operator.context), 15, &text));
             whole &= end.is_ok();
         }
-        println!(
+        say!(
             "pods keep their sidecars until they are made anew: kubectl rollout restart deployment -n \
              NAMESPACE"
         );
@@ -252,8 +252,8 @@ fn agreed() -> Result<bool> {
     if !std::io::stdin().is_terminal() {
         bail!("ISM2081 there is no terminal to ask at. Fix: pass --yes");
     }
-    print!("delete all of this? [y/N] ");
-    std::io::stdout().flush()?;
+    put!("delete all of this? [y/N] ");
+    crate::output::flush();
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line)?;
     Ok(matches!(line.trim(), "y" | "Y" | "yes"))

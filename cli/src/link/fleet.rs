@@ -238,7 +238,7 @@ pub(super) async fn run(call: &Link, file: &Path) -> Result<ExitCode> {
     }
     show(&fleet, &ends, &plans, &failed);
     if call.dry_run {
-        println!("nothing was changed.");
+        say!("nothing was changed.");
         let whole = failed.is_empty();
         return Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
@@ -264,9 +264,9 @@ pub(super) async fn run(call: &Link, file: &Path) -> Result<ExitCode> {
                 format!("× {why}")
             }
         };
-        println!("  [{done}/{count}] {a} - {b}: {text}");
+        say!("  [{done}/{count}] {a} - {b}: {text}");
     }
-    println!("{made} linked, {left} left as they were, {broken} failed.");
+    say!("{made} linked, {left} left as they were, {broken} failed.");
     Ok(if broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -335,23 +335,23 @@ fn show(
     failed: &BTreeMap<&(String, String), String>,
 ) {
     let many = |number: usize, word| output::count(number.try_into().unwrap_or(u32::MAX), word);
-    println!("plan: {} of {}", many(fleet.pairs.len(), "link"), many(ends.len(), "cluster"));
+    say!("plan: {} of {}", many(fleet.pairs.len(), "link"), many(ends.len(), "cluster"));
     for (name, end) in ends {
         let text = match end {
             Ok(end) => format!("{} {}", end.operator.server, end.described.trust_domain),
             Err(why) => format!("× {why}"),
         };
-        println!("{}", output::paragraph(&format!("  {name} "), 15, &text));
+        say!("{}", output::paragraph(&format!("  {name} "), 15, &text));
     }
     for ((a, b), plan) in plans {
         for (half, reader, read) in [(&plan.halves[0], a, b), (&plan.halves[1], b, a)] {
             let consent = if half.agreed { "consent stands" } else { "consent is written" };
             let text = format!("credential {}; {consent}", half.credential);
-            println!("  {reader} reads {read}: {text}");
+            say!("  {reader} reads {read}: {text}");
         }
     }
     for ((a, b), why) in failed {
-        println!("{}", output::paragraph("", 2, &format!("{a} - {b}: left out, {why}")));
+        say!("{}", output::paragraph("", 2, &format!("{a} - {b}: left out, {why}")));
     }
 }
 

@@ -107,15 +107,15 @@ impl Unlink {
                     if no_context(&e) { "was not asked" } else { "did not answer" },
                     if self.dry_run { "would be" } else { "is" },
                 );
-                println!("  {b_id} {why}, so what it holds stays there:");
-                println!("    {e}");
-                println!(
+                say!("  {b_id} {why}, so what it holds stays there:");
+                say!("    {e}");
+                say!(
                     "    its credential for {a_id} {is} revoked; when it is back: isthmus unlink {} {a_id}",
                     self.b
                 );
             }
         }
-        println!("{}", ending(&a_id, &b_id, found, self.dry_run));
+        say!("{}", ending(&a_id, &b_id, found, self.dry_run));
         Ok(ExitCode::SUCCESS)
     }
 

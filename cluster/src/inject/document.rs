@@ -1,7 +1,8 @@
 //! Files of manifests: every pod and pod template in them through [`inject`], the rest as it stands.
 
 use super::{Injection, NamespaceLabels, Settings, apply, inject};
-use anyhow::{Context as _, Result, ensure};
+use crate::yaml;
+use anyhow::{Result, anyhow, ensure};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -48,10 +49,11 @@ impl Documents {
         );
         let mut parts = Vec::new();
         for (index, text) in split(text).into_iter().enumerate() {
-            let object = serde_saphyr::from_str(&text).with_context(|| {
-                format!(
-                    "ISM2706 document {} of the manifests is no YAML. Fix: correct it",
-                    index + 1
+            let object = serde_saphyr::from_str(&text).map_err(|error| {
+                anyhow!(
+                    "ISM2706 document {} of the manifests is no YAML: {}. Fix: correct that line of it",
+                    index + 1,
+                    yaml::told(&error)
                 )
             })?;
             parts.push(Part { text, object });

@@ -482,6 +482,8 @@ fn a_file_of_manifests_keeps_what_is_none_of_ours() {
     // Done again, nothing changes.
     let again = super::documents(&done.text, &labels, "default", &settings()).unwrap();
     assert_eq!(again.text, done.text);
-    let wrong = Documents::read("a: b\n---\na: [").unwrap_err().to_string();
-    assert!(wrong.starts_with("ISM2706 document 2 "), "{wrong}");
+    let wrong = Documents::read("a: b\n---\ndata: eyJSECRET\na: [").unwrap_err();
+    let wrong = format!("{wrong:#}");
+    assert!(wrong.starts_with("ISM2706 document 2 ") && wrong.contains(" at line "), "{wrong}");
+    assert!(!wrong.contains("SECRET"), "{wrong}");
 }

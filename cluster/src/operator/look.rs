@@ -17,6 +17,7 @@ use crate::api::exported_service::ExportedService;
 use crate::inject::NamespaceLabels;
 use crate::parse::mesh_config;
 use crate::plain::plain;
+use crate::refusal;
 use crate::secret::{self, Cacerts};
 use crate::watch;
 use clock::Clock;
@@ -420,7 +421,14 @@ async fn within<T>(deadline: Instant, asked: impl Future<Output = anyhow::Result
 /// An error in one sentence, our own advice last.
 fn told(error: &anyhow::Error) -> String {
     let whole = error.to_string();
-    let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
+    let mut causes: Vec<String> = vec![];
+    for cause in error.chain().skip(1) {
+        if let Some(said) = refusal::cause(cause) {
+            causes.push(said);
+            break;
+        }
+        causes.push(cause.to_string());
+    }
     match whole.rsplit_once(" Fix: ") {
         Some((said, fix)) if !causes.is_empty() => {
             let (said, why) = (said.trim_end_matches('.'), theirs(&causes.join(": "), CAUSES_MAX));

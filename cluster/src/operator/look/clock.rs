@@ -1,7 +1,6 @@
 //! The API server's clock: read once, and counted on by this machine's.
 
 use super::{Operator, Silent};
-use crate::heard::chain;
 use crate::remote::problem::{Verdict, judge};
 use kube::client::Body;
 use std::time::{Duration, Instant, SystemTime};
@@ -64,7 +63,7 @@ fn now() -> i64 {
 }
 
 fn silent(server: &str, error: &kube::Error) -> Silent {
-    let said = chain(error);
+    let said = crate::refusal::told(error);
     match judge(server, error) {
         Verdict::Silent(problem) => Silent { refused: false, reason: problem.reason, said },
         Verdict::Refused(problem) => Silent { refused: true, reason: problem.reason, said },
