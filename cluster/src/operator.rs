@@ -348,7 +348,9 @@ mod tests {
         let path = folder.path().join("config");
         let text = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "a",
-            "clusters": [{"name": "a", "cluster": {"server": "http://192.0.2.1:6443"}}],
+            "clusters": [{"name": "a", "cluster": {
+                "server": "https://192.0.2.1:6443", "insecure-skip-tls-verify": true,
+            }}],
             "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
             "users": [{"name": "a", "user": {"exec": {
                 "apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never",

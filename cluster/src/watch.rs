@@ -225,9 +225,10 @@ mod tests {
     fn who_may_not_read_a_kind_need_not_wait() {
         let read = KindHealth { synced: true, ..KindHealth::default() };
         let asked = KindHealth::default();
-        let mut health = WatchHealth::default();
-        health.kinds = BTreeMap::from([("Pod", asked.clone()), ("Service", read.clone())]);
-        health.waiting = vec!["Pod has not been listed yet".into()];
+        let mut health = WatchHealth {
+            kinds: BTreeMap::from([("Pod", asked.clone()), ("Service", read.clone())]),
+            waiting: vec!["Pod has not been listed yet".into()],
+        };
         assert!(!health.hopeless());
         health.kinds.insert("Pod", KindHealth { denied: true, ..asked });
         assert!(health.hopeless());
