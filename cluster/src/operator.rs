@@ -366,7 +366,12 @@ mod tests {
     #[tokio::test]
     async fn a_plug_in_that_fails_shows_no_token_and_one_that_hangs_is_given_up() {
         let said = refused("echo eyJSECRET; echo log in first >&2; exit 3").await;
-        let whole = ["ISM2003", "Fix: ", "plug-in sh failed", "exit status: 3: log in first"];
+        let whole = [
+            "ISM2003",
+            "Fix: ",
+            "plug-in of the kubeconfig failed",
+            "exit status: 3: log in first",
+        ];
         assert!(whole.iter().all(|word| said.contains(word)), "{said}");
         assert!(!said.contains("SECRET"), "{said}");
         let said = refused("echo 'token: eyJSECRET'; echo '  [ eyJSECRET'").await;

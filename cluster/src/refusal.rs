@@ -81,12 +81,11 @@ pub(crate) fn fix(error: &kube::Error, context: &str) -> String {
 /// A plug-in's standard output holds a token: it is never shown.
 fn of_credential(error: &AuthError) -> String {
     match error {
-        AuthError::AuthExecRun { cmd, out } => {
+        AuthError::AuthExecRun { out, .. } => {
             let words = String::from_utf8_lossy(&out.stderr);
             let first = words.lines().map(str::trim).find(|line| !line.is_empty());
             let first = first.map(|line| format!(": {line}")).unwrap_or_default();
-            let program = cmd.split('"').nth(1).unwrap_or("of the kubeconfig");
-            format!("the exec plug-in {program} failed with {}{first}", out.status)
+            format!("the exec plug-in of the kubeconfig failed with {}{first}", out.status)
         }
         AuthError::AuthExecParse(error) => {
             format!("what the exec plug-in printed is no credential: {}", yaml::told(error))
@@ -142,7 +141,10 @@ mod tests {
         };
         let error = AuthError::AuthExecRun { cmd: "\"aws\" \"SECRET\"".into(), out: Box::new(out) };
         let error = kube::Error::Auth(error);
-        assert_eq!(told(&error), "the exec plug-in aws failed with exit status: 3: log in first");
+        assert_eq!(
+            told(&error),
+            "the exec plug-in of the kubeconfig failed with exit status: 3: log in first"
+        );
         let parse = serde_saphyr::from_str::<u16>("eyJSECRET").unwrap_err();
         let said = told(&AuthError::AuthExecParse(Box::new(parse)));
         assert!(said.contains("no credential") && !said.contains("SECRET"), "{said}");
