@@ -312,7 +312,7 @@ pub(crate) fn body(verb: Verb, headers: &HeaderMap, bytes: &[u8]) -> Result<Valu
     let parsed = match serde_json::from_str(text) {
         Ok(value) => Ok(value),
         Err(_) if yaml => {
-            serde_saphyr::from_str(text).map_err(|error| runtime::config::problem(&error))
+            serde_saphyr::from_str(text).map_err(|error| runtime::yaml::problem(&error))
         }
         Err(error) => Err(error.to_string()),
     };

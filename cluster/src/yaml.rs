@@ -1,9 +1,9 @@
 //! What is wrong with a text of YAML that may hold credentials: the reason and its place, and nothing
-//! of the text itself. (`runtime::config` tells the same of configurations, which hold none.)
+//! of the text itself.
 
 use crate::plain::plain;
-use serde_saphyr::budget::BudgetBreach;
-use serde_saphyr::{DefaultMessageFormatter, Error, MessageFormatter as _};
+use runtime::yaml;
+use serde_saphyr::Error;
 
 /// Longest reason, characters.
 const REASON_MAX: usize = 160;
@@ -14,27 +14,7 @@ pub(crate) fn told(error: &Error) -> String {
         error.without_snippet(),
         Error::SerdeUnknownField { .. } | Error::SerdeMissingField { .. }
     );
-    let reason = plain(&hidden(&reason(error), names), REASON_MAX);
-    match error.location() {
-        Some(place) => format!("{reason} at line {}, column {}", place.line(), place.column()),
-        None => reason,
-    }
-}
-
-fn reason(error: &Error) -> String {
-    match error {
-        Error::WithSnippet { error, .. } | Error::AliasError { error, .. } => reason(error),
-        Error::MultipleDocuments { .. }
-        | Error::Budget { breach: BudgetBreach::Documents { .. }, .. } => {
-            "it holds several documents, one is expected".into()
-        }
-        Error::Budget { .. } => "it is too large, or too deeply nested, to be read".into(),
-        Error::DuplicateMappingKey { key: Some(key), .. } => {
-            format!("the key {key} is there twice")
-        }
-        Error::DuplicateMappingKey { key: None, .. } => "a key is there twice".into(),
-        other => DefaultMessageFormatter.format_message(other).into_owned(),
-    }
+    yaml::placed(error, plain(&hidden(&yaml::reason(error), names), REASON_MAX))
 }
 
 /// Without what is quoted: it is the document's. Names of fields, in backticks, may stay.

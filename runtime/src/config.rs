@@ -1,9 +1,8 @@
 //! A process's configuration: YAML from a file or a variable of the environment into a typed value,
 //! errors that name place, line and field.
 
+use crate::yaml;
 use serde::de::DeserializeOwned;
-use serde_saphyr::budget::BudgetBreach;
-use serde_saphyr::{DefaultMessageFormatter, Error, MessageFormatter as _};
 use std::path::{Path, PathBuf};
 
 /// Longest configuration that is read, bytes.
@@ -53,33 +52,7 @@ fn parse<T: DeserializeOwned>(
     place: impl FnOnce() -> String,
 ) -> Result<T, ConfigError> {
     serde_saphyr::from_str(text)
-        .map_err(|error| ConfigError::Invalid { place: place(), problem: problem(&error) })
-}
-
-/// What is wrong with a text of YAML, and where, in one line: without the lines around it, which the
-/// parser would quote, and without its advice to programmers.
-pub fn problem(error: &Error) -> String {
-    let reason = reason(error);
-    match error.location() {
-        Some(place) => format!("{reason} at line {}, column {}", place.line(), place.column()),
-        None => reason,
-    }
-}
-
-fn reason(error: &Error) -> String {
-    match error {
-        Error::WithSnippet { error, .. } | Error::AliasError { error, .. } => reason(error),
-        Error::MultipleDocuments { .. }
-        | Error::Budget { breach: BudgetBreach::Documents { .. }, .. } => {
-            "it holds several documents, one is expected".into()
-        }
-        Error::Budget { .. } => "it is too large, or too deeply nested, to be read".into(),
-        Error::DuplicateMappingKey { key: Some(key), .. } => {
-            format!("the key {key} is there twice")
-        }
-        Error::DuplicateMappingKey { key: None, .. } => "a key is there twice".into(),
-        other => DefaultMessageFormatter.format_message(other).into_owned(),
-    }
+        .map_err(|error| ConfigError::Invalid { place: place(), problem: yaml::problem(&error) })
 }
 
 #[cfg(test)]

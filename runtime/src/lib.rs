@@ -1,5 +1,5 @@
-//! What every process of the mesh needs and no more: its configuration file, logs, metrics,
-//! readiness, pages about itself, places for connections, and a clean end.
+//! What every process of the mesh needs and no more: its configuration file and the words for what is
+//! wrong with it, logs, metrics, readiness, pages about itself, places for connections, and a clean end.
 
 pub mod admin;
 pub mod config;
@@ -9,6 +9,7 @@ pub mod places;
 pub mod readiness;
 pub mod shutdown;
 pub mod telemetry;
+pub mod yaml;
 
 use std::pin::Pin;
 
