@@ -85,7 +85,7 @@ impl Pair {
             now: Instant::now(),
             world: World::default(),
             client: ClientSession::new(Node::default()),
-            server: ServerSession::new(Limits::default()),
+            server: ServerSession::new(Limits::default(), Dialect::Isthmus),
             up: VecDeque::new(),
             down: VecDeque::new(),
             held: Program::new(),
@@ -133,7 +133,7 @@ impl Pair {
     fn reconnect(&mut self) {
         self.up.clear();
         self.down.clear();
-        self.server = ServerSession::new(Limits::default());
+        self.server = ServerSession::new(Limits::default(), Dialect::Isthmus);
         self.client.reconnected();
     }
 
@@ -417,7 +417,7 @@ fn an_empty_first_request_is_a_wildcard_of_listeners_and_clusters_only() {
         (ResourceKind::Endpoints, false),
         (ResourceKind::Secret, false),
     ] {
-        let mut server = ServerSession::new(Limits::default());
+        let mut server = ServerSession::new(Limits::default(), Dialect::Isthmus);
         let now = Instant::now();
         let request = DeltaDiscoveryRequest {
             type_url: codec::type_url(kind).to_owned(),
@@ -434,7 +434,7 @@ fn an_empty_first_request_is_a_wildcard_of_listeners_and_clusters_only() {
 #[test]
 fn names_are_limited() {
     let limits = Limits { names: 10, name_bytes: 20, ..Limits::default() };
-    let mut server = ServerSession::new(limits);
+    let mut server = ServerSession::new(limits, Dialect::Isthmus);
     let mut ask = |names: Vec<String>| {
         let request = DeltaDiscoveryRequest {
             type_url: codec::type_url(ResourceKind::Listener).to_owned(),
@@ -454,7 +454,8 @@ fn names_are_limited() {
 #[test]
 fn many_resources_travel_in_several_responses() {
     let mut pair = Pair::new();
-    pair.server = ServerSession::new(Limits { response_bytes: 200, ..Limits::default() });
+    let limits = Limits { response_bytes: 200, ..Limits::default() };
+    pair.server = ServerSession::new(limits, Dialect::Isthmus);
     for n in 0..100 {
         let (name, value) = secret(&format!("s{n}"), n);
         pair.set((name.clone(), value));

@@ -309,7 +309,8 @@ impl Sessions {
         let id = registry.next;
         registry.next += 1;
         let identity = view.identity.clone();
-        let state = State { view, session: ServerSession::new(limits) };
+        let session = ServerSession::new(limits, view.dialect);
+        let state = State { view, session };
         let open =
             Arc::new(Open { proxy, identity, since: Instant::now(), state: Mutex::new(state) });
         registry.open.insert(id, Arc::clone(&open));

@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 };
 use envoy_types::pb::google::protobuf::Any;
 use mesh::program::{ResourceKind, ResourceName};
+use mesh::world::Dialect;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -23,9 +24,14 @@ pub(crate) use pace::Pace;
 /// Order (make before break): what is new goes out as [`SEND_ORDER`] says, what is gone in the
 /// reverse order and only when nothing that might refer to it is still due. A type with an
 /// unanswered response waits, and what may refer to it waits along.
+///
+/// Endpoints refer to nothing and never wait for clusters, for an Envoy may wait for them with its
+/// answer: while a cluster that is new or sent anew warms, which takes its endpoints, none of
+/// Envoy's answers about clusters leave it (Envoy, `ClusterManagerImpl::updateClusterCounts`).
 #[derive(Debug)]
 pub struct ServerSession {
     limits: Limits,
+    dialect: Dialect,
     kinds: BTreeMap<ResourceKind, Kind>,
     responses: u64,
     pace: Pace,
@@ -133,8 +139,8 @@ pub struct TypeStatus {
 }
 
 impl ServerSession {
-    pub fn new(limits: Limits) -> Self {
-        Self { limits, kinds: BTreeMap::new(), responses: 0, pace: Pace::default() }
+    pub fn new(limits: Limits, dialect: Dialect) -> Self {
+        Self { limits, dialect, kinds: BTreeMap::new(), responses: 0, pace: Pace::default() }
     }
 
     /// Takes an answer, new names, names no longer wanted, or all of them at once. Types we do
@@ -147,13 +153,26 @@ impl ServerSession {
         self.pace.count(now, &self.limits);
         let Some(of) = codec::kind_of(&request.type_url) else { return Ok(()) };
         self.within_limits(of, request)?;
+        let trusted = self.trusts(of);
         let kind = self.kinds.entry(of).or_default();
         if !request.response_nonce.is_empty() {
             let refusal = request.error_detail.as_ref().map(|status| status.message.as_str());
             kind.answered(now, &request.response_nonce, refusal, &self.limits);
         }
-        kind.subscriptions(of, request);
+        kind.subscriptions(of, request, trusted);
         Ok(())
+    }
+
+    /// Whether what the client says it holds from an earlier stream is not sent again. An Envoy's
+    /// endpoints are: it may hold them while a cluster that replaced another waits for them.
+    pub(super) fn trusts(&self, of: ResourceKind) -> bool {
+        !(self.warms() && of == ResourceKind::Endpoints)
+    }
+
+    /// Whether a cluster that is sent anew is not used before its endpoints are sent anew too,
+    /// though they may not have changed (Envoy, "xDS protocol": resource warming).
+    fn warms(&self) -> bool {
+        self.dialect == Dialect::Envoy
     }
 
     /// Names subscribed, all types together.
@@ -182,11 +201,12 @@ impl ServerSession {
 
     /// The next response, if one may go out now.
     pub fn next(&mut self, now: Instant, lookup: &dyn Lookup) -> Next {
+        let (warms, mut held) = (self.warms(), false);
         let mut wake: Option<Instant> = None;
         let mut sleep = |until: Instant| wake = Some(wake.map_or(until, |wake| wake.min(until)));
         for of in SEND_ORDER {
             let Some(kind) = self.kinds.get_mut(&of) else { continue };
-            if !kind.is_due() {
+            if !kind.is_due() || (held && of != ResourceKind::Endpoints) {
                 continue;
             }
             if let Some(until) = kind.resting(now) {
@@ -196,9 +216,13 @@ impl ServerSession {
             }
             if kind.waits_for_answer() {
                 // What comes later in the order may refer to what could not be sent yet.
-                break;
+                held = true;
+                continue;
             }
             if let Some(news) = kind.news(of, lookup, self.limits.response_bytes) {
+                if warms && of == ResourceKind::Cluster {
+                    self.again(ResourceKind::Endpoints, &news.replaced);
+                }
                 return Next::Send(self.respond(now, of, news.resources, news.absent, lookup));
             }
         }
@@ -232,7 +256,7 @@ impl ServerSession {
     }
 
     /// Sends these anew, where they are asked for by name.
-    pub(super) fn again(&mut self, of: ResourceKind, names: &[String]) {
+    fn again(&mut self, of: ResourceKind, names: &[String]) {
         if let Some(kind) = self.kinds.get_mut(&of) {
             names.iter().for_each(|name| kind.again(name));
         }

@@ -81,7 +81,8 @@ impl Sotw {
             return session.request(now, &delta);
         }
         if first {
-            kind.claimed = Some(request.version_info.clone()).filter(|claim| !claim.is_empty());
+            let claim = Some(&request.version_info).filter(|claim| !claim.is_empty());
+            kind.claimed = claim.filter(|_| session.trusts(of)).cloned();
         } else {
             delta.response_nonce.clone_from(&request.response_nonce);
             delta.error_detail.clone_from(&request.error_detail);
@@ -118,14 +119,12 @@ impl Sotw {
     ) -> Option<DiscoveryResponse> {
         let of = codec::kind_of(&delta.type_url).expect("our own response");
         let kind = self.kinds.get_mut(&of).expect("only what was asked for is answered");
-        let (mut fresh, mut replaced) = (Vec::new(), Vec::new());
+        let mut fresh = Vec::new();
         for resource in delta.resources {
             let any = resource.resource.expect("our own response");
             let held = Held { version: resource.version, any: whole(of).then(|| any.clone()) };
             fresh.push(any);
-            if kind.held.insert(resource.name.clone(), held).is_some() {
-                replaced.push(resource.name);
-            }
+            kind.held.insert(resource.name, held);
         }
         for name in &delta.removed_resources {
             kind.held.remove(name);
@@ -142,11 +141,6 @@ impl Sotw {
         } else {
             fresh
         };
-        if of == ResourceKind::Cluster {
-            // A cluster that is sent anew warms anew, and waits for endpoints that have not
-            // changed (Envoy, "xDS protocol": EDS after CDS updates).
-            session.again(ResourceKind::Endpoints, &replaced);
-        }
         Some(DiscoveryResponse {
             version_info: version,
             resources,

@@ -60,6 +60,8 @@ impl Default for Due {
 pub(super) struct News {
     pub(super) resources: Vec<Resource>,
     pub(super) absent: Vec<String>,
+    /// Of `resources`, those of which the client had another content.
+    pub(super) replaced: Vec<String>,
 }
 
 impl Kind {
@@ -90,11 +92,16 @@ impl Kind {
         self.rests_until = Some(now + rest.min(limits.nack_rest_max));
     }
 
-    /// Applies what a request says about names.
-    pub(super) fn subscriptions(&mut self, of: ResourceKind, request: &DeltaDiscoveryRequest) {
+    /// Applies what a request says about names; the versions in it only where `trusted`.
+    pub(super) fn subscriptions(
+        &mut self,
+        of: ResourceKind,
+        request: &DeltaDiscoveryRequest,
+        trusted: bool,
+    ) {
         let first = !std::mem::replace(&mut self.begun, true);
         if first {
-            let held = request.initial_resource_versions.iter();
+            let held = request.initial_resource_versions.iter().filter(|_| trusted);
             self.told = held.map(|(name, version)| (name.clone(), Some(version.clone()))).collect();
             // Before "*" was a name, an empty first request of these two types meant it.
             let legacy = matches!(of, ResourceKind::Listener | ResourceKind::Cluster);
@@ -257,7 +264,7 @@ impl Kind {
                 all
             }
         };
-        let mut news = News { resources: Vec::new(), absent: Vec::new() };
+        let mut news = News { resources: Vec::new(), absent: Vec::new(), replaced: Vec::new() };
         let mut bytes = 0;
         while bytes < bytes_max
             && let Some(name) = due.pop_first()
@@ -275,7 +282,9 @@ impl Kind {
                 continue;
             }
             bytes += any.encoded_len() + name.len();
-            self.told.insert(name.clone(), Some(version.clone()));
+            if let Some(Some(_)) = self.told.insert(name.clone(), Some(version.clone())) {
+                news.replaced.push(name.clone());
+            }
             news.resources.push(Resource {
                 name,
                 version,
@@ -295,16 +304,19 @@ impl Kind {
     }
 
     fn missing(&mut self, name: String, absent: &mut Vec<String>) {
+        let asked = self.explicit.contains(&name);
         match self.told.get(&name) {
-            Some(Some(_)) => {
+            Some(Some(version)) if !(asked && version.is_empty()) => {
                 self.leaving.insert(name);
             }
             Some(None) => (),
-            None if self.explicit.contains(&name) => {
+            // Who asked anew waits for an answer, also where there is nothing.
+            Some(Some(_)) | None if asked => {
+                self.leaving.remove(&name);
                 self.told.insert(name.clone(), None);
                 absent.push(name);
             }
-            None => (),
+            Some(Some(_)) | None => (),
         }
     }
 
