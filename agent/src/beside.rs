@@ -10,7 +10,7 @@ use mesh::world::Dialect;
 use runtime::admin::{self, Listen, Pages};
 use runtime::metrics::Metrics;
 use runtime::readiness::Readiness;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -185,6 +185,13 @@ async fn follow_proxy(
         end.cancelled().await;
         return Ok(());
     };
+    if beside.bootstrap.is_some() && !arguments.iter().any(|it| names_drain_time(it)) {
+        tracing::warn!(
+            "ISM1048 the proxy's command line names no --drain-time-s: a policy that changes reaches \
+             connections that are open only as Envoy closes them, which may take 600 s. \
+             Fix: add --drain-time-s 5 --drain-strategy immediate"
+        );
+    }
     let mut command = Command::new(program);
     command.envs(beside.grpc_bootstrap.iter().map(|file| ("GRPC_XDS_BOOTSTRAP", file)));
     let mut child = command.args(arguments).kill_on_drop(true).spawn().with_context(|| {
@@ -204,6 +211,11 @@ async fn follow_proxy(
         () = end.cancelled() => {}
     }
     stop(&mut child, drain).await
+}
+
+/// Envoy takes a flag's value beside it or behind `=`.
+fn names_drain_time(argument: &OsStr) -> bool {
+    argument.to_str().is_some_and(|it| it.split('=').next() == Some("--drain-time-s"))
 }
 
 /// SIGTERM, and SIGKILL where that does not end it within `limit`.

@@ -59,6 +59,8 @@ impl Fleet {
             // The agent may be killed; its Envoy is not to outlive it.
             .args(["--proxy", "setpriv", "--pdeathsig", "KILL", &program.display().to_string()])
             .args(["-c", &bootstrap, "--disable-hot-restart", "--concurrency", "2"])
+            // A policy that changes is to reach open connections (README).
+            .args(["--drain-time-s", "5", "--drain-strategy", "immediate"])
             .args(["--log-level", "info"])
             .env("RUST_LOG", "info");
         pod.proxy.set(job.start()?).ok();

@@ -1,6 +1,6 @@
 //! Envoy in front of a workload: policies on who calls, near and from another cluster.
 
-use super::super::{Stage, call, call_until};
+use super::super::{HOST, Stage, call, call_until};
 use anyhow::{Result, bail};
 use fleet::launcher::{Pod, Service};
 use fleet::objects::{apply, delete};
@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 const NAME: &str = "enveloped";
 const URL: &str = "http://enveloped.shop.global/";
 const LIMIT: Duration = Duration::from_secs(30);
+/// Until a policy holds, counted from its writing. Envoy gives up on a cluster that waits for its
+/// endpoints after 15 s, and takes no listener meanwhile.
+const HOLDS_MAX: Duration = Duration::from_secs(5);
 /// Calls of one who is denied, after the first denial.
 const DENIED: usize = 50;
 
@@ -30,6 +33,18 @@ fn policy(name: &str, action: &str, principal: &str) -> Value {
         "spec": {
             "action": action, "selector": {"matchLabels": {"app": fleet::ENVOY_ACCOUNT}},
             "rules": [{"from": [{"source": {"principals": [principal]}}]}],
+        },
+    })
+}
+
+/// Changes a cluster of Envoy's, with each `timeout_ms` anew.
+fn rule(timeout_ms: usize) -> Value {
+    json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+        "metadata": {"name": "warms", "namespace": "shop"},
+        "spec": {
+            "host": HOST,
+            "trafficPolicy": {"connectionPool": {"tcp": {"connectTimeout": format!("{timeout_ms}ms")}}},
         },
     })
 }
@@ -62,6 +77,7 @@ pub(super) async fn policies(stage: &Stage<'_>) -> Result<()> {
     for name in ["denied", "allowed"] {
         delete(east.client(), &policy(name, "DENY", "")).await?;
     }
+    delete(east.client(), &rule(0)).await?;
     delete(east.client(), &export()).await?;
     judged
 }
@@ -73,13 +89,16 @@ async fn judge(stage: &Stage<'_>, near: &Caller<'_>, far: &Caller<'_>) -> Result
         let promise = format!("Envoy as a server lets a caller of {} in", caller.from);
         stage.judge(&promise, &answered, true, &[]);
     }
-    for (denied, other) in [(near, far), (far, near)] {
+    let mut slowest = Duration::ZERO;
+    for (turn, (denied, other)) in [(near, far), (far, near)].into_iter().enumerate() {
         for (name, action, principal) in
             [("denied", "DENY", &denied.principal), ("allowed", "ALLOW", &other.principal)]
         {
             let object = policy(name, action, principal);
+            apply(east.client(), &rule(9_000 + 2 * turn + usize::from(name == "denied"))).await?;
             apply(east.client(), &object).await?;
-            let (through, said) = refused(stage, denied).await?;
+            let (took, through, said) = refused(stage, denied).await?;
+            slowest = slowest.max(took);
             let passed = answered(stage, other).await?;
             stage.judge(
                 &format!(
@@ -95,6 +114,12 @@ async fn judge(stage: &Stage<'_>, near: &Caller<'_>, far: &Caller<'_>) -> Result
             answered(stage, denied).await?;
         }
     }
+    stage.judge(
+        &format!("each of those policies holds within {HOLDS_MAX:?}, though a cluster changes too"),
+        &format!("the slowest after {:.2} s", slowest.as_secs_f64()),
+        slowest < HOLDS_MAX,
+        &[],
+    );
     Ok(())
 }
 
@@ -105,15 +130,16 @@ async fn answered(stage: &Stage<'_>, caller: &Caller<'_>) -> Result<String> {
     Ok(format!("{}/{} after {:.2} s", answer.cluster, answer.pod, took.as_secs_f64()))
 }
 
-/// Until the caller is denied; then how many of its next calls pass all the same, and what the last
-/// of the others was told.
-async fn refused(stage: &Stage<'_>, caller: &Caller<'_>) -> Result<(usize, String)> {
+/// Until the caller is denied; after how long, how many of its next calls pass all the same, and
+/// what the last of the others was told.
+async fn refused(stage: &Stage<'_>, caller: &Caller<'_>) -> Result<(Duration, usize, String)> {
     let start = Instant::now();
     while call(stage.fleet, caller.pod, URL, 2.0).await.is_ok() {
         if start.elapsed() > LIMIT {
             bail!("a caller of {} still passes after {LIMIT:?}", caller.from);
         }
     }
+    let took = start.elapsed();
     let (mut through, mut said) = (0, String::new());
     for _ in 0..DENIED {
         match call(stage.fleet, caller.pod, URL, 2.0).await {
@@ -121,5 +147,5 @@ async fn refused(stage: &Stage<'_>, caller: &Caller<'_>) -> Result<(usize, Strin
             Err(error) => said = format!("{error:#}"),
         }
     }
-    Ok((through, said))
+    Ok((took, through, said))
 }
