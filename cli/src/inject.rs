@@ -48,10 +48,10 @@ impl Call {
         for outcome in &done.outcomes {
             let word = if outcome.injected { "injected" } else { "left alone" };
             if self.explain && outcome.injected && outcome.said.is_empty() {
-                eprintln!("{}: injected, image {}", outcome.object, settings.image);
+                note!("{}: injected, image {}", outcome.object, settings.image);
             }
             for said in &outcome.said {
-                eprintln!("{}: {word}: {said}", outcome.object);
+                note!("{}: {word}: {said}", outcome.object);
             }
         }
         output::print(done.text.as_bytes());

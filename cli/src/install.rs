@@ -164,7 +164,7 @@ impl Install {
                 output::value(output::Format::Yaml, object)?;
             }
         }
-        eprintln!("Secret isthmus-ca/cacerts is left out: `isthmus trust issue` prints it");
+        note!("Secret isthmus-ca/cacerts is left out: `isthmus trust issue` prints it");
         Ok(ExitCode::SUCCESS)
     }
 

@@ -13,6 +13,7 @@ use cluster::credential;
 use cluster::operator::Operator;
 use mesh::export;
 use pair::{End, Half, Terms, check_pair, wait_ready};
+use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -180,7 +181,7 @@ fn print(facts: &[pair::Fact]) {
 }
 
 /// A condition of a ClusterLink.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct Condition {
     pub(crate) status: String,
     pub(crate) reason: String,

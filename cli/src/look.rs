@@ -105,7 +105,7 @@ pub(crate) async fn all(peers: &[Operator], root_namespace: &str) -> Vec<Arc<Inv
     for (peer, found) in peers.iter().zip(join_all(looks).await) {
         match found {
             Ok(found) => seen.push(found),
-            Err(problem) => eprintln!("peer {} is left out: {problem:#}", peer.context),
+            Err(problem) => note!("peer {} is left out: {problem:#}", peer.context),
         }
     }
     seen

@@ -26,12 +26,24 @@ macro_rules! put {
     };
 }
 
+/// A line beside the answer, on standard error; where nobody reads that, nobody is told.
+macro_rules! note {
+    ($($text:tt)*) => {
+        $crate::output::note(format_args!("{}\n", format_args!($($text)*)))
+    };
+}
+
 /// What first kept an answer from being written.
 static LOST: OnceLock<Error> = OnceLock::new();
 
 /// Writes a piece of an answer, unless an earlier one was lost.
 pub(crate) fn put(text: Arguments<'_>) {
     write(&mut std::io::stdout().lock(), text, &LOST);
+}
+
+/// Writes a line of [`note!`].
+pub(crate) fn note(text: Arguments<'_>) {
+    _ = std::io::stderr().lock().write_fmt(text);
 }
 
 fn write(to: &mut impl Write, text: Arguments<'_>, lost: &OnceLock<Error>) {
@@ -78,6 +90,22 @@ pub(crate) enum Format {
     Yaml,
 }
 
+/// For verbs whose answer is an object, which is for machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Language {
+    Json,
+    Yaml,
+}
+
+impl From<Language> for Format {
+    fn from(language: Language) -> Self {
+        match language {
+            Language::Json => Self::Json,
+            Language::Yaml => Self::Yaml,
+        }
+    }
+}
+
 /// Prints a value for machines.
 pub(crate) fn value(format: Format, value: &impl Serialize) -> Result<()> {
     say!("{}", written(format, value)?.trim_end());
@@ -95,9 +123,9 @@ pub(crate) fn written(format: Format, value: &impl Serialize) -> Result<String> 
 /// An error: the sentence, then what lies below it, one line each.
 pub(crate) fn error(error: &anyhow::Error) {
     let mut lines = told(error).into_iter();
-    eprintln!("error {}", lines.next().unwrap_or_default());
+    note!("error {}", lines.next().unwrap_or_default());
     for cause in lines {
-        eprintln!("  because {cause}");
+        note!("  because {cause}");
     }
 }
 

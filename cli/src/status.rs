@@ -180,7 +180,7 @@ impl Call {
         let broken = lines.iter().filter(|line| !line.is_whole()).count();
         if self.output == Format::Table {
             for (context, error) in &silent {
-                say!("no answer from {context}: {error:#}");
+                say!("unknown {context}: {error:#}");
                 say!(
                     "  its proxies go on with what they have; ask its controller: isthmus status --admin HOST:PORT"
                 );
@@ -214,6 +214,7 @@ impl Call {
                         "from": line.from, "to": line.to, "ready": line.ready,
                         "services": line.services, "endpoints": line.endpoints,
                         "lastHeard": line.last_heard, "why": line.why(),
+                        "conditions": line.conditions,
                     })
                 })
                 .collect();

@@ -58,8 +58,8 @@ pub(crate) struct Issue {
     apply: bool,
     #[command(flatten)]
     target: Target,
-    #[arg(short, long, value_enum, default_value_t = output::Format::Yaml)]
-    output: output::Format,
+    #[arg(short, long, value_enum, default_value_t = output::Language::Yaml)]
+    output: output::Language,
 }
 
 pub(crate) fn passphrase(file: Option<&Path>, twice: bool) -> Result<String> {
@@ -164,8 +164,8 @@ impl Issue {
             );
             return Ok(ExitCode::SUCCESS);
         }
-        eprintln!("this Secret holds {cluster}'s signing key: apply it, do not store it");
-        output::value(self.output, &secret)?;
+        note!("this Secret holds {cluster}'s signing key: apply it, do not store it");
+        output::value(self.output.into(), &secret)?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -17,6 +17,7 @@ use mesh::inventory::{Inventory, WorkloadName};
 use mesh::name::Identity;
 use mesh::world::{Dialect, Role, View, World};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -117,16 +118,7 @@ impl Call {
             }
             None => &self.client,
         };
-        let (host, port) = self
-            .destination
-            .rsplit_once(':')
-            .and_then(|(host, port)| Some((host.to_ascii_lowercase(), port.parse::<u16>().ok()?)))
-            .ok_or_else(|| {
-                bad_call(format!(
-                    "ISM2030 {:?} is not HOST:PORT. Fix: add the service port",
-                    self.destination
-                ))
-            })?;
+        let (host, port) = destination(&self.destination)?;
         let operator = self.target.load().await?;
         let kubeconfig = self.target.kubeconfig.as_deref();
         let peers = self.peers.load(kubeconfig, std::slice::from_ref(&operator)).await?;
@@ -160,18 +152,24 @@ impl Call {
     fn view(&self, own: &Inventory, pod: &str) -> Result<View> {
         let name = WorkloadName { namespace: self.namespace.clone(), name: pod.to_owned() };
         let workload = own.workloads.get(&name).with_context(|| {
-            let near: Vec<&str> = own
-                .workloads
-                .keys()
+            let there = own.workloads.keys();
+            let near: Vec<&str> = there
                 .filter(|known| known.namespace == self.namespace)
                 .map(|known| known.name.as_str())
                 .take(10)
                 .collect();
-            format!(
-                "ISM2032 there is no pod {pod} in namespace {}. Fix: name one of: {}",
-                self.namespace,
-                near.join(", ")
-            )
+            let fix = if near.is_empty() {
+                let there = own.workloads.keys().map(|known| known.namespace.as_str());
+                let with: BTreeSet<&str> = there.collect();
+                let with: Vec<&str> = with.into_iter().take(10).collect();
+                match with[..] {
+                    [] => "start one; the cluster has no pod that the mesh knows".to_owned(),
+                    _ => format!("it has none; pass -n with one of: {}", with.join(", ")),
+                }
+            } else {
+                format!("name one of: {}", near.join(", "))
+            };
+            format!("ISM2032 there is no pod {pod} in namespace {}. Fix: {fix}", self.namespace)
         })?;
         Ok(View {
             role: Role::Sidecar,
@@ -190,10 +188,42 @@ impl Call {
     }
 }
 
+/// HOST:PORT as a call names it.
+fn destination(text: &str) -> Result<(String, u16)> {
+    let (host, port) =
+        text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).ok_or_else(|| {
+            bad_call(format!("ISM2030 {text:?} is not HOST:PORT. Fix: add the service port"))
+        })?;
+    let port = port.parse().ok().filter(|port| *port > 0).ok_or_else(|| {
+        bad_call(format!(
+            "ISM2030 {port:?} in {text:?} is no port. Fix: write the service port, a number from 1 to \
+             65535"
+        ))
+    })?;
+    Ok((host.to_ascii_lowercase(), port))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use cluster::inject::Sidecar;
+
+    #[test]
+    fn a_destination_has_a_host_and_a_port() {
+        assert_eq!(destination("Hello.shop.global:80").unwrap(), ("hello.shop.global".into(), 80));
+        assert_eq!(destination("[fd00::1]:80").unwrap(), ("[fd00::1]".into(), 80));
+        for (text, word) in [
+            ("hello", "HOST:PORT"),
+            (":80", "HOST:PORT"),
+            ("hello:", "no port"),
+            ("hello:0", "no port"),
+            ("hello:99999", "1 to 65535"),
+            ("hello:http", "no port"),
+        ] {
+            let said = destination(text).unwrap_err().to_string();
+            assert!(said.contains(word) && said.contains("Fix: "), "{text}: {said}");
+        }
+    }
 
     #[test]
     fn a_pod_without_a_sidecar_is_named_first() {

@@ -172,7 +172,8 @@ impl Operator {
     fn not_installed(&self, root_namespace: &str) -> anyhow::Error {
         anyhow::anyhow!(
             "ISM2006 {} has no ConfigMap {root_namespace}/isthmus-mesh: Isthmus is not installed \
-             there. Fix: create it with keys cluster, network, trustDomain, rootCertificates",
+             there. Fix: `isthmus install --context {}`, or name its namespace by --root-namespace",
+            self.context,
             self.context
         )
     }

@@ -1,6 +1,7 @@
 //! Secret `cacerts`: the intermediate a control plane signs with.
 
-use anyhow::{Context as _, Result, bail};
+use crate::refusal;
+use anyhow::{Result, anyhow, bail};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use std::fmt;
@@ -12,11 +13,15 @@ pub const NAMESPACE: &str = "isthmus-ca";
 /// Reads Secret `cacerts` of a namespace. Errors name the key, never what it holds.
 pub async fn read_cacerts(client: &Client, namespace: &str) -> Result<Cacerts> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let secret = secrets.get_opt(NAME).await.with_context(|| {
-        format!(
-            "ISM2301 Secret {namespace}/{NAME} cannot be read. \
-                 Fix: apply deploy/base/roles.yaml, which lets the control plane alone read it"
-        )
+    let secret = secrets.get_opt(NAME).await.map_err(|error| {
+        let fix = match refusal::status(&error) {
+            Some(401 | 403) => {
+                "apply deploy/base/roles.yaml, which lets the control plane alone read it"
+            }
+            Some(_) | None => "see why the API server does not answer",
+        };
+        anyhow!(refusal::told(&error))
+            .context(format!("ISM2301 Secret {namespace}/{NAME} cannot be read. Fix: {fix}"))
     })?;
     let Some(secret) = secret else {
         bail!(

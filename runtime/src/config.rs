@@ -3,6 +3,7 @@
 
 use crate::yaml;
 use serde::de::DeserializeOwned;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 /// Longest configuration that is read, bytes.
@@ -15,9 +16,9 @@ pub enum ConfigError {
     )]
     Unreadable { path: PathBuf, source: std::io::Error },
     #[error(
-        "ISM1002 the configuration {path} has {size} bytes; at most {FILE_MAX} are read. Fix: split it, or point at the right file"
+        "ISM1002 the configuration {path} has more than {FILE_MAX} bytes. Fix: split it, or point at the right file"
     )]
-    TooLarge { path: PathBuf, size: u64 },
+    TooLarge { path: PathBuf },
     #[error(
         "ISM1003 the configuration {place} is not what was expected: {problem}. Fix: correct that line; unknown fields are refused so that a typo cannot be ignored"
     )]
@@ -31,11 +32,13 @@ pub enum ConfigError {
 /// Reads `path` into `T`; give `T` `#[serde(deny_unknown_fields, rename_all = "camelCase")]`.
 pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
     let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
-    let size = std::fs::metadata(path).map_err(unreadable)?.len();
-    if size > FILE_MAX {
-        return Err(ConfigError::TooLarge { path: path.to_owned(), size });
+    let mut text = String::new();
+    // No longer than that of a pipe either, which does not say its length before.
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    file.take(FILE_MAX + 1).read_to_string(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > FILE_MAX {
+        return Err(ConfigError::TooLarge { path: path.to_owned() });
     }
-    let text = std::fs::read_to_string(path).map_err(unreadable)?;
     parse(&text, || path.display().to_string())
 }
 

@@ -16,6 +16,8 @@ use tokio::net::{TcpStream, UnixStream};
 const READ_MAX: Duration = Duration::from_secs(10);
 /// Longest page, bytes: a configuration of some ten thousand services.
 const PAGE_MAX: usize = 256 * 1024 * 1024;
+/// Longest sentence of somebody else that is repeated, characters.
+const SAID_MAX: usize = 200;
 
 /// Where a process shows its pages: `HOST:PORT`, `http://HOST:PORT` or `unix:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,7 +107,12 @@ async fn get(
         body.map_err(|e| anyhow::anyhow!("the page {path} could not be read: {e}"))?.to_bytes();
     let text = String::from_utf8(body.to_vec()).context("the page is not UTF-8")?;
     if status != StatusCode::OK {
-        bail!("ISM1007 the page {path} of {place} answered {status}: {}", text.trim());
+        let said = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+        let said: String = said.chars().take(SAID_MAX).collect();
+        bail!(
+            "ISM1007 the page {path} of {place} answered {status}: {said}. Fix: name the admin port of \
+             the right program"
+        );
     }
     Ok(text)
 }

@@ -32,13 +32,13 @@ pub struct Redirect {
     #[arg(long, default_values_t = [1337], value_delimiter = ',')]
     pub uid: Vec<u32>,
     /// Port that outbound TCP goes to.
-    #[arg(long, default_value_t = 15001)]
+    #[arg(long, default_value_t = 15001, value_parser = clap::value_parser!(u16).range(1..))]
     pub outbound_port: u16,
     /// Port that inbound TCP goes to.
-    #[arg(long, default_value_t = 15006)]
+    #[arg(long, default_value_t = 15006, value_parser = clap::value_parser!(u16).range(1..))]
     pub inbound_port: u16,
     /// Port that DNS over UDP and TCP goes to.
-    #[arg(long, default_value_t = 15053)]
+    #[arg(long, default_value_t = 15053, value_parser = clap::value_parser!(u16).range(1..))]
     pub dns_port: u16,
     /// Leave DNS alone.
     #[arg(long)]

@@ -78,6 +78,10 @@ pub enum RootError {
     #[error("ISM5307 {path}: {source}. Fix: choose a folder this user may write")]
     File { path: PathBuf, source: io::Error },
     #[error(
+        "ISM5307 {path} cannot be read: {source}. Fix: name the folder that `isthmus trust init` filled, as a user who may read it"
+    )]
+    Unread { path: PathBuf, source: io::Error },
+    #[error(
         "ISM5308 the name of the mesh {0:?} cannot stand in a certificate. Fix: use 1 to 64 printable ASCII characters"
     )]
     Name(String),
@@ -170,7 +174,7 @@ pub fn read_files(folder: &Path) -> Result<RootFiles, RootError> {
     let key = folder.join(KEY_FILE);
     let failed = |path: &Path| {
         let path = path.to_owned();
-        move |source| RootError::File { path, source }
+        move |source| RootError::Unread { path, source }
     };
     let mode = std::fs::metadata(&key).map_err(failed(&key))?.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 {

@@ -209,7 +209,10 @@ pub(super) async fn wait_ready(
             let mut said: Vec<String> = conditions
                 .iter()
                 .filter(|(_, condition)| condition.status != "True")
-                .map(|(name, c)| format!("{name}={} {}: {}", c.status, c.reason, c.message))
+                .map(|(name, c)| {
+                    let message = c.message.trim_end_matches('.');
+                    format!("{name}={} {}: {message}", c.status, c.reason)
+                })
                 .collect();
             if said.is_empty() {
                 said.push(format!(
