@@ -43,6 +43,23 @@ pub struct Options {
     pub root_namespace: String,
 }
 
+impl Options {
+    /// Those of a program that is told its root namespace.
+    ///
+    /// # Errors
+    /// Where it is another than policies of the whole mesh are read in: they would hold for that
+    /// namespace's workloads alone.
+    pub fn of(root_namespace: &str) -> anyhow::Result<Self> {
+        let root = mesh::export::ROOT_NAMESPACE;
+        anyhow::ensure!(
+            root_namespace == root,
+            "ISM2328 rootNamespace is {root_namespace:?}, and what holds for the whole mesh is read in \
+             {root} alone. Fix: leave rootNamespace out, and install in {root}"
+        );
+        Ok(Self::default())
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self { root_namespace: mesh::export::ROOT_NAMESPACE.into() }

@@ -117,7 +117,7 @@ async fn work(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     admin::serve(address, public, last.clone()).await?;
 
     let client = cluster::client::connect(&kubeconfig).await?;
-    let options = cluster::watch::Options { root_namespace: root_namespace.clone() };
+    let options = cluster::watch::Options::of(&root_namespace)?;
     let watched = cluster::watch::own(client.clone(), options, last.clone());
     let (issuer_known, issuer_shown) = watch::channel(None::<Arc<Issuer>>);
     metrics.register(|registry| {

@@ -123,7 +123,7 @@ async fn work(config: Config, end: CancellationToken) -> anyhow::Result<()> {
     let events = Events::start(client.clone(), fence.clone(), writing.clone());
     let own = own_watch::own(
         client.clone(),
-        own_watch::Options { root_namespace: config.root_namespace.clone() },
+        own_watch::Options::of(&config.root_namespace)?,
         end.clone(),
     );
     let (knocked, doors) = watch::channel(None);

@@ -16,8 +16,9 @@ pub use rule::{AccountName, Caller, Clause, NotAPattern, Operation, Pattern, Rul
 
 use crate::export::{ROOT_NAMESPACE, selects};
 use crate::finding::ObjectRef;
-use crate::inventory::{AuthorizationPolicy, Inventory, PolicyAction, Workload};
+use crate::inventory::{AuthorizationPolicy, Inventory, MtlsMode, PolicyAction, Workload};
 use crate::name::TrustDomain;
+use crate::program::InboundListener;
 use rule::Facts;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -67,6 +68,13 @@ pub enum Verdict {
     NoneAllows {
         policies: Vec<Arc<ObjectRef>>,
     },
+    /// It came in plaintext, and the port takes mutual TLS only.
+    Plaintext,
+    /// Its certificate is of a trust domain that is not accepted, as of a cluster that is no longer
+    /// linked.
+    Foreign {
+        domain: TrustDomain,
+    },
 }
 
 impl Verdict {
@@ -74,12 +82,16 @@ impl Verdict {
     pub fn allows(&self) -> bool {
         match self {
             Self::NoAllowPolicy | Self::Allowed { .. } => true,
-            Self::Denied { .. } | Self::NoneAllows { .. } => false,
+            Self::Denied { .. }
+            | Self::NoneAllows { .. }
+            | Self::Plaintext
+            | Self::Foreign { .. } => false,
         }
     }
 
     /// What Envoy logs for a caller that is not let in (`RESPONSE_CODE_DETAILS`): the rule by the
-    /// name that Istio gives it, or `none` where no ALLOW rule matched.
+    /// name that Istio gives it, or `none` where no ALLOW rule matched; words of our own for what
+    /// Envoy refuses at the handshake.
     pub fn denial(&self) -> Option<String> {
         match self {
             Self::NoAllowPolicy | Self::Allowed { .. } => None,
@@ -87,6 +99,8 @@ impl Verdict {
                 Some(format!("rbac_access_denied_matched_policy[{}]", rule_name(policy, *rule)))
             }
             Self::NoneAllows { .. } => Some("rbac_access_denied_matched_policy[none]".to_owned()),
+            Self::Plaintext => Some("mutual_tls_required".to_owned()),
+            Self::Foreign { domain } => Some(format!("trust_domain_not_accepted[{domain}]")),
         }
     }
 }
@@ -112,6 +126,12 @@ impl fmt::Display for Verdict {
                     write!(f, "{}{policy}", if at == 0 { "" } else { ", " })?;
                 }
                 Ok(())
+            }
+            Self::Plaintext => {
+                f.write_str("denies the caller: it comes in plaintext, and mutual TLS is wanted")
+            }
+            Self::Foreign { domain } => {
+                write!(f, "denies the caller: trust domain {domain} is not accepted")
             }
         }
     }
@@ -156,6 +176,24 @@ pub fn selecting<'a>(
             all.take_while(move |policy| policy.object.namespace == namespace)
         })
         .filter(|policy| selects(&policy.selector, &workload.labels))
+}
+
+/// Whether a caller that is connected may stay under this listener: by what its handshake would find
+/// now, then by the policies.
+pub fn admit(listener: &InboundListener, caller: &Caller) -> Verdict {
+    match &caller.identity {
+        None => {
+            let port = listener.ports.get(&caller.destination.port());
+            if port.map_or(listener.mtls, |port| port.mtls) == MtlsMode::Strict {
+                return Verdict::Plaintext;
+            }
+        }
+        Some(identity) if !listener.trust_domains.contains(&identity.domain) => {
+            return Verdict::Foreign { domain: identity.domain.clone() };
+        }
+        Some(_) => {}
+    }
+    decide(&listener.authorization, caller)
 }
 
 /// Whether this caller is let in, and which rule decides.

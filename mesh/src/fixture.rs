@@ -212,7 +212,8 @@ fn fact(own: &mut Inventory, verb: &str, words: &[&str]) {
             };
             let policy = PeerAuthentication {
                 object: object.clone(),
-                selector: labels_of(words, &["port"]),
+                selector: labels_of(words, &["port", "created"]),
+                created: option("created").map_or(0, |text| text.parse().unwrap()),
                 mode: (*said != "UNSET").then(|| mode(said)),
                 ports: options(words, "port").iter().map(port).collect(),
             };

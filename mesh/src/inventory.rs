@@ -363,6 +363,8 @@ pub struct PeerAuthentication {
     pub selector: BTreeMap<String, String>,
     pub mode: Option<MtlsMode>,
     pub ports: BTreeMap<u16, MtlsMode>,
+    /// Seconds since the epoch: of several for the same workloads the oldest is in force.
+    pub created: i64,
 }
 
 /// How a workload takes connections. Default of a mesh without any PeerAuthentication: Permissive.

@@ -1,7 +1,7 @@
 //! Whether a caller is let in: asked of the policies in force, for as long as its connection lives.
 
-use mesh::authorize::{Caller, Verdict, decide};
-use mesh::program::{InboundListener, Listener, Resource, ResourceName, Snapshot};
+use mesh::authorize::{Caller, Verdict, admit};
+use mesh::program::{Listener, Resource, ResourceName, Snapshot};
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -72,9 +72,7 @@ impl Admission {
 
     fn judge(&self, rules: Option<&Resource>) -> Verdict {
         match rules.unwrap_or(&self.first) {
-            Resource::Listener(Listener::Inbound(InboundListener { authorization, .. })) => {
-                decide(authorization, &self.caller)
-            }
+            Resource::Listener(Listener::Inbound(listener)) => admit(listener, &self.caller),
             // No listener of a workload has that name with another kind: nobody is let in.
             Resource::Listener(Listener::Outbound(_) | Listener::Gateway(_))
             | Resource::Route(_)
@@ -91,13 +89,17 @@ mod tests {
     use super::*;
     use mesh::authorize::Authorization;
     use mesh::inventory::MtlsMode;
-    use mesh::program::Program;
+    use mesh::program::{InboundListener, Program};
     use std::time::Duration;
 
     fn snapshot(deny: &str) -> Arc<Snapshot> {
+        of_mode(MtlsMode::Permissive, deny)
+    }
+
+    fn of_mode(mtls: MtlsMode, deny: &str) -> Arc<Snapshot> {
         let authorization: Authorization = serde_json::from_str(deny).unwrap();
         let listener = InboundListener {
-            mtls: MtlsMode::Strict,
+            mtls,
             ports: Default::default(),
             trust_domains: Default::default(),
             authorization,
@@ -143,5 +145,13 @@ mod tests {
         let denial = "rbac_access_denied_matched_policy[ns[shop]-policy[no]-rule[0]]";
         assert_eq!(verdict.denial().as_deref(), Some(denial));
         assert_eq!(admission.verdict(), verdict);
+
+        // So does a mode that takes no plaintext any more.
+        seen.mark_unchanged();
+        send.send(snapshot(OPEN)).unwrap();
+        seen.changed().await.unwrap();
+        assert!(admission.verdict().allows());
+        send.send(of_mode(MtlsMode::Strict, OPEN)).unwrap();
+        assert_eq!(admission.revoked().await, Verdict::Plaintext);
     }
 }

@@ -19,8 +19,8 @@ pub const INBOUND_SOURCE_V4: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 /// The same on IPv6, where only ::1 is loopback.
 pub const INBOUND_SOURCE_V6: Ipv6Addr = Ipv6Addr::LOCALHOST;
 
-/// Ports that are never taken in: ssh, HBONE, and the sidecar's own metrics and health.
-const INBOUND_NEVER: [u16; 5] = [22, 15008, 15020, 15021, 15090];
+/// Ports that are never taken in: HBONE, and the sidecar's own metrics and health.
+const INBOUND_NEVER: [u16; 4] = [15008, 15020, 15021, 15090];
 
 /// The name of our table; everything of ours is in it.
 const TABLE: &str = "isthmus_sidecar";
@@ -49,7 +49,7 @@ pub struct Redirect {
     /// Destinations (CIDR) that outbound connections reach directly.
     #[arg(long, value_delimiter = ',')]
     pub exclude_outbound_cidrs: Vec<IpNet>,
-    /// Ports of this pod that are reached directly, besides 22, 15008, 15020, 15021 and 15090.
+    /// Ports of this pod that are reached directly, besides 15008, 15020, 15021 and 15090.
     #[arg(long, value_delimiter = ',')]
     pub exclude_inbound_ports: Vec<u16>,
     /// Take the rules away.
@@ -223,7 +223,7 @@ mod tests {
             "tcp dport { 3306 } return",
             "ip daddr { 10.9.0.0/16 } return",
             "ip6 daddr { fd00::/8 } return",
-            "tcp dport { 22, 9000, 15008, 15020, 15021, 15090 } return",
+            "tcp dport { 9000, 15008, 15020, 15021, 15090 } return",
         ] {
             assert!(script.contains(line), "{line} in {script}");
         }

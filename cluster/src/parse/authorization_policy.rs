@@ -31,6 +31,9 @@ const OF_REQUESTS: [&str; 8] = [
     "notPaths",
 ];
 
+/// Fields about what a proxy in front writes down.
+const OF_PROXIES: [&str; 2] = ["remoteIpBlocks", "notRemoteIpBlocks"];
+
 /// A policy that decides something; a policy for gateways, a dry run and AUDIT do not.
 pub fn parse(object: &DynamicObject) -> Parsed<AuthorizationPolicy> {
     let mut notes = Notes::of(KIND, &object.metadata);
@@ -162,12 +165,23 @@ impl Reader<'_> {
             let field = format!("{path}.{key}");
             if OF_REQUESTS.contains(&key.as_str()) {
                 self.of_requests(&field);
+            } else if OF_PROXIES.contains(&key.as_str()) {
+                self.of_proxies(&field);
             } else {
                 let fix = "remove it, or correct its spelling.";
                 self.refuse(3402, &field, "this field is not supported.", fix);
             }
         }
         fields
+    }
+
+    fn of_proxies(&mut self, field: &str) {
+        self.refuse(
+            3416,
+            field,
+            "it is about the address that a request says it comes from, which whoever calls can write.",
+            "use ipBlocks (source.ip), which are compared with the address that connects.",
+        );
     }
 
     fn of_requests(&mut self, field: &str) {
@@ -241,6 +255,10 @@ impl Reader<'_> {
 
     fn rule(&mut self, value: &Value, path: &str, action: PolicyAction) -> Rule {
         let mut rule = Rule::default();
+        if value.is_null() {
+            // Nothing is not the empty rule, which is for everybody.
+            self.unreadable(path, "an object");
+        }
         let fields = self.fields(value, path, &["from", "to", "when"]);
         let from = format!("{path}.from");
         for (number, value) in self.list(fields.get("from"), &from).iter().enumerate() {
@@ -325,6 +343,7 @@ impl Reader<'_> {
                     Some("destination.port") => port,
                     Some("destination.ip") => destination_ip,
                     Some("connection.sni") => server_name,
+                    Some("remote.ip") => return self.of_proxies(&format!("{path}.key")),
                     Some(key) if key.starts_with("request.") => {
                         return self.of_requests(&format!("{path}.key"));
                     }

@@ -1,7 +1,8 @@
 //! Istio's PeerAuthentication: how workloads take connections.
 
-use super::{Notes, Parsed, Rest, spec};
+use super::{Notes, Parsed, Rest, created, spec};
 use kube::api::DynamicObject;
+use mesh::export::ROOT_NAMESPACE;
 use mesh::inventory::{MtlsMode, PeerAuthentication};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -30,12 +31,33 @@ struct Mtls {
     mode: String,
 }
 
-/// A mode that cannot be read counts as STRICT, never as less: the author wanted some rule.
+/// What cannot be read counts as STRICT, never as less: the author wanted some rule.
 pub fn parse(object: &DynamicObject) -> Parsed<PeerAuthentication> {
     let mut notes = Notes::of("PeerAuthentication", &object.metadata);
-    let Some(spec) = spec::<Spec>(object, &mut notes) else { return notes.done(None) };
+    let created = created(&object.metadata);
+    let Some(spec) = spec::<Spec>(object, &mut notes) else {
+        let object = notes.object.clone();
+        let (selector, ports) = (BTreeMap::new(), BTreeMap::new());
+        let mode = Some(MtlsMode::Strict);
+        return notes.done(Some(PeerAuthentication { object, selector, mode, ports, created }));
+    };
     notes.unsupported("spec", &spec.rest);
     let selector = spec.selector.map(|selector| selector.match_labels).unwrap_or_default();
+    match notes.object.namespace.as_str() {
+        "istio-system" if selector.is_empty() => notes.warn(
+            3074,
+            "metadata.namespace",
+            "it holds for the workloads of istio-system alone, as Istio's root namespace is not ours.",
+            "for the whole mesh, write it in isthmus-system.",
+        ),
+        ROOT_NAMESPACE if !selector.is_empty() => notes.refuse(
+            3075,
+            "spec.selector",
+            "the root namespace has none for single workloads (Istio's rule); it is left out.",
+            "remove the selector to mean the whole mesh, or write it in the workloads' namespace.",
+        ),
+        _ => {}
+    }
     let mode = spec.mtls.and_then(|mtls| mode(&mtls.mode, "spec.mtls.mode", &mut notes));
     let mut ports = BTreeMap::new();
     for (number, mtls) in spec.port_level_mtls {
@@ -63,7 +85,7 @@ pub fn parse(object: &DynamicObject) -> Parsed<PeerAuthentication> {
         }
     }
     let object = notes.object.clone();
-    notes.done(Some(PeerAuthentication { object, selector, mode, ports }))
+    notes.done(Some(PeerAuthentication { object, selector, mode, ports, created }))
 }
 
 fn mode(text: &str, field: &str, notes: &mut Notes) -> Option<MtlsMode> {
@@ -112,6 +134,7 @@ mod tests {
                 selector: {}
                 mode: STRICT
                 ports: {}
+                created: 0
             "#]],
         );
     }
@@ -161,6 +184,25 @@ mod tests {
 
         let parsed = read("{mtls: 7}");
         assert_eq!(found(&parsed), [(3001, "spec")]);
-        assert!(parsed.value.is_none());
+        let policy = parsed.value.unwrap();
+        assert_eq!((policy.mode, policy.selector.len()), (Some(MtlsMode::Strict), 0));
+    }
+
+    #[test]
+    fn what_istio_would_take_for_the_whole_mesh_is_told() {
+        let read = |namespace: &str, spec: &str| {
+            let policy = format!(
+                "{{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {{namespace: \
+                 {namespace}, name: default}}, spec: {spec}}}"
+            );
+            let parsed = parse(&object(&policy));
+            parsed.findings.iter().map(|finding| finding.code).collect::<Vec<_>>()
+        };
+        let (whole, some) = ("{mtls: {mode: STRICT}}", "{selector: {matchLabels: {app: a}}}");
+        assert_eq!(read("istio-system", whole), [3074]);
+        assert_eq!(read("istio-system", some), [0; 0]);
+        assert_eq!(read("isthmus-system", whole), [0; 0]);
+        assert_eq!(read("isthmus-system", some), [3075]);
+        assert_eq!(read("shop", whole), [0; 0]);
     }
 }

@@ -140,7 +140,7 @@ fn visit(root_namespace: &str, bring: &mut impl Bring) {
     bring.custom(
         "Gateway.networking.istio.io",
         ISTIO,
-        &["v1"],
+        &["v1", "v1beta1"],
         move |gateway| parse::istio_gateway::parse(gateway, &place),
         Input::Passthrough,
     );
@@ -155,7 +155,7 @@ fn visit(root_namespace: &str, bring: &mut impl Bring) {
     bring.custom(
         "PeerAuthentication",
         "security.istio.io",
-        &["v1"],
+        &["v1", "v1beta1"],
         parse::peer_authentication::parse,
         Input::PeerAuthentication,
     );
@@ -169,7 +169,7 @@ fn visit(root_namespace: &str, bring: &mut impl Bring) {
     bring.custom(
         "DestinationRule",
         ISTIO,
-        &["v1"],
+        &["v1", "v1beta1"],
         parse::destination_rule::parse,
         Input::DestinationRule,
     );

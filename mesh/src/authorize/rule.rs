@@ -47,7 +47,8 @@ pub struct Clause<T> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Source {
-    /// `DOMAIN/ns/NAMESPACE/sa/ACCOUNT`, without `spiffe://`.
+    /// `DOMAIN/ns/NAMESPACE/sa/ACCOUNT`, without `spiffe://`; an end may reach into that
+    /// (`*/a.b/ns/…`), as it does in Istio and Envoy.
     Principal(Pattern),
     /// Of any trust domain (Istio: `*/ns/NAMESPACE/*`).
     Namespace(Pattern),
@@ -185,7 +186,10 @@ impl Holds for Source {
     fn holds(&self, facts: &Facts<'_>) -> bool {
         let identity = facts.caller.identity.as_ref();
         match self {
-            Self::Principal(pattern) => facts.principal.as_ref().is_some_and(|it| pattern.fits(it)),
+            Self::Principal(pattern) => facts.principal.as_ref().is_some_and(|it| match pattern {
+                Pattern::Suffix(end) => format!("spiffe://{it}").ends_with(end),
+                Pattern::Any | Pattern::Exact(_) | Pattern::Prefix(_) => pattern.fits(it),
+            }),
             Self::Namespace(pattern) => identity.is_some_and(|it| pattern.fits(&it.namespace)),
             Self::ServiceAccount(wanted) => identity
                 .is_some_and(|it| it.namespace == wanted.namespace && it.account == wanted.name),

@@ -52,6 +52,8 @@ fn short(verdict: &Verdict) -> String {
             let names: Vec<&str> = policies.iter().map(|it| it.name.as_str()).collect();
             format!("out, none of {}", names.join(" "))
         }
+        Verdict::Plaintext => "out, plaintext".into(),
+        Verdict::Foreign { domain } => format!("out, of {domain}"),
     }
 }
 
@@ -401,4 +403,49 @@ proptest! {
             prop_assert_eq!(verdict.allows(), allowed, "{} | {}", policies, caller);
         }
     }
+}
+
+#[test]
+fn who_is_in_stays_as_long_as_its_handshake_would_be_taken() {
+    use crate::name::Protocol;
+    use crate::program::InboundPort;
+    let listener = |mtls, port, domains: &[&str]| InboundListener {
+        mtls,
+        ports: [(
+            8080,
+            InboundPort { mtls: port, protocol: Protocol::Tcp, service: String::new() },
+        )]
+        .into(),
+        trust_domains: domains.iter().map(|domain| domain.parse().unwrap()).collect(),
+        authorization: Authorization::default(),
+    };
+    use MtlsMode::{Disable, Permissive, Strict};
+    let both = ["east.mesh", "west.mesh"];
+    let web = "west.mesh/ns/shop/sa/web";
+    for (listener, caller, expected) in [
+        (listener(Permissive, Permissive, &both), "plain", "in"),
+        (listener(Permissive, Strict, &both), "plain", "out, plaintext"),
+        (listener(Permissive, Strict, &both), "plain port=9000", "in"),
+        (listener(Strict, Permissive, &both), "plain port=9000", "out, plaintext"),
+        (listener(Strict, Permissive, &both), "plain", "in"),
+        (listener(Disable, Disable, &both), "plain", "in"),
+        (listener(Strict, Strict, &both), web, "in"),
+        (listener(Strict, Strict, &["east.mesh"]), web, "out, of west.mesh"),
+        (listener(Permissive, Permissive, &["east.mesh"]), web, "out, of west.mesh"),
+        (listener(Permissive, Permissive, &["east.mesh"]), "plain", "in"),
+    ] {
+        let verdict = admit(&listener, &who(caller));
+        assert_eq!(short(&verdict), expected, "{listener:?}: {caller}");
+        assert_eq!(verdict.denial().is_none(), verdict.allows());
+    }
+}
+
+#[test]
+fn an_end_of_a_principal_may_reach_into_its_scheme() {
+    let web = "west.mesh/ns/shop/sa/web";
+    check(&[
+        ("policy shop/no DENY rule principal=*/west.mesh/ns/shop/sa/web", web, "out by no[0]"),
+        ("policy shop/no DENY rule principal=*/ns/shop/sa/web", web, "out by no[0]"),
+        ("policy shop/no DENY rule principal=*x/west.mesh/ns/shop/sa/web", web, "in"),
+    ]);
 }

@@ -72,14 +72,22 @@ pub(crate) struct Policy<'a> {
 
 impl<'a> Policy<'a> {
     pub(crate) fn of(world: &'a World, workload: &Workload) -> Self {
-        let all = || world.own.peer_authentications.values();
-        let in_namespace =
-            |it: &&PeerAuthentication| it.object.namespace == workload.name.namespace;
-        let selecting = all()
-            .filter(in_namespace)
-            .find(|it| !it.selector.is_empty() && selects(&it.selector, &workload.labels));
-        let whole = all().filter(in_namespace).find(|it| it.selector.is_empty());
-        let mesh = all().find(|it| it.selector.is_empty() && it.object.namespace == ROOT_NAMESPACE);
+        // Of several the oldest, so that a new one opens nothing (Istio's rule; then by name).
+        let oldest = |namespace: &str, fits: &dyn Fn(&PeerAuthentication) -> bool| {
+            let all = world.own.peer_authentications.values();
+            let there = all.filter(|it| it.object.namespace == namespace && fits(it));
+            there.min_by_key(|it| it.created)
+        };
+        let namespace = workload.name.namespace.as_str();
+        // In the root namespace there are none for single workloads (Istio's rule).
+        let selecting = (namespace != ROOT_NAMESPACE).then(|| {
+            oldest(namespace, &|it| {
+                !it.selector.is_empty() && selects(&it.selector, &workload.labels)
+            })
+        });
+        let selecting = selecting.flatten();
+        let whole = oldest(namespace, &|it| it.selector.is_empty());
+        let mesh = oldest(ROOT_NAMESPACE, &|it| it.selector.is_empty());
         // One that says UNSET leaves it to the next.
         let by = [selecting, whole, mesh].into_iter().flatten().find(|it| it.mode.is_some());
         let mode = by.and_then(|it| it.mode).unwrap_or(MtlsMode::Permissive);

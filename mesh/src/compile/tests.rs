@@ -4,6 +4,7 @@ mod laws;
 
 use super::resource;
 use crate::fixture::{clusters, linked, view, world};
+use crate::inventory::{MtlsMode, WorkloadName};
 use crate::program::{Listener, Resource, ResourceKind, ResourceName};
 use expect_test::{Expect, expect};
 use std::fmt::Write;
@@ -381,6 +382,49 @@ fn a_workload_is_told_the_policies_that_select_it() {
             allow AuthorizationPolicy shop/a rules=1
         "#]],
     );
+}
+
+#[test]
+fn of_several_peer_authentications_the_oldest_is_in_force() {
+    let mode = |policies: &str| {
+        let text = format!(
+            "east service shop/hello 10.96.0.1 80/http
+             east pod shop/hello h 10.244.0.1 eu/a app=hello
+             east pod isthmus-system/own o 10.244.0.2 eu/a app=own
+             {}",
+            policies.replace("peerauth", "\neast peerauth")
+        );
+        let world = world(linked(&clusters(&text), "east"));
+        ["shop/h", "isthmus-system/o"].map(|pod| {
+            let (namespace, name) = pod.split_once('/').unwrap();
+            let pod = WorkloadName { namespace: namespace.into(), name: name.into() };
+            super::inbound::Policy::of(&world, &world.own.workloads[&pod]).mode
+        })
+    };
+    use MtlsMode::{Disable, Permissive, Strict};
+    for (policies, expected) in [
+        (
+            "peerauth shop/b STRICT created=1 peerauth shop/a PERMISSIVE created=2",
+            [Strict, Permissive],
+        ),
+        ("peerauth shop/b STRICT created=2 peerauth shop/a PERMISSIVE created=1", [Permissive; 2]),
+        (
+            "peerauth shop/b STRICT app=hello created=1 peerauth shop/a DISABLE app=hello created=2",
+            [Strict, Permissive],
+        ),
+        (
+            "peerauth isthmus-system/b STRICT created=1 peerauth isthmus-system/a DISABLE created=2",
+            [Strict; 2],
+        ),
+        // None for single workloads there.
+        (
+            "peerauth isthmus-system/b STRICT peerauth isthmus-system/own DISABLE app=own",
+            [Strict; 2],
+        ),
+        ("peerauth shop/b STRICT peerauth shop/a DISABLE", [Disable, Permissive]),
+    ] {
+        assert_eq!(mode(policies), expected, "{policies}");
+    }
 }
 
 #[test]
