@@ -81,6 +81,11 @@ impl Bootstrap<'_> {
                         "type": "ORIGINAL_DST",
                         "lb_policy": "CLUSTER_PROVIDED",
                         "connect_timeout": "5s",
+                        // Envoy's own 1,024 would be a limit that nobody chose (Istio lifts it).
+                        "circuit_breakers": {"thresholds": [{
+                            "max_connections": u32::MAX, "max_pending_requests": u32::MAX,
+                            "max_requests": u32::MAX, "max_retries": u32::MAX,
+                        }]},
                     },
                 ],
             },

@@ -17,7 +17,7 @@ use envoy_types::pb::envoy::config::cluster::v3::{
 };
 use envoy_types::pb::envoy::config::core::v3::{
     BindConfig, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Connection,
-    TcpKeepalive,
+    KeepaliveSettings, TcpKeepalive,
 };
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::{
     HttpProtocolOptions,
@@ -99,19 +99,19 @@ fn common(cluster: &Cluster, dialect: Dialect) -> wire::Cluster {
         outlier_detection: Some(ejection(&cluster.outlier, dialect)),
         typed_extension_protocol_options: [(
             HTTP_OPTIONS.to_owned(),
-            wire::pack(&http_options(&cluster.pool, cluster.protocol)),
+            wire::pack(&http_options(cluster, dialect)),
         )]
         .into(),
         ..Default::default()
     }
 }
 
-/// Retries and hedges that Envoy may have under way at once whatever the load. A gateway that hangs
+/// Retries that Envoy may have under way at once whatever the load. A gateway that hangs
 /// holds hundreds of requests until it is ejected, and each needs one.
 const RETRIES_MIN: u32 = 256;
 
 /// Decision 14's budget in Envoy's words: without one, attempts that a slow mesh makes necessary make it
-/// slower. Hedges count as retries there.
+/// slower.
 fn retry_budget() -> RetryBudget {
     let Retry { budget_percent, .. } = Retry::default();
     RetryBudget {
@@ -156,7 +156,29 @@ fn ejection(outlier: &OutlierDetection, dialect: Dialect) -> Ejection {
     }
 }
 
-fn http_options(pool: &ConnectionPool, protocol: Protocol) -> HttpProtocolOptions {
+/// How long an Envoy's HTTP/2 connection may be silent before it is asked whether it lives, and how
+/// long the answer may take, milliseconds. Through a gateway that hangs none comes, and TCP, which ends
+/// there, does not tell.
+const PING_MS: u64 = 5_000;
+
+fn http2_options(direction: Direction, dialect: Dialect) -> Http2ProtocolOptions {
+    let alive = KeepaliveSettings {
+        interval: duration(PING_MS),
+        timeout: duration(PING_MS),
+        ..Default::default()
+    };
+    let connection_keepalive = match (dialect, direction) {
+        (Dialect::Envoy, Direction::Outbound) => Some(alive),
+        // The own application may be slow, and no gateway stands before it.
+        (Dialect::Envoy, Direction::Inbound | Direction::SniDnat)
+        | (Dialect::Isthmus | Dialect::Grpc, _) => None,
+    };
+    Http2ProtocolOptions { connection_keepalive, ..Default::default() }
+}
+
+fn http_options(cluster: &Cluster, dialect: Dialect) -> HttpProtocolOptions {
+    let Cluster { pool, protocol, name, .. } = cluster;
+    let http2 = http2_options(name.direction, dialect);
     let requests = pool.max_requests_per_connection;
     let explicit = |config| {
         let protocol_config = Some(config);
@@ -166,13 +188,11 @@ fn http_options(pool: &ConnectionPool, protocol: Protocol) -> HttpProtocolOption
         Protocol::Http => {
             explicit(ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default()))
         }
-        Protocol::Http2 | Protocol::Grpc => {
-            explicit(ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions::default()))
-        }
+        Protocol::Http2 | Protocol::Grpc => explicit(ProtocolConfig::Http2ProtocolOptions(http2)),
         Protocol::Tcp | Protocol::Udp | Protocol::Auto => {
             UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
                 http_protocol_options: Some(Http1ProtocolOptions::default()),
-                http2_protocol_options: Some(Http2ProtocolOptions::default()),
+                http2_protocol_options: Some(http2),
                 ..Default::default()
             })
         }
@@ -225,6 +245,17 @@ fn encode_envoy(cluster: &Cluster) -> wire::Cluster {
             lb_policy: LbPolicy::ClusterProvided as i32,
             common_lb_config: None,
             outlier_detection: None,
+            // All ports of the workload share it: who calls limits itself (Istio's inbound).
+            circuit_breakers: Some(CircuitBreakers {
+                thresholds: vec![Thresholds {
+                    max_connections: uint(u32::MAX),
+                    max_pending_requests: uint(u32::MAX),
+                    max_requests: uint(u32::MAX),
+                    max_retries: uint(u32::MAX),
+                    ..Default::default()
+                }],
+                ..Default::default()
+            }),
             upstream_bind_config: Some(BindConfig {
                 source_address: Some(wire::socket_address(
                     INBOUND_SOURCE.parse().expect("a literal address"),

@@ -3,7 +3,7 @@
 use super::wire::{self, Wrong, duration, read_cluster_name, read_duration, required, uint, wrong};
 use super::{grpc, own};
 use envoy_types::pb::envoy::config::route::v3::{
-    HeaderMatcher, HedgePolicy, RetryPolicy, Route as Rule, RouteAction, RouteMatch, VirtualHost,
+    HeaderMatcher, RetryPolicy, Route as Rule, RouteAction, RouteMatch, VirtualHost,
     header_matcher::HeaderMatchSpecifier,
     retry_policy::{RetryHostPredicate, retry_host_predicate::ConfigType},
     route::Action,
@@ -82,19 +82,14 @@ pub(super) fn encode(route: &Route, dialect: Dialect) -> wire::RouteConfiguratio
             let repeated = RetryPolicy {
                 retry_on: RETRY_REPEATABLE_ON.to_owned(),
                 retriable_headers: vec![header(UNSERVED, HeaderMatchSpecifier::PresentMatch(true))],
-                // Not the end of an attempt: the beginning of one beside it.
-                per_try_timeout: if hedge_ms == 0 { None } else { duration(hedge_ms) },
                 ..elsewhere.clone()
             };
-            let hedge = HedgePolicy { hedge_on_per_try_timeout: true, ..Default::default() };
+            // No hedge: Envoy counts each attempt that it hedges as a failure of its endpoint, and
+            // would eject who is only slow (`Filter::onSoftPerTryTimeout`; docs/adr/0018).
             vec![
                 rule(
                     Some(repeatable()),
-                    RouteAction {
-                        retry_policy: Some(repeated),
-                        hedge_policy: Some(hedge),
-                        ..action.clone()
-                    },
+                    RouteAction { retry_policy: Some(repeated), ..action.clone() },
                 ),
                 rule(None, RouteAction { retry_policy: Some(elsewhere), ..action }),
             ]

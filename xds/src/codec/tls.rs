@@ -11,6 +11,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
     SubjectAltNameMatcher, TlsParameters, UpstreamTlsContext,
     common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
+    downstream_tls_context::SessionTicketKeysType,
     subject_alt_name_matcher::SanType,
     tls_parameters::TlsProtocol,
 };
@@ -45,6 +46,7 @@ pub(super) fn upstream<'a>(
         &UpstreamTlsContext {
             common_tls_context: Some(common(&[alpn], sans)),
             sni: sni.to_owned(),
+            max_session_keys: super::wire::uint(0),
             ..Default::default()
         },
     )
@@ -66,6 +68,11 @@ pub(super) fn downstream<'a>(
         &DownstreamTlsContext {
             common_tls_context: Some(common(alpn, sans)),
             require_client_certificate: Some(BoolValue { value: true }),
+            // What is resumed is not verified again: a certificate would outlive its end.
+            disable_stateful_session_resumption: true,
+            session_ticket_keys_type: Some(
+                SessionTicketKeysType::DisableStatelessSessionResumption(true),
+            ),
             ..Default::default()
         },
     )

@@ -81,8 +81,12 @@ impl Sotw {
             return session.request(now, &delta);
         }
         if first {
+            // Of what is asked for by name a version says too little: its client may have asked for
+            // less since, and dropped the rest (grpc-go does).
+            let names = &request.resource_names;
+            let all = names.is_empty() || names.iter().any(|name| name == WILDCARD);
             let claim = Some(&request.version_info).filter(|claim| !claim.is_empty());
-            kind.claimed = claim.filter(|_| session.trusts(of)).cloned();
+            kind.claimed = claim.filter(|_| all && session.trusts(of)).cloned();
         } else {
             delta.response_nonce.clone_from(&request.response_nonce);
             delta.error_detail.clone_from(&request.error_detail);

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 /// The application behind Envoy, in east only.
 const NAME: &str = "enveloped";
 const URL: &str = "http://enveloped.shop.global/";
+/// The same by a port that says it speaks HTTP/2, so that the caller's sidecar does.
+const HTTP2_URL: &str = "http://enveloped.shop.global:82/";
 const LIMIT: Duration = Duration::from_secs(30);
 /// Until a policy holds, counted from its writing. Envoy gives up on a cluster that waits for its
 /// endpoints after 15 s, and takes no listener meanwhile.
@@ -62,7 +64,7 @@ pub(super) async fn policies(stage: &Stage<'_>) -> Result<()> {
         namespace: "shop".into(),
         name: NAME.into(),
         selector: BTreeMap::from([("app".into(), fleet::ENVOY_ACCOUNT.into())]),
-        ports: vec![("http".into(), 80, 8080)],
+        ports: vec![("http".into(), 80, 8080), ("http2".into(), 82, 8080)],
     };
     east.launcher.serve(service).await?;
     apply(east.client(), &export()).await?;
@@ -89,6 +91,16 @@ async fn judge(stage: &Stage<'_>, near: &Caller<'_>, far: &Caller<'_>) -> Result
         let promise = format!("Envoy as a server lets a caller of {} in", caller.from);
         stage.judge(&promise, &answered, true, &[]);
     }
+    let (_, answer) =
+        call_until(stage.fleet, far.pod, HTTP2_URL, LIMIT, |answer| answer.cluster == "east")
+            .await?;
+    let xfcc = answer.headers.get("x-forwarded-client-cert").cloned().unwrap_or_default();
+    stage.judge(
+        "Envoy as a server is called in HTTP/2 over mTLS, and tells its application who calls",
+        &format!("{}/{}, x-forwarded-client-cert: {xfcc}", answer.cluster, answer.pod),
+        xfcc.contains(&format!("spiffe://{}", far.principal)),
+        &[],
+    );
     let mut slowest = Duration::ZERO;
     for (turn, (denied, other)) in [(near, far), (far, near)].into_iter().enumerate() {
         for (name, action, principal) in

@@ -3,7 +3,8 @@
 use super::{HTTP, TCP, chains, filter, rbac};
 use crate::codec::{tls, wire};
 use envoy_types::pb::envoy::config::core::v3::{
-    CidrRange, DataSource, TrafficDirection, TransportSocket, data_source::Specifier,
+    CidrRange, DataSource, Http1ProtocolOptions, TrafficDirection, TransportSocket,
+    data_source::Specifier,
 };
 use envoy_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, ListenerFilter, listener_filter::ConfigType,
@@ -18,7 +19,10 @@ use envoy_types::pb::envoy::extensions::filters::listener::original_dst::v3::Ori
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::filters::network::direct_response::v3::Config as Direct;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager, HttpFilter, Rds, http_connection_manager::RouteSpecifier,
+    HttpConnectionManager, HttpFilter, Rds,
+    http_connection_manager::{
+        ForwardClientCertDetails, RouteSpecifier, SetCurrentClientCertDetails, UpgradeConfig,
+    },
     http_filter::ConfigType as HttpConfigType,
 };
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
@@ -45,8 +49,10 @@ const GATEWAY_PORT: u16 = 15443;
 /// `core/listener.go:97`, all that its clients say).
 const MESH_ALPN: [&str; 5] =
     ["istio-peer-exchange", "istio", "istio-http/1.0", "istio-http/1.1", "istio-h2"];
-/// What an inbound listener selects from; never `istio-peer-exchange` (decision 5).
-const INBOUND_HTTP_ALPN: [&str; 4] = ["istio-h2", "istio-http/1.1", "h2", "http/1.1"];
+/// What an inbound listener selects from; never `istio-peer-exchange` (decision 5), and not
+/// `istio-h2`: Envoy speaks HTTP/2 where `h2` was selected, or where nothing was and its client begins
+/// so (`HttpConnectionManagerConfig::createCodec`, `ConnectionManagerUtility::determineNextProtocol`).
+const INBOUND_HTTP_ALPN: [&str; 3] = ["istio-http/1.1", "h2", "http/1.1"];
 const INBOUND_TCP_ALPN: [&str; 1] = ["istio"];
 
 /// Where what is not the mesh's is reached, by its original destination (Istio's name).
@@ -67,12 +73,8 @@ pub fn capture(closed: &[(IpAddr, u8)]) -> wire::Listener {
         address_prefix: address.to_string(),
         prefix_len: wire::uint(u32::from(*length)),
     });
-    let itself = FilterChainMatch {
-        destination_port: wire::uint(OUTBOUND_PORT.into()),
-        ..Default::default()
-    };
     let unknown = FilterChainMatch { prefix_ranges: ranges.collect(), ..Default::default() };
-    let mut filter_chains = vec![chain("itself", close(), itself)];
+    let mut filter_chains = vec![itself(OUTBOUND_PORT)];
     // Without ranges it would match everything.
     if !closed.is_empty() {
         filter_chains.push(chain("unknown", close(), unknown));
@@ -104,7 +106,7 @@ pub(super) fn encode(name: &str, listener: &Listener) -> wire::Listener {
 fn encode_outbound(outbound: &OutboundListener) -> wire::Listener {
     let by_route = |route: &str| {
         let rds = Rds { config_source: wire::ads(), route_config_name: route.to_owned() };
-        http(route, RouteSpecifier::Rds(rds), [])
+        http(route, RouteSpecifier::Rds(rds), [], HttpConnectionManager::default())
     };
     let inspect = matches!(outbound.target, OutboundTarget::Auto { .. });
     wire::Listener {
@@ -136,12 +138,18 @@ fn encode_inbound(inbound: &InboundListener) -> wire::Listener {
     for (port, InboundPort { mtls, protocol: speaks, .. }) in all {
         // A port that says nothing is carried as bytes: Envoy's inspector reads no TLS.
         let alpn: &[&str] = if speaks.is_http() { &INBOUND_HTTP_ALPN } else { &INBOUND_TCP_ALPN };
-        let mut chain = |protocol: &str, transport_socket: Option<TransportSocket>| {
+        let mut chain = |name: &str, heard: Heard, transport_socket: Option<TransportSocket>| {
+            let (protocol, names): (&str, &[&str]) = match heard {
+                Heard::Plain => ("raw_buffer", &[]),
+                Heard::Tls => ("tls", &[]),
+                Heard::Mesh => ("tls", &MESH_ALPN),
+            };
             filter_chains.push(FilterChain {
-                name: format!("{port}-{protocol}"),
+                name: format!("{port}-{name}"),
                 filter_chain_match: Some(FilterChainMatch {
                     destination_port: if port == 0 { None } else { wire::uint(port.into()) },
                     transport_protocol: protocol.to_owned(),
+                    application_protocols: names.iter().map(|&name| name.to_owned()).collect(),
                     ..Default::default()
                 }),
                 filters: inbound_filters(speaks.is_http(), authorization),
@@ -151,18 +159,26 @@ fn encode_inbound(inbound: &InboundListener) -> wire::Listener {
         };
         let mutual = || Some(tls::downstream(alpn, trust_domains.iter()));
         match mtls {
-            MtlsMode::Strict => chain("tls", mutual()),
+            MtlsMode::Strict => chain("tls", Heard::Tls, mutual()),
+            // An application of HTTP speaks no TLS of its own there: it can only be meant for us.
+            MtlsMode::Permissive if speaks.is_http() => {
+                chain("tls", Heard::Tls, mutual());
+                chain("raw_buffer", Heard::Plain, None);
+            }
+            // Else it may: what does not offer the mesh's names is for the application.
             MtlsMode::Permissive => {
-                chain("tls", mutual());
-                chain("raw_buffer", None);
+                chain("tls", Heard::Mesh, mutual());
+                chain("own-tls", Heard::Tls, None);
+                chain("raw_buffer", Heard::Plain, None);
             }
             // Whatever the workload speaks, TLS of its own included, is passed on.
             MtlsMode::Disable => {
-                chain("tls", None);
-                chain("raw_buffer", None);
+                chain("tls", Heard::Tls, None);
+                chain("raw_buffer", Heard::Plain, None);
             }
         }
     }
+    filter_chains.push(itself(INBOUND_PORT));
     wire::Listener {
         address: wire::address(SocketAddr::new(any_v4(), INBOUND_PORT)),
         traffic_direction: TrafficDirection::Inbound as i32,
@@ -174,6 +190,26 @@ fn encode_inbound(inbound: &InboundListener) -> wire::Listener {
         listener_filters_timeout: Some(Duration { seconds: 1, nanos: 0 }),
         continue_on_listener_filters_timeout: true,
         filter_chains,
+        ..Default::default()
+    }
+}
+
+/// What a connection's first bytes are.
+#[derive(Clone, Copy)]
+enum Heard {
+    Plain,
+    Tls,
+    /// TLS that offers one of the mesh's ALPN names.
+    Mesh,
+}
+
+/// Closes what is meant for the listener itself: passed on, it would come back without end.
+fn itself(port: u16) -> FilterChain {
+    let rule = FilterChainMatch { destination_port: wire::uint(port.into()), ..Default::default() };
+    FilterChain {
+        name: "itself".to_owned(),
+        filters: vec![close()],
+        filter_chain_match: Some(rule),
         ..Default::default()
     }
 }
@@ -208,7 +244,16 @@ fn inbound_filters(speaks_http: bool, authorization: &Authorization) -> Vec<Filt
         ..Default::default()
     };
     let route = RouteSpecifier::RouteConfig(routes);
-    vec![http(&cluster.to_string(), route, rbac::http(authorization))]
+    // The application is told who calls, and what a caller says of that itself is dropped.
+    let told = HttpConnectionManager {
+        forward_client_cert_details: ForwardClientCertDetails::SanitizeSet as i32,
+        set_current_client_cert_details: Some(SetCurrentClientCertDetails {
+            uri: true,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    vec![http(&cluster.to_string(), route, rbac::http(authorization), told)]
 }
 
 fn encode_gateway(gateway: &GatewayListener) -> wire::Listener {
@@ -250,6 +295,7 @@ fn http(
     stat_prefix: &str,
     route: RouteSpecifier,
     before: impl IntoIterator<Item = HttpFilter>,
+    side: HttpConnectionManager,
 ) -> Filter {
     let router = HttpFilter {
         name: "envoy.filters.http.router".to_owned(),
@@ -264,7 +310,17 @@ fn http(
             http_filters: before.into_iter().chain([router]).collect(),
             // Peers are told apart by certificate, not by what they say.
             use_remote_address: Some(BoolValue { value: false }),
-            ..Default::default()
+            // As our own proxies: WebSocket and HTTP/1.0 are carried, and a stream may be silent.
+            upgrade_configs: vec![UpgradeConfig {
+                upgrade_type: "websocket".to_owned(),
+                ..Default::default()
+            }],
+            http_protocol_options: Some(Http1ProtocolOptions {
+                accept_http_10: true,
+                ..Default::default()
+            }),
+            stream_idle_timeout: wire::duration(0),
+            ..side
         },
     )
 }
