@@ -5,13 +5,14 @@
 //! application leaves from 127.0.0.6 (IPv6: ::1), so it is not taken in again, while a call of the
 //! pod to itself through its service is.
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::MetadataExt as _;
 use std::process::{Command, Stdio};
 
 /// Source address of what the inbound side forwards to an application on IPv4 (Istio's choice).
@@ -21,6 +22,10 @@ pub const INBOUND_SOURCE_V6: Ipv6Addr = Ipv6Addr::LOCALHOST;
 
 /// Ports that are never taken in: HBONE, and the sidecar's own metrics and health.
 const INBOUND_NEVER: [u16; 4] = [15008, 15020, 15021, 15090];
+
+/// Inode of the first network namespace, from Linux 6.18 on (`NET_NS_INIT_INO`, linux/nsfs.h); before
+/// that its number tells nothing.
+const MACHINES_OWN: u64 = 0xEFFF_FFF9;
 
 /// The name of our table; everything of ours is in it.
 const TABLE: &str = "isthmus_sidecar";
@@ -85,6 +90,13 @@ impl Redirect {
             print!("{script}");
             return Ok(());
         }
+        let own = std::fs::metadata("/proc/self/ns/net").map(|it| it.ino()).ok();
+        ensure!(
+            self.remove || own != Some(MACHINES_OWN),
+            "ISM1050 this is the machine's own network namespace, and all of the machine's connections \
+             would be redirected. Fix: run it in the pod's (`ip netns exec`, `nsenter --net`); --dry-run \
+             prints what it would do"
+        );
         apply(&script)
     }
 
