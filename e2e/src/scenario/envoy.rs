@@ -1,6 +1,7 @@
 //! A real Envoy as a sidecar in east: configured only by our control plane through `isthmus agent`,
 //! it calls west through the gateways over mutual TLS, and judges who calls the workload behind it.
 
+mod raw;
 mod served;
 
 use super::{HOST, Load, Rates, Stage, call, call_until};
@@ -62,7 +63,7 @@ async fn judge(stage: &Stage<'_>, pod: &Pod) -> Result<()> {
     hung_gateway(stage, pod).await?;
     stage.fleet.mend().await?;
     settle(stage, pod).await?;
-    served::policies(stage).await?;
+    served::served(stage, pod).await?;
     bad_objects(stage, pod).await?;
     never_refused(stage, pod).await
 }

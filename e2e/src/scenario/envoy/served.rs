@@ -1,6 +1,8 @@
-//! Envoy in front of a workload: policies on who calls, near and from another cluster.
+//! Envoy in front of a workload: how it is called, near and from another cluster, and policies on who
+//! may.
 
 use super::super::{HOST, Stage, call, call_until};
+use super::raw::strangers;
 use anyhow::{Result, bail};
 use fleet::launcher::{Pod, Service};
 use fleet::objects::{apply, delete};
@@ -58,7 +60,7 @@ struct Caller<'a> {
     from: &'static str,
 }
 
-pub(super) async fn policies(stage: &Stage<'_>) -> Result<()> {
+pub(super) async fn served(stage: &Stage<'_>, envoy: &Pod) -> Result<()> {
     let (east, west) = (stage.cluster("east"), stage.cluster("west"));
     let service = Service {
         namespace: "shop".into(),
@@ -75,7 +77,12 @@ pub(super) async fn policies(stage: &Stage<'_>) -> Result<()> {
     };
     let near = caller(stage.client()?, "east", "client", "its own cluster");
     let far = caller(west.pod("hello-1")?, "west", "hello", "another cluster, through the gateway");
-    let judged = judge(stage, &near, &far).await;
+    let judged = async {
+        called(stage, &near, &far).await?;
+        strangers(stage, envoy).await?;
+        policies(stage, &near, &far).await
+    };
+    let judged = judged.await;
     for name in ["denied", "allowed"] {
         delete(east.client(), &policy(name, "DENY", "")).await?;
     }
@@ -84,8 +91,7 @@ pub(super) async fn policies(stage: &Stage<'_>) -> Result<()> {
     judged
 }
 
-async fn judge(stage: &Stage<'_>, near: &Caller<'_>, far: &Caller<'_>) -> Result<()> {
-    let east = stage.cluster("east");
+async fn called(stage: &Stage<'_>, near: &Caller<'_>, far: &Caller<'_>) -> Result<()> {
     for caller in [near, far] {
         let answered = answered(stage, caller).await?;
         let promise = format!("Envoy as a server lets a caller of {} in", caller.from);
@@ -101,6 +107,11 @@ async fn judge(stage: &Stage<'_>, near: &Caller<'_>, far: &Caller<'_>) -> Result
         xfcc.contains(&format!("spiffe://{}", far.principal)),
         &[],
     );
+    Ok(())
+}
+
+async fn policies(stage: &Stage<'_>, near: &Caller<'_>, far: &Caller<'_>) -> Result<()> {
+    let east = stage.cluster("east");
     let mut slowest = Duration::ZERO;
     for (turn, (denied, other)) in [(near, far), (far, near)].into_iter().enumerate() {
         for (name, action, principal) in
