@@ -2,6 +2,7 @@
 //! connections too.
 
 mod fields;
+mod strict;
 
 use super::cli::isthmus;
 use super::mistakes::{finding, findings};
@@ -41,6 +42,7 @@ pub(super) async fn policy_decides(stage: &Stage<'_>) -> Result<()> {
     for (cluster, name) in all {
         delete(stage.cluster(cluster).client(), &policy(name, json!({}))).await?;
     }
+    strict::end(stage).await?;
     let back = call_until(stage.fleet, stage.client()?, URL, LIMIT, |_| true).await;
     done?;
     back.map(|_| ())
@@ -97,6 +99,7 @@ async fn walk(stage: &Stage<'_>) -> Result<()> {
     let back = call_until(fleet, client, URL, LIMIT, |_| true).await;
     judge_back(stage, "an ALLOW of the caller lets it in within 1 s", &back);
     delete(west.client(), &policy("callers", json!({}))).await?;
+    strict::reaches_plaintext(stage).await?;
     fields::decide(stage).await?;
 
     let moon = policy("moon", of("ALLOW", "moon.mesh/ns/shop/sa/client"));
