@@ -457,7 +457,7 @@ fn inbound(
     let workload = world.own.workloads.get(&name).filter(|_| copies.meshed)?;
     let policy = Policy::of(world, workload);
     let (port, mode) = (socket.port(), policy.at(socket.port()));
-    let by = policy.by.map(|it| it.object.clone());
+    let by = policy.set_by(port).map(|it| it.object.clone());
     let inbound = Step::Inbound { workload: pod.into(), port, mode, by };
     let client = WorkloadName { namespace: view.namespace.clone(), name: view.workload.clone() };
     let client = world.own.workloads.get(&client);

@@ -185,6 +185,37 @@ fn the_rule_that_decides_is_named() {
 }
 
 #[test]
+fn the_policy_that_set_a_ports_mode_is_named() {
+    let text = WORLD.replace("e1 10.244.0.1 eu/a", "e1 10.244.0.1 eu/a app=hello");
+    let text = format!("{text}\neast pod shop/cart tools 10.244.0.9 eu/a unmeshed");
+    let modes = |pod: &str, policies: &str| {
+        let own = linked(&clusters(&format!("{text}\n{policies}")), "east");
+        let view = view(&own, &format!("sidecar shop/{pod} eu/a"));
+        let found = why(&world(own), &view, "hello", 80, &[]).to_string();
+        let lines = found.lines().filter(|line| line.contains("takes port"));
+        lines.map(|line| line.trim().to_owned()).collect::<Vec<_>>()
+    };
+    let port = "east peerauth shop/hello UNSET app=hello port=8080:STRICT";
+    let other = "east peerauth shop/hello STRICT app=hello port=9090:DISABLE";
+    let open = "east peerauth shop/all PERMISSIVE";
+    for (policies, expected) in [
+        (port.to_owned(), "over mTLS only (PeerAuthentication shop/hello)"),
+        (format!("{open}\n{port}"), "over mTLS only (PeerAuthentication shop/hello)"),
+        (
+            format!("{open}\n{}", port.replace("8080", "9090")),
+            "over mTLS or in plaintext (PeerAuthentication shop/all)",
+        ),
+        (other.to_owned(), "over mTLS only (PeerAuthentication shop/hello)"),
+        (port.replace("8080", "9090"), "over mTLS or in plaintext (no PeerAuthentication)"),
+    ] {
+        for pod in ["web", "tools"] {
+            let expected = format!("pod e1 takes port 8080 {expected}");
+            assert_eq!(modes(pod, &policies), [expected], "{pod}: {policies}");
+        }
+    }
+}
+
+#[test]
 fn copies_that_are_called_first_decide() {
     let text = WORLD.replace("e2 10.244.0.2 eu/b unmeshed", "e2 10.244.0.2 eu/a version=v2");
     let verdict = |policies: &str| {

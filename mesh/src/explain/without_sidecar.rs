@@ -68,7 +68,7 @@ fn copies(world: &World, name: &ServiceName, port: &ServicePort, steps: &mut Vec
         let policy = Policy::of(world, workload);
         let mode = policy.at(*target);
         taken |= mode != MtlsMode::Strict;
-        let by = policy.by.map(|it| it.object.clone());
+        let by = policy.set_by(*target).map(|it| it.object.clone());
         steps.push(Step::Inbound { workload: copy.pod.clone(), port: *target, mode, by });
     }
     if !any {
