@@ -1,21 +1,20 @@
 //! Reasons as sentences: what `isthmus why` prints, from the decisions the proxies take.
 
-use crate::authorize::{self, Authorization, Caller, Judged};
+use crate::authorize::{self, Judged};
 use crate::compile::horizon::{Copies, Place, Reach, Tier, reach, tier};
-use crate::compile::inbound::Policy;
 use crate::compile::outbound::{
     Named, carried, copies, distribution, identities, joined, named, subset, viewpoint,
 };
 use crate::compile::resource;
 use crate::finding::ObjectRef;
-use crate::inventory::{MtlsMode, ServiceKind, Workload, WorkloadName};
+use crate::inventory::{Endpoint, MtlsMode, ServiceKind, WorkloadName};
 use crate::name::{ClusterId, Hostname, Identity, Locality, Protocol, ServiceName};
 use crate::program::{ClusterName, Endpoints, LoadBalancing, Resource, ResourceKind, ResourceName};
 use crate::sni::Sni;
 use crate::world::{Form, View, World, is_published_form};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// How a call of one client would go, decision by decision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -214,14 +213,13 @@ fn explain(
 ) -> Option<Verdict> {
     let lower = asked.trim_end_matches('.').to_ascii_lowercase();
     let Some(host) = complete(world, view, &lower) else {
-        let hints = match lower.parse::<IpAddr>() {
-            Ok(address) => vec![at_address(world, address, port)],
-            Err(_) => hints(world, view, &lower),
-        };
+        if let Ok(address) = lower.parse::<IpAddr>() {
+            let to = SocketAddr::new(address, port);
+            return Some(plaintext::to_address(world, view, lower, to, steps));
+        }
+        let hints = hints(world, view, &lower);
         let verdict = match hints[..] {
-            [Hint::Outside | Hint::Address | Hint::PodAddress { strict: false, .. }] => {
-                Verdict::NotCarried
-            }
+            [Hint::Outside] => Verdict::NotCarried,
             _ => Verdict::Unreachable,
         };
         steps.push(Step::UnknownName { hints, host: lower });
@@ -254,9 +252,15 @@ fn explain(
     };
     if let Some(reason) = reason {
         steps.push(Step::NoAddress { host, reason });
-        return match reason {
-            NoAddress::NothingCallable => None,
-            NoAddress::Headless | NoAddress::ExternalName | NoAddress::UsersEntry => {
+        return match (reason, target.form) {
+            (NoAddress::NothingCallable, _) => None,
+            // Pods are dialled at the port that is asked: no Service's port leads to its target.
+            (NoAddress::Headless, Form::Local(service)) => {
+                let at = |_: &Endpoint| Some(port);
+                let verdict = plaintext::to_copies(world, view, &service.name, at, steps);
+                Some(verdict.unwrap_or(Verdict::NotCarried))
+            }
+            (NoAddress::Headless | NoAddress::ExternalName | NoAddress::UsersEntry, _) => {
                 Some(Verdict::NotCarried)
             }
         };
@@ -387,17 +391,15 @@ fn explain_copies(
     for copies in &all {
         let way = reach(from, copies);
         let used = priority_of(endpoints, &way, copies.locality, copies.cluster);
-        let Some((inbound, authorization)) = inbound(world, view, found, copies) else {
+        let Some((admitted, judged)) = inbound(world, view, found, copies) else {
             // Those behind a gateway are judged below.
             if !matches!(way, Reach::Through(_)) {
                 admission.note(used, true);
             }
             continue;
         };
-        let denied =
-            matches!(&authorization, Step::Authorization { decision, .. } if !decision.allows());
-        admission.note(used, !denied);
-        steps.extend([inbound, authorization]);
+        admission.note(used, admitted);
+        steps.extend(judged);
     }
     for (cluster, priorities) in elsewhere {
         let seen = peers.iter().find(|peer| peer.own.mesh.cluster == *cluster);
@@ -450,34 +452,16 @@ fn inbound(
     view: &View,
     found: &Named<'_>,
     copies: &Copies<'_>,
-) -> Option<(Step, Step)> {
+) -> Option<(bool, [Step; 2])> {
     let Place::Address { pod, socket, .. } = copies.place else { return None };
     let namespace = found.target.form.service()?.namespace.clone();
     let name = WorkloadName { namespace, name: pod.into() };
     let workload = world.own.workloads.get(&name).filter(|_| copies.meshed)?;
-    let policy = Policy::of(world, workload);
-    let (port, mode) = (socket.port(), policy.at(socket.port()));
-    let by = policy.by.map(|it| it.object.clone());
-    let inbound = Step::Inbound { workload: pod.into(), port, mode, by };
-    let client = WorkloadName { namespace: view.namespace.clone(), name: view.workload.clone() };
-    let client = world.own.workloads.get(&client);
-    let identity = (mode != MtlsMode::Disable).then(|| view.identity.clone());
+    let (mode, inbound) = pod::mode(world, workload, socket.port());
     let sni = Sni { port: found.port.number, subset: String::new(), host: found.host.clone() };
-    let caller = Caller {
-        source: client.and_then(|it| it.addresses.first().copied()).unwrap_or_else(|| socket.ip()),
-        destination: socket,
-        server_name: identity.as_ref().map(|_| sni.to_string()),
-        identity: identity.clone(),
-    };
-    let decision = authorize::decide(&Authorization::of(&world.own, workload), &caller);
-    let authorization = Step::Authorization {
-        cluster: None,
-        workload: pod.into(),
-        port,
-        caller: identity,
-        decision,
-    };
-    Some((inbound, authorization))
+    let proof = (mode != MtlsMode::Disable).then(|| (view.identity.clone(), sni.to_string()));
+    let (admitted, authorization) = pod::admits(world, view, workload, socket, proof);
+    Some((admitted, [inbound, authorization]))
 }
 
 /// A known host: as asked, by its virtual address, or completed by a pod's search list.
@@ -497,18 +481,6 @@ fn complete(world: &World, view: &View, asked: &str) -> Option<Hostname> {
 
 /// Near misses at most shown.
 const NEAR_MAX: usize = 5;
-
-/// What an address is that no service has.
-fn at_address(world: &World, address: IpAddr, port: u16) -> Hint {
-    let has = |workload: &&Workload| workload.addresses.contains(&address);
-    match world.own.workloads.values().find(has) {
-        Some(workload) => Hint::PodAddress {
-            pod: format!("{}/{}", workload.name.namespace, workload.name.name),
-            strict: Policy::of(world, workload).at(port) == MtlsMode::Strict,
-        },
-        None => Hint::Address,
-    }
-}
 
 fn hints(world: &World, view: &View, asked: &str) -> Vec<Hint> {
     let mut hints = Vec::new();
@@ -554,6 +526,8 @@ fn hints(world: &World, view: &View, asked: &str) -> Vec<Hint> {
     hints
 }
 
+mod plaintext;
+mod pod;
 mod sentence;
 mod without_sidecar;
 

@@ -100,6 +100,11 @@ impl<'a> Policy<'a> {
         named.copied().unwrap_or(self.mode)
     }
 
+    /// The object that set the mode of a target port; `None` for the default.
+    pub(crate) fn set_by(&self, port: u16) -> Option<&'a PeerAuthentication> {
+        self.workload.filter(|it| it.ports.contains_key(&port)).or(self.by)
+    }
+
     fn ports(&self) -> impl Iterator<Item = u16> {
         self.workload.into_iter().flat_map(|it| it.ports.keys().copied())
     }

@@ -183,7 +183,9 @@ impl Display for Meaning {
 impl Display for NoAddress {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         f.write_str(match self {
-            Self::Headless => "it is headless, its pods are dialled by their own addresses",
+            Self::Headless => {
+                "it is headless, its pods are dialled by their own addresses, in plaintext"
+            }
             Self::ExternalName => {
                 "it is an ExternalName, the cluster's DNS answers with another name"
             }

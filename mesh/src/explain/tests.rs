@@ -142,7 +142,7 @@ fn a_call_that_cannot_be_says_what_would_help() {
             db:5432
               the search list completes it to db.shop.svc.cluster.local
               db.shop.svc.cluster.local is a Service of this cluster; its addresses: none
-              db.shop.svc.cluster.local has no virtual address: it is headless, its pods are dialled by their own addresses
+              db.shop.svc.cluster.local has no virtual address: it is headless, its pods are dialled by their own addresses, in plaintext
             The mesh does not carry it; it goes where DNS sends it.
         "#]],
     );
@@ -185,6 +185,37 @@ fn the_rule_that_decides_is_named() {
 }
 
 #[test]
+fn the_policy_that_set_a_ports_mode_is_named() {
+    let text = WORLD.replace("e1 10.244.0.1 eu/a", "e1 10.244.0.1 eu/a app=hello");
+    let text = format!("{text}\neast pod shop/cart tools 10.244.0.9 eu/a unmeshed");
+    let modes = |pod: &str, policies: &str| {
+        let own = linked(&clusters(&format!("{text}\n{policies}")), "east");
+        let view = view(&own, &format!("sidecar shop/{pod} eu/a"));
+        let found = why(&world(own), &view, "hello", 80, &[]).to_string();
+        let lines = found.lines().filter(|line| line.contains("takes port"));
+        lines.map(|line| line.trim().to_owned()).collect::<Vec<_>>()
+    };
+    let port = "east peerauth shop/hello UNSET app=hello port=8080:STRICT";
+    let other = "east peerauth shop/hello STRICT app=hello port=9090:DISABLE";
+    let open = "east peerauth shop/all PERMISSIVE";
+    for (policies, expected) in [
+        (port.to_owned(), "over mTLS only (PeerAuthentication shop/hello)"),
+        (format!("{open}\n{port}"), "over mTLS only (PeerAuthentication shop/hello)"),
+        (
+            format!("{open}\n{}", port.replace("8080", "9090")),
+            "over mTLS or in plaintext (PeerAuthentication shop/all)",
+        ),
+        (other.to_owned(), "over mTLS only (PeerAuthentication shop/hello)"),
+        (port.replace("8080", "9090"), "over mTLS or in plaintext (no PeerAuthentication)"),
+    ] {
+        for pod in ["web", "tools"] {
+            let expected = format!("pod e1 takes port 8080 {expected}");
+            assert_eq!(modes(pod, &policies), [expected], "{pod}: {policies}");
+        }
+    }
+}
+
+#[test]
 fn copies_that_are_called_first_decide() {
     let text = WORLD.replace("e2 10.244.0.2 eu/b unmeshed", "e2 10.244.0.2 eu/a version=v2");
     let verdict = |policies: &str| {
@@ -215,10 +246,12 @@ fn an_address_is_not_asked_of_dns() {
         "10.244.0.1",
         8080,
         expect![[r#"
-        10.244.0.1:8080
-          10.244.0.1 is not known here: it is the address of pod shop/e1, not of a service: it is called in plaintext
-        The mesh does not carry it; it goes there as it is.
-    "#]],
+            10.244.0.1:8080
+              10.244.0.1 is not known here: it is the address of pod shop/e1, not of a service: it is called in plaintext
+              pod e1 takes port 8080 over mTLS or in plaintext (no PeerAuthentication)
+              pod e1, port 8080, lets everybody in (no ALLOW policy selects it); the caller is nobody that proves a name (plaintext)
+            The mesh does not carry it; it goes there as it is.
+        "#]],
     );
     check(
         "hellö.shop.global",
@@ -314,34 +347,36 @@ fn a_pod_without_a_sidecar_reaches_what_is_here() {
         "east peerauth shop/all STRICT",
         "hello",
         expect![[r#"
-        hello:80
-          the search list completes it to hello.shop.svc.cluster.local
-          hello.shop.svc.cluster.local is a Service of this cluster; its addresses: 10.96.0.1
-          pod tools has no sidecar: kube-proxy picks a copy of this cluster, and the call goes there in plaintext
-          pod e1 takes port 8080 over mTLS only (PeerAuthentication shop/all)
-        The mesh does not carry it; it goes where DNS sends it.
-    "#]],
+            hello:80
+              the search list completes it to hello.shop.svc.cluster.local
+              hello.shop.svc.cluster.local is a Service of this cluster; its addresses: 10.96.0.1
+              pod tools has no sidecar: kube-proxy picks a copy of this cluster, and the call goes there in plaintext
+              pod e1 takes port 8080 over mTLS only (PeerAuthentication shop/all)
+            Some calls are denied, for a denial is not tried elsewhere; the last steps say which.
+        "#]],
     );
     check(
         "east export shop/hello",
         "hello.shop.global",
         expect![[r#"
-        hello.shop.global:80
-          hello.shop.global is a service of all clusters that export it; its addresses: 240.240.246.140, 2001:2:0:83ac:d8c1:f745:d257:8ab
-          pod tools has no sidecar: where the cluster's DNS forwards the name (isthmus dns patch) it leads to this cluster's copies alone, in plaintext; those of north, west need a sidecar
-          pod e1 takes port 8080 over mTLS or in plaintext (no PeerAuthentication)
-        The mesh does not carry it; it goes where DNS sends it.
-    "#]],
+            hello.shop.global:80
+              hello.shop.global is a service of all clusters that export it; its addresses: 240.240.246.140, 2001:2:0:83ac:d8c1:f745:d257:8ab
+              pod tools has no sidecar: where the cluster's DNS forwards the name (isthmus dns patch) it leads to this cluster's copies alone, in plaintext; those of north, west need a sidecar
+              pod e1 takes port 8080 over mTLS or in plaintext (no PeerAuthentication)
+              pod e1, port 8080, lets everybody in (no ALLOW policy selects it); the caller is nobody that proves a name (plaintext)
+            The mesh does not carry it; it goes where DNS sends it.
+        "#]],
     );
     check(
         "east export shop/hello",
         "hello.shop.east.global",
         expect![[r#"
-        hello.shop.east.global:80
-          hello.shop.east.global is one cluster's copies of a service; its addresses: 240.240.33.97, 2001:2:0:7ed3:dc0b:9aa2:157f:610f
-          pod tools has no sidecar: where the cluster's DNS forwards the name (isthmus dns patch) it leads to this cluster's copies alone, in plaintext
-          pod e1 takes port 8080 over mTLS or in plaintext (no PeerAuthentication)
-        The mesh does not carry it; it goes where DNS sends it.
-    "#]],
+            hello.shop.east.global:80
+              hello.shop.east.global is one cluster's copies of a service; its addresses: 240.240.33.97, 2001:2:0:7ed3:dc0b:9aa2:157f:610f
+              pod tools has no sidecar: where the cluster's DNS forwards the name (isthmus dns patch) it leads to this cluster's copies alone, in plaintext
+              pod e1 takes port 8080 over mTLS or in plaintext (no PeerAuthentication)
+              pod e1, port 8080, lets everybody in (no ALLOW policy selects it); the caller is nobody that proves a name (plaintext)
+            The mesh does not carry it; it goes where DNS sends it.
+        "#]],
     );
 }

@@ -1,8 +1,7 @@
 //! What becomes of a call by a pod that has no sidecar: nothing carries it out of its cluster.
 
-use super::{Plain, Step, Verdict};
-use crate::compile::inbound::Policy;
-use crate::inventory::{MtlsMode, ServicePort, WorkloadName};
+use super::{Plain, Step, Verdict, plaintext};
+use crate::inventory::{Endpoint, ServicePort, WorkloadName};
 use crate::name::{ClusterId, ServiceName};
 use crate::world::{Form, Target, View, World};
 
@@ -51,31 +50,11 @@ pub(super) fn explain(
             name
         }
     };
-    copies(world, own, port, steps)
-}
-
-/// Which of this cluster's copies take plaintext.
-fn copies(world: &World, name: &ServiceName, port: &ServicePort, steps: &mut Vec<Step>) -> Verdict {
-    let (mut any, mut taken) = (false, false);
-    for copy in world.own.endpoints.get(name).into_iter().flatten() {
-        let Some(target) = copy.ports.get(&port.number) else { continue };
-        any = true;
-        let pod = WorkloadName { namespace: name.namespace.clone(), name: copy.pod.clone() };
-        let Some(workload) = world.own.workloads.get(&pod).filter(|_| copy.meshed) else {
-            taken = true;
-            continue;
-        };
-        let policy = Policy::of(world, workload);
-        let mode = policy.at(*target);
-        taken |= mode != MtlsMode::Strict;
-        let by = policy.by.map(|it| it.object.clone());
-        steps.push(Step::Inbound { workload: copy.pod.clone(), port: *target, mode, by });
-    }
-    if !any {
-        let host = name.local_host();
-        steps.push(Step::NoCopies { host });
-    }
-    if taken { Verdict::NotCarried } else { Verdict::Unreachable }
+    let at = |copy: &Endpoint| copy.ports.get(&port.number).copied();
+    plaintext::to_copies(world, view, own, at, steps).unwrap_or_else(|| {
+        steps.push(Step::NoCopies { host: own.local_host() });
+        Verdict::Unreachable
+    })
 }
 
 /// Other clusters that export it.
