@@ -188,7 +188,7 @@ impl Call {
     }
 }
 
-/// HOST:PORT as a call names it.
+/// HOST:PORT as a call names it; an IPv6 address stands in brackets there, and in none behind it.
 fn destination(text: &str) -> Result<(String, u16)> {
     let (host, port) =
         text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).ok_or_else(|| {
@@ -200,7 +200,8 @@ fn destination(text: &str) -> Result<(String, u16)> {
              65535"
         ))
     })?;
-    Ok((host.to_ascii_lowercase(), port))
+    let inside = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    Ok((inside.unwrap_or(host).to_ascii_lowercase(), port))
 }
 
 #[cfg(test)]
@@ -211,7 +212,7 @@ mod tests {
     #[test]
     fn a_destination_has_a_host_and_a_port() {
         assert_eq!(destination("Hello.shop.global:80").unwrap(), ("hello.shop.global".into(), 80));
-        assert_eq!(destination("[fd00::1]:80").unwrap(), ("[fd00::1]".into(), 80));
+        assert_eq!(destination("[fd00::1]:80").unwrap(), ("fd00::1".into(), 80));
         for (text, word) in [
             ("hello", "HOST:PORT"),
             (":80", "HOST:PORT"),
