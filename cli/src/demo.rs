@@ -85,7 +85,7 @@ impl Demo {
         // Before the first file: from here on nobody is ended without cleaning up.
         let mut interrupted = Interrupted::listen()?;
         let _ours = free()?;
-        let parts = Parts::of_one_program(VERB)?;
+        let parts = Parts::of_one_program(VERB, &cluster::api::foreign::DEFINITIONS)?;
         let home = Home::on_loopback(&std::env::temp_dir(), self.logs.as_deref(), parts)?;
         // Whatever ends this, the fleet is dropped: processes first, then files.
         tokio::select! {

@@ -2,6 +2,7 @@
 
 pub mod cluster_link;
 pub mod exported_service;
+pub mod foreign;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;

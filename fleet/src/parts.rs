@@ -78,12 +78,12 @@ impl Parts {
     }
 
     /// This program alone is everything, its other roles below `verb`. It needs nothing from
-    /// elsewhere: the definitions are part of it.
-    pub fn of_one_program(verb: &'static str) -> Result<Self> {
+    /// elsewhere: the definitions, those of others among them, are part of it.
+    pub fn of_one_program(verb: &'static str, foreign_crds: &[&str]) -> Result<Self> {
         let program = std::env::current_exe().context("the path of this program")?;
         Ok(Self {
             server: Server::Embedded,
-            crds: OWN_CRDS.into_iter().chain(FOREIGN_CRDS).map(str::to_owned).collect(),
+            crds: OWN_CRDS.iter().chain(foreign_crds).map(|&text| text.to_owned()).collect(),
             isthmus: program.clone(),
             own: Own { program, verb: Some(verb) },
         })
@@ -151,18 +151,6 @@ fn programs(isthmus: Option<PathBuf>) -> Result<(PathBuf, Own)> {
 const OWN_CRDS: [&str; 2] = [
     include_str!("../../deploy/crds/clusterlinks.isthmus.dev.yaml"),
     include_str!("../../deploy/crds/exportedservices.isthmus.dev.yaml"),
-];
-
-/// What our programs write or need where nothing can be fetched: the makers' own files.
-const FOREIGN_CRDS: [&str; 8] = [
-    include_str!("../../deploy/foreign-crds/destinationrules.networking.istio.io.yaml"),
-    include_str!("../../deploy/foreign-crds/serviceentries.networking.istio.io.yaml"),
-    include_str!("../../deploy/foreign-crds/gateways.networking.istio.io.yaml"),
-    include_str!("../../deploy/foreign-crds/peerauthentications.security.istio.io.yaml"),
-    include_str!("../../deploy/foreign-crds/authorizationpolicies.security.istio.io.yaml"),
-    include_str!("../../deploy/foreign-crds/gateways.gateway.networking.k8s.io.yaml"),
-    include_str!("../../deploy/foreign-crds/serviceexports.multicluster.x-k8s.io.yaml"),
-    include_str!("../../deploy/foreign-crds/serviceimports.multicluster.x-k8s.io.yaml"),
 ];
 
 /// `ISTHMUS_CACHE`, else `~/.cache/isthmus`.

@@ -35,22 +35,10 @@ const BASE: [&str; 8] = [
     include_str!("../../../deploy/base/webhook.yaml"),
 ];
 
-/// Kinds of others that users write and we read; made where they are absent, never replaced.
-const FOREIGN: [&str; 8] = [
-    include_str!("../../../deploy/foreign-crds/destinationrules.networking.istio.io.yaml"),
-    include_str!("../../../deploy/foreign-crds/serviceentries.networking.istio.io.yaml"),
-    include_str!("../../../deploy/foreign-crds/gateways.networking.istio.io.yaml"),
-    include_str!("../../../deploy/foreign-crds/peerauthentications.security.istio.io.yaml"),
-    include_str!("../../../deploy/foreign-crds/authorizationpolicies.security.istio.io.yaml"),
-    include_str!("../../../deploy/foreign-crds/gateways.gateway.networking.k8s.io.yaml"),
-    include_str!("../../../deploy/foreign-crds/serviceexports.multicluster.x-k8s.io.yaml"),
-    include_str!("../../../deploy/foreign-crds/serviceimports.multicluster.x-k8s.io.yaml"),
-];
-
 /// CustomResourceDefinitions of Istio, the Gateway API and the MCS API.
 pub(super) fn prerequisites() -> Result<Vec<Value>> {
     let mut definitions = vec![];
-    for text in FOREIGN {
+    for text in cluster::api::foreign::DEFINITIONS {
         definitions.extend(documents(text)?);
     }
     for definition in &mut definitions {
