@@ -112,6 +112,7 @@ fn envoy_bootstrap(config: &Config) -> serde_json::Value {
         socket: &config.socket,
         admin: config.proxy_admin,
         closed: &closed,
+        ipv6: config.pod_addresses.iter().any(|address| address.is_ipv6()),
     };
     bootstrap.to_json()
 }

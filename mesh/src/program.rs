@@ -254,6 +254,10 @@ pub struct InboundListener {
     pub trust_domains: BTreeSet<crate::name::TrustDomain>,
     /// Who of them may call.
     pub authorization: Authorization,
+    /// Whether it is called over IPv6 too: of Envoy's dialect alone, for our own proxies listen as
+    /// their configuration says.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ipv6: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

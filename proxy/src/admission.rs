@@ -103,6 +103,7 @@ mod tests {
             ports: Default::default(),
             trust_domains: Default::default(),
             authorization,
+            ipv6: false,
         };
         let listener = Resource::Listener(Listener::Inbound(listener));
         let program = Program::from([(ResourceName::inbound(), Arc::new(listener))]);

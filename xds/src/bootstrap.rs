@@ -30,6 +30,8 @@ pub struct Bootstrap<'a> {
     /// Ranges (first address and prefix length) in which an address that no listener has is
     /// closed; elsewhere it is reached directly.
     pub closed: &'a [(IpAddr, u8)],
+    /// Whether the pod has an IPv6 address.
+    pub ipv6: bool,
 }
 
 impl Bootstrap<'_> {
@@ -72,7 +74,7 @@ impl Bootstrap<'_> {
                 "lds_config": ads,
             },
             "static_resources": {
-                "listeners": [codec::capture_json(self.closed)],
+                "listeners": [codec::capture_json(self.closed, self.ipv6)],
                 "clusters": [
                     grpc(XDS_CLUSTER),
                     grpc(codec::AGENT_CLUSTER),

@@ -17,6 +17,24 @@ fn a_real_envoy_accepts_the_representative_program() {
 }
 
 #[test]
+fn a_real_envoy_listens_on_both_families() {
+    use mesh::program::{Listener, Resource, ResourceName};
+    let Some(envoy) = envoy() else { return };
+    let mut program = support::program();
+    let inbound = program.get_mut(&ResourceName::inbound()).expect("a sidecar's program");
+    let Resource::Listener(Listener::Inbound(listener)) = std::sync::Arc::make_mut(inbound) else {
+        panic!("an inbound listener");
+    };
+    listener.ipv6 = true;
+    let whole = bootstrap(&program);
+    let listeners = &whole.static_resources.as_ref().unwrap().listeners;
+    let both = listeners.iter().filter(|it| !it.additional_addresses.is_empty());
+    let names: Vec<&str> = both.map(|it| it.name.as_str()).collect();
+    assert_eq!(names, ["inbound", "virtualOutbound"]);
+    assert_eq!(validate(&envoy, "both-families", &whole), Ok(()), "Envoy refuses");
+}
+
+#[test]
 fn a_real_envoy_would_have_refused_nonsense() {
     let Some(envoy) = envoy() else { return };
     let mut nonsense = bootstrap(&support::program());

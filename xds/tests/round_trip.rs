@@ -155,7 +155,8 @@ fn listener() -> impl Strategy<Value = (String, Listener)> {
     let ports = btree_map(any::<u16>(), port, 0..4);
     let inbound = (mtls(), ports, btree_set(named(), 0..3), authorization()).prop_map(
         |(mtls, ports, trust_domains, authorization)| {
-            let inbound = InboundListener { mtls, ports, trust_domains, authorization };
+            let inbound =
+                InboundListener { mtls, ports, trust_domains, authorization, ipv6: false };
             ("inbound".to_owned(), Listener::Inbound(inbound))
         },
     );

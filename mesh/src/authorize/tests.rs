@@ -418,6 +418,7 @@ fn who_is_in_stays_as_long_as_its_handshake_would_be_taken() {
         .into(),
         trust_domains: domains.iter().map(|domain| domain.parse().unwrap()).collect(),
         authorization: Authorization::default(),
+        ipv6: false,
     };
     use MtlsMode::{Disable, Permissive, Strict};
     let both = ["east.mesh", "west.mesh"];

@@ -6,8 +6,9 @@ use crate::export::{ROOT_NAMESPACE, selects};
 use crate::inventory::{MtlsMode, PeerAuthentication, Workload, WorkloadName};
 use crate::name::{Protocol, ServiceName};
 use crate::program::{ClusterName, InboundListener, InboundPort, Listener, Resource};
-use crate::world::{View, World};
+use crate::world::{Dialect, View, World};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 /// The listener of the workload that asks; `None` while no such pod is known.
 pub(super) fn listener(world: &World, view: &View) -> Option<Resource> {
@@ -33,6 +34,7 @@ pub(super) fn listener(world: &World, view: &View) -> Option<Resource> {
         ports,
         trust_domains: world.trust_domains().clone(),
         authorization: Authorization::of(&world.own, workload),
+        ipv6: view.dialect == Dialect::Envoy && workload.addresses.iter().any(IpAddr::is_ipv6),
     })))
 }
 

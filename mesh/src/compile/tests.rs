@@ -6,6 +6,7 @@ use super::resource;
 use crate::fixture::{clusters, linked, view, world};
 use crate::inventory::{MtlsMode, WorkloadName};
 use crate::program::{Listener, Resource, ResourceKind, ResourceName};
+use crate::world::{Dialect, View};
 use expect_test::{Expect, expect};
 use std::fmt::Write;
 use std::sync::Arc;
@@ -382,6 +383,25 @@ fn a_workload_is_told_the_policies_that_select_it() {
             allow AuthorizationPolicy shop/a rules=1
         "#]],
     );
+}
+
+#[test]
+fn an_envoy_of_a_pod_of_both_families_listens_on_both() {
+    let text = "east pod shop/hello h 10.244.0.1 eu/a app=hello
+        east pod shop/hello g 10.244.0.2 eu/a app=other";
+    let mut own = linked(&clusters(text), "east");
+    let h = WorkloadName { namespace: "shop".into(), name: "h".into() };
+    own.workloads.get_mut(&h).unwrap().addresses.push("fd00:10:244::1".parse().unwrap());
+    let world = world(own);
+    let on_both = |who: &str, dialect| {
+        let view = View { dialect, ..view(&world.own, who) };
+        let inbound = resource(&world, &view, &ResourceName::inbound()).unwrap();
+        let Resource::Listener(Listener::Inbound(listener)) = &*inbound else { panic!("{who}") };
+        listener.ipv6
+    };
+    assert!(on_both("sidecar shop/h eu/a", Dialect::Envoy));
+    assert!(!on_both("sidecar shop/g eu/a", Dialect::Envoy));
+    assert!(!on_both("sidecar shop/h eu/a", Dialect::Isthmus), "its configuration says");
 }
 
 #[test]

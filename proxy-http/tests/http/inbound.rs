@@ -34,6 +34,7 @@ fn policed(action: Option<&str>) -> Arc<Resource> {
         ports: Default::default(),
         trust_domains: Default::default(),
         authorization,
+        ipv6: false,
     })))
 }
 

@@ -159,6 +159,7 @@ pub(crate) fn program(destinations: &[Destination], ports: &[(u16, MtlsMode, boo
         ports: ports.collect(),
         trust_domains: [domain].into(),
         authorization: Default::default(),
+        ipv6: false,
     };
     let listener = Resource::Listener(Listener::Inbound(inbound));
     add(ResourceKind::Listener, ResourceName::inbound().name, listener);

@@ -16,8 +16,8 @@ use envoy_types::pb::envoy::config::cluster::v3::{
     },
 };
 use envoy_types::pb::envoy::config::core::v3::{
-    BindConfig, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Connection,
-    KeepaliveSettings, TcpKeepalive,
+    BindConfig, ExtraSourceAddress, Http1ProtocolOptions, Http2ProtocolOptions,
+    HttpProtocolOptions as Connection, KeepaliveSettings, TcpKeepalive,
 };
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::{
     HttpProtocolOptions,
@@ -38,6 +38,8 @@ const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptio
 /// From where a sidecar dials its own workload, so that capture lets it pass (Istio's
 /// `InboundPassthroughBindIpv4`).
 const INBOUND_SOURCE: &str = "127.0.0.6:0";
+/// The same on IPv6 (`sidecar::redirect::INBOUND_SOURCE_V6`).
+const INBOUND_SOURCE_V6: &str = "[::1]:0";
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -260,6 +262,12 @@ fn encode_envoy(cluster: &Cluster) -> wire::Cluster {
                 source_address: Some(wire::socket_address(
                     INBOUND_SOURCE.parse().expect("a literal address"),
                 )),
+                extra_source_addresses: vec![ExtraSourceAddress {
+                    address: Some(wire::socket_address(
+                        INBOUND_SOURCE_V6.parse().expect("a literal address"),
+                    )),
+                    ..Default::default()
+                }],
                 ..Default::default()
             }),
             ..common

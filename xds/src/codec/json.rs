@@ -31,8 +31,8 @@ pub fn resource_to_json(name: &ResourceName, resource: &Resource, dialect: Diale
 }
 
 /// The listener that owns Envoy's capture port, for its bootstrap (see `listener::capture`).
-pub(crate) fn capture_json(closed: &[(IpAddr, u8)]) -> Value {
-    let mut json = any_to_json(&wire::pack(&listener::capture(closed)))
+pub(crate) fn capture_json(closed: &[(IpAddr, u8)], ipv6: bool) -> Value {
+    let mut json = any_to_json(&wire::pack(&listener::capture(closed, ipv6)))
         .expect("the pool has every type we write");
     // A field of the bootstrap has its type by its place.
     if let Value::Object(fields) = &mut json {

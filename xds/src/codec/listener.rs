@@ -102,7 +102,13 @@ fn encode_own(name: &str, listener: &Listener) -> wire::Listener {
                 ..Default::default()
             };
         }
-        Listener::Inbound(InboundListener { mtls, ports, trust_domains, authorization }) => {
+        Listener::Inbound(InboundListener {
+            mtls,
+            ports,
+            trust_domains,
+            authorization,
+            ipv6: _,
+        }) => {
             let ports = ports.iter().map(|(&port, InboundPort { mtls, protocol, service })| {
                 OwnPort { port, mtls: *mtls, protocol: *protocol, service: service.clone() }
             });
@@ -209,7 +215,9 @@ pub(super) fn decode(listener: &wire::Listener) -> Result<Listener, Wrong> {
                 }
             }
             let ports = by_port;
-            Ok(Listener::Inbound(InboundListener { mtls, ports, trust_domains, authorization }))
+            let ipv6 = false;
+            let inbound = InboundListener { mtls, ports, trust_domains, authorization, ipv6 };
+            Ok(Listener::Inbound(inbound))
         }
         Own::Gateway { probe, routes } => {
             let routes = routes.into_iter().map(|route| match route {

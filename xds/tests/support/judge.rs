@@ -126,7 +126,7 @@ pub(crate) fn bootstrap(program: &Program) -> Bootstrap {
     }));
     clusters.extend([grpc("ads"), grpc("sds-grpc")]);
     let mut listeners: Vec<Listener> = read(program, ResourceKind::Listener);
-    listeners.push(codec::listener::capture(&[([240, 240, 0, 0].into(), 16)]));
+    listeners.push(codec::listener::capture(&[([240, 240, 0, 0].into(), 16)], true));
     listeners.extend(inline_routes(program, &listeners));
     let service = core::GrpcService {
         target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(

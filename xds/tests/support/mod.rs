@@ -134,6 +134,7 @@ pub(crate) fn program() -> Program {
         ]),
         trust_domains: ["east.mesh", "west.mesh"].map(|d| d.parse().unwrap()).into(),
         authorization: authorization(),
+        ipv6: false,
     };
     let gateway = GatewayListener {
         routes: BTreeMap::from([(sni, behind.clone()), (alias, behind.clone())]),

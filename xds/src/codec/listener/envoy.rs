@@ -7,7 +7,8 @@ use envoy_types::pb::envoy::config::core::v3::{
     data_source::Specifier,
 };
 use envoy_types::pb::envoy::config::listener::v3::{
-    Filter, FilterChain, FilterChainMatch, ListenerFilter, listener_filter::ConfigType,
+    AdditionalAddress, Filter, FilterChain, FilterChainMatch, ListenerFilter,
+    listener_filter::ConfigType,
 };
 use envoy_types::pb::envoy::config::route::v3::{
     Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route::Action,
@@ -37,7 +38,7 @@ use mesh::program::{
     OutboundTarget,
 };
 use prost::Name;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// Where an Envoy sidecar takes redirected connections (Istio's ports).
 const OUTBOUND_PORT: u16 = 15001;
@@ -61,8 +62,8 @@ pub(crate) const PASSTHROUGH_CLUSTER: &str = "PassthroughCluster";
 /// The listener that owns port 15001 and hands each redirected connection to the virtual
 /// listener of its original destination. What has none and lies in `closed` (first address,
 /// prefix length: the mesh's virtual addresses), or came to this port itself, is closed; the rest
-/// goes where it wanted to, by the cluster `PassthroughCluster`.
-pub fn capture(closed: &[(IpAddr, u8)]) -> wire::Listener {
+/// goes where it wanted to, by the cluster `PassthroughCluster`. With `ipv6` it takes that too.
+pub fn capture(closed: &[(IpAddr, u8)], ipv6: bool) -> wire::Listener {
     let chain = |name: &str, filter, rule| FilterChain {
         name: name.to_owned(),
         filters: vec![filter],
@@ -82,6 +83,7 @@ pub fn capture(closed: &[(IpAddr, u8)]) -> wire::Listener {
     wire::Listener {
         name: "virtualOutbound".to_owned(),
         address: wire::address(SocketAddr::new(any_v4(), OUTBOUND_PORT)),
+        additional_addresses: also_v6(ipv6, OUTBOUND_PORT),
         use_original_dst: yes(),
         traffic_direction: TrafficDirection::Outbound as i32,
         filter_chains,
@@ -131,7 +133,7 @@ fn inspector() -> ListenerFilter {
 }
 
 fn encode_inbound(inbound: &InboundListener) -> wire::Listener {
-    let InboundListener { mtls, ports, trust_domains, authorization } = inbound;
+    let InboundListener { mtls, ports, trust_domains, authorization, ipv6 } = inbound;
     let mut filter_chains = Vec::new();
     let others = InboundPort { mtls: *mtls, protocol: Protocol::Tcp, service: String::new() };
     let all = ports.iter().map(|(&port, settings)| (port, settings)).chain([(0, &others)]);
@@ -181,6 +183,7 @@ fn encode_inbound(inbound: &InboundListener) -> wire::Listener {
     filter_chains.push(itself(INBOUND_PORT));
     wire::Listener {
         address: wire::address(SocketAddr::new(any_v4(), INBOUND_PORT)),
+        additional_addresses: also_v6(*ipv6, INBOUND_PORT),
         traffic_direction: TrafficDirection::Inbound as i32,
         listener_filters: vec![
             listener_filter("envoy.filters.listener.original_dst", &OriginalDst {}),
@@ -355,6 +358,13 @@ fn listener_filter<M: prost::Message + Name>(name: &str, config: &M) -> Listener
         config_type: Some(ConfigType::TypedConfig(wire::pack(config))),
         ..Default::default()
     }
+}
+
+/// Where the pod has IPv6: a kernel without it refuses such a listener whole.
+fn also_v6(ipv6: bool, port: u16) -> Vec<AdditionalAddress> {
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let one = AdditionalAddress { address: wire::address(any), ..Default::default() };
+    ipv6.then_some(one).into_iter().collect()
 }
 
 fn any_v4() -> IpAddr {
