@@ -85,7 +85,7 @@ async fn work(config: Config, beside: Beside, end: CancellationToken) -> anyhow:
     let counted = socket::Numbers::default();
     numbers::register_relay(&metrics, heard.subscribe(), &counted);
     let incoming = socket::accept(listener, &config.peers, counted).map(Local);
-    tokio::spawn(configured(heard.subscribe(), readiness));
+    tokio::spawn(serves(heard.subscribe(), admin, readiness, closed.clone()));
     let pairs = key_pair(svid, bundle, closed.clone());
     if let Some(file) = &beside.grpc_bootstrap {
         // Checked when the socket was bound: nobody else may write there.
@@ -143,10 +143,25 @@ fn write_bootstrap(file: &Path, bootstrap: &serde_json::Value) -> anyhow::Result
     })
 }
 
-/// Ready once the proxy has taken listeners.
-async fn configured(mut heard: watch::Receiver<Heard>, readiness: Readiness) {
-    if heard.wait_for(|heard| heard.configured).await.is_ok() {
+/// Ready once the proxy has taken its listeners, and an Envoy (with `admin` pages) serves by them.
+async fn serves(
+    mut heard: watch::Receiver<Heard>,
+    admin: Option<SocketAddr>,
+    readiness: Readiness,
+    end: CancellationToken,
+) {
+    let serving = async {
+        if heard.wait_for(|heard| heard.configured).await.is_err() {
+            return;
+        }
+        if let Some(admin) = admin {
+            envoy::serves(admin, |why| readiness.wait_for("proxy", why)).await;
+        }
         readiness.done("proxy");
+    };
+    tokio::select! {
+        () = serving => {}
+        () = end.cancelled() => {}
     }
 }
 

@@ -1,6 +1,8 @@
-//! What an agent asks the admin pages of the Envoy it wrote a bootstrap for: to drain before it ends.
+//! What an agent asks the admin pages of the Envoy it wrote a bootstrap for: whether it serves, and
+//! to drain before it ends.
 
 use anyhow::{Context as _, Result, ensure};
+use mesh::program::ResourceName;
 use runtime::page::{self, Answer, Place};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,6 +24,30 @@ const CLOSE: &str = "/drain_listeners";
 const CONNECTIONS: &str = "/stats?filter=^listener[.].*[.]downstream_cx_(active|total)$";
 /// Of these, those of the admin pages themselves.
 const ADMIN: &str = "admin.";
+
+/// Returns once Envoy serves the workload's connections; `waits` is told meanwhile why it does not.
+pub(crate) async fn serves(admin: SocketAddr, mut waits: impl FnMut(&str)) {
+    let place = Place::Tcp(admin.to_string());
+    while let Err(why) = is_serving(&place).await {
+        waits(&format!("{why:#}"));
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Both must hold: before it is live its workers accept nothing, and afterwards a listener that waits
+/// for routes or secrets is not among those it shows.
+async fn is_serving(admin: &Place) -> Result<()> {
+    let ready = page::get(admin, "/ready", ANSWER_MAX).await?;
+    ensure!(ready.is_ok(), "Envoy is not live yet: it says {}", ready.said());
+    let listeners = asked(admin, "/listeners").await?;
+    let inbound = ResourceName::inbound().name;
+    let shown = |line: &str| line.split("::").next() == Some(inbound.as_str());
+    ensure!(
+        listeners.text.lines().any(shown),
+        "Envoy has not started its listener {inbound} yet: that waits for routes or secrets"
+    );
+    Ok(())
+}
 
 /// Has Envoy take no more and answer what it took, within `limit`, because SIGTERM ends it at once,
 /// whatever is in flight (Envoy 1.40, `source/server/server.cc`). What is left then is its end's.

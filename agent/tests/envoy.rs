@@ -1,4 +1,5 @@
-//! A real Envoy as the child of `isthmus agent`: what it has taken when the agent ends is answered.
+//! A real Envoy as the child of `isthmus agent`: what it has taken when the agent ends is answered,
+//! and it is ready when it listens.
 
 #[path = "../../xds/tests/support/found.rs"]
 mod found;
@@ -7,14 +8,18 @@ mod port;
 mod support;
 
 use agent::{Beside, Config, run};
+use mesh::authorize::Authorization;
+use mesh::inventory::MtlsMode;
+use mesh::program::{InboundListener, Listener, Resource, ResourceName};
 use port::Port;
 use runtime::page::{self, Place};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
-use support::{Machine, PATIENCE};
+use support::{Machine, PATIENCE, until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
@@ -162,4 +167,51 @@ async fn what_an_envoy_took_is_answered_over_the_end_of_its_agent() {
         assert!(answer.contains("connection: close\r\n"), "{answer}");
     }
     tokio::time::timeout(PATIENCE, agent).await.expect("no connection is left").unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_envoy_is_ready_once_it_listens_for_its_workload() {
+    let Some(envoy) = found::envoy() else { return };
+    let machine = Machine::new();
+    // The control plane does not know the pod yet.
+    machine.edit(&ResourceName::gateway(), None);
+    let address = machine.serve("isthmus-control-plane", CancellationToken::new()).await;
+    let (admin, metrics, health) = (Port::held(), Port::held(), Port::held());
+    let bootstrap: PathBuf = machine.file("bootstrap.json");
+    let config = Config {
+        proxy_admin: admin.address,
+        metrics: metrics.address,
+        health: health.address,
+        ..machine.beside(address)
+    };
+    let beside = Beside {
+        bootstrap: Some(bootstrap.clone()),
+        proxy: command(&envoy, &bootstrap),
+        ..Beside::default()
+    };
+    let end = CancellationToken::new();
+    let agent = tokio::spawn(run(config, beside, end.clone()));
+    reads("Envoy is live", admin.address, "/ready", page::Answer::is_ok).await;
+    let taken = |answer: &page::Answer| {
+        // Clusters and listeners, none of each.
+        answer.text.lines().any(|line| line == "isthmus_agent_xds_accepted_total 2")
+    };
+    reads("it answered", metrics.address, "/metrics", taken).await;
+    let ready = page(health.address, "/readyz").await.unwrap();
+    assert!(!ready.is_ok() && ready.text.contains("proxy"), "ready without a listener: {ready:?}");
+
+    let inbound = InboundListener {
+        mtls: MtlsMode::Permissive,
+        ports: BTreeMap::new(),
+        trust_domains: ["west.mesh".parse().unwrap()].into(),
+        authorization: Authorization::default(),
+    };
+    let inbound = Resource::Listener(Listener::Inbound(inbound));
+    machine.edit(&ResourceName::inbound(), Some(inbound));
+    reads("the agent is ready", health.address, "/readyz", page::Answer::is_ok).await;
+    let listeners = page(admin.address, "/listeners").await.unwrap().text;
+    assert!(listeners.lines().any(|line| line.starts_with("inbound::")), "{listeners}");
+    end.cancel();
+    until("the agent ends", || agent.is_finished()).await;
+    agent.await.unwrap().unwrap();
 }
