@@ -3,7 +3,7 @@
 
 use crate::config::Config;
 use crate::socket::{self, Admitted};
-use crate::{dial, numbers};
+use crate::{dial, envoy, numbers};
 use anyhow::Context as _;
 use futures::StreamExt as _;
 use mesh::world::Dialect;
@@ -12,6 +12,7 @@ use runtime::metrics::Metrics;
 use runtime::readiness::Readiness;
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,11 +21,16 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use trust::bundle::Bundle;
 use trust::svid::Svid;
 use xds::bootstrap::{Bootstrap, GrpcBootstrap};
 use xds::relay::{Heard, KeyPair};
+
+/// Of the time to end in, this part (a tenth), and at least so much, is left to SIGTERM.
+const TERM_PART: u32 = 10;
+const TERM_MIN: Duration = Duration::from_secs(1);
 
 /// What the command line adds to the file.
 #[derive(Debug, Clone, Default)]
@@ -48,6 +54,8 @@ async fn work(config: Config, beside: Beside, end: CancellationToken) -> anyhow:
     let readiness = Readiness::new();
     readiness.wait_for("identity", "no certificate has been issued yet");
     readiness.wait_for("proxy", "no proxy has taken its listeners yet");
+    // Who wrote the bootstrap knows where the admin pages are.
+    let admin = beside.bootstrap.is_some().then_some(config.proxy_admin);
     let metrics = Metrics::new();
     // The proxy drains behind `end`, and needs its socket for it.
     let closed = CancellationToken::new();
@@ -77,7 +85,7 @@ async fn work(config: Config, beside: Beside, end: CancellationToken) -> anyhow:
     let counted = socket::Numbers::default();
     numbers::register_relay(&metrics, heard.subscribe(), &counted);
     let incoming = socket::accept(listener, &config.peers, counted).map(Local);
-    tokio::spawn(configured(heard.subscribe(), readiness));
+    tokio::spawn(serves(heard.subscribe(), admin, readiness, closed.clone()));
     let pairs = key_pair(svid, bundle, closed.clone());
     if let Some(file) = &beside.grpc_bootstrap {
         // Checked when the socket was bound: nobody else may write there.
@@ -90,7 +98,8 @@ async fn work(config: Config, beside: Beside, end: CancellationToken) -> anyhow:
     let relaying = xds::relay::serve(incoming, connector, pairs, heard, closed.clone());
     let relaying = tokio::spawn(relaying);
     tracing::info!(pod = %config.pod, socket = %config.socket.display(), "serving a foreign proxy");
-    let proxied = follow_proxy(&beside, Duration::from_secs(config.drain_seconds), &end);
+    let drain = Duration::from_secs(config.drain_seconds);
+    let proxied = follow_proxy(&beside, admin, drain, &end);
     let ended = tokio::select! {
         ended = proxied => ended,
         relayed = relaying => match relayed.context("the relay panicked")? {
@@ -135,10 +144,25 @@ fn write_bootstrap(file: &Path, bootstrap: &serde_json::Value) -> anyhow::Result
     })
 }
 
-/// Ready once the proxy has taken listeners.
-async fn configured(mut heard: watch::Receiver<Heard>, readiness: Readiness) {
-    if heard.wait_for(|heard| heard.configured).await.is_ok() {
+/// Ready once the proxy has taken its listeners, and an Envoy (with `admin` pages) serves by them.
+async fn serves(
+    mut heard: watch::Receiver<Heard>,
+    admin: Option<SocketAddr>,
+    readiness: Readiness,
+    end: CancellationToken,
+) {
+    let serving = async {
+        if heard.wait_for(|heard| heard.configured).await.is_err() {
+            return;
+        }
+        if let Some(admin) = admin {
+            envoy::serves(admin, |why| readiness.wait_for("proxy", why)).await;
+        }
         readiness.done("proxy");
+    };
+    tokio::select! {
+        () = serving => {}
+        () = end.cancelled() => {}
     }
 }
 
@@ -179,6 +203,7 @@ fn key_pair(
 /// Starts the proxy, where there is one, and ends it with us; without one, waits for `end`.
 async fn follow_proxy(
     beside: &Beside,
+    admin: Option<SocketAddr>,
     drain: Duration,
     end: &CancellationToken,
 ) -> anyhow::Result<()> {
@@ -211,7 +236,7 @@ async fn follow_proxy(
         }
         () = end.cancelled() => {}
     }
-    stop(&mut child, drain).await
+    stop(&mut child, admin, drain).await
 }
 
 /// Envoy takes a flag's value beside it or behind `=`.
@@ -219,14 +244,23 @@ fn names_drain_time(argument: &OsStr) -> bool {
     argument.to_str().is_some_and(|it| it.split('=').next() == Some("--drain-time-s"))
 }
 
-/// SIGTERM, and SIGKILL where that does not end it within `limit`.
-async fn stop(child: &mut Child, limit: Duration) -> anyhow::Result<()> {
+/// An Envoy is drained first; then SIGTERM, and SIGKILL where all that does not end it within `limit`.
+async fn stop(child: &mut Child, admin: Option<SocketAddr>, limit: Duration) -> anyhow::Result<()> {
+    let over = Instant::now() + limit;
+    if let Some(admin) = admin {
+        let draining = limit.saturating_sub(TERM_MIN.max(limit / TERM_PART));
+        tokio::select! {
+            () = envoy::drain(admin, draining) => {}
+            // What became of it is said below.
+            _ = child.wait() => {}
+        }
+    }
     // Not waited for yet, so the id is still its own.
     if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
         let pid = nix::unistd::Pid::from_raw(id);
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
     }
-    match tokio::time::timeout(limit, child.wait()).await {
+    match tokio::time::timeout_at(over, child.wait()).await {
         Ok(status) => {
             tracing::info!(status = %status.context("waiting for the proxy")?, "the proxy ended");
         }

@@ -49,7 +49,8 @@ pub struct Config {
     /// Ranges of the mesh's virtual addresses: what is unknown in them is closed, not passed on.
     #[serde(default = "vip_ranges")]
     pub vip_ranges: Vec<IpNet>,
-    /// A proxy that is a child gets this long to end when the agent does, seconds.
+    /// A proxy that is a child gets this long to end when the agent does, seconds; an Envoy drains for
+    /// nine tenths of it at most. The pod's `terminationGracePeriodSeconds` is to be longer.
     #[serde(default = "drain_seconds")]
     pub drain_seconds: u64,
 }

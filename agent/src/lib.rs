@@ -4,6 +4,7 @@
 mod beside;
 mod config;
 mod dial;
+mod envoy;
 mod files;
 mod identity;
 mod numbers;

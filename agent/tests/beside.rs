@@ -9,7 +9,7 @@ use agent::{Beside, Config, run};
 use nix::unistd::Uid;
 use port::Port;
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -19,30 +19,6 @@ use tokio_util::sync::CancellationToken;
 
 /// `nobody`.
 const STRANGER: u32 = 65_534;
-
-fn config(machine: &Machine, control_plane: SocketAddr, metrics: SocketAddr) -> Config {
-    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    Config {
-        cluster: "west".parse().unwrap(),
-        network: None,
-        namespace: "isthmus-system".into(),
-        pod: "gw-0".into(),
-        account: "isthmus-gateway".into(),
-        trust_domain: "west.mesh".parse().unwrap(),
-        root_certificates: agent::RootCertificates::File(machine.file("root.pem")),
-        pod_addresses: vec!["10.244.0.7".parse().unwrap()],
-        control_plane: control_plane.into(),
-        token: machine.file("token"),
-        state: None,
-        socket: machine.file("uds/socket"),
-        peers: Vec::new(),
-        proxy_admin: any,
-        metrics,
-        health: any,
-        vip_ranges: Vec::new(),
-        drain_seconds: 1,
-    }
-}
 
 fn mode(path: &Path, mode: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
@@ -78,7 +54,7 @@ async fn strangers_are_refused_by_their_user_and_files_follow_renewals() {
     let end = CancellationToken::new();
     let address = machine.serve("isthmus-control-plane", end.clone()).await;
     let metrics = Port::held();
-    let config = config(&machine, address, metrics.address);
+    let config = Config { metrics: metrics.address, ..machine.beside(address) };
     let (socket, folder) = (config.socket.clone(), machine.file("uds"));
     let bootstrap = machine.file("grpc.json");
     let beside = Beside { grpc_bootstrap: Some(bootstrap.clone()), ..Beside::default() };

@@ -1,8 +1,8 @@
-//! Reads another process's page: one GET, bounded in time and size.
+//! Asks another process's page: one GET or POST, bounded in time and size.
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use http::{Request, StatusCode, header};
+use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use std::fmt::{self, Display, Formatter};
@@ -52,42 +52,91 @@ impl Display for Place {
     }
 }
 
+/// What a page answered, whatever its status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub text: String,
+}
+
+impl Answer {
+    pub fn is_ok(&self) -> bool {
+        self.status == StatusCode::OK
+    }
+
+    /// Its first line that says something, at most 200 characters.
+    pub fn said(&self) -> String {
+        let mut lines = self.text.lines().map(str::trim);
+        let said = lines.find(|line| !line.is_empty()).unwrap_or_default();
+        said.chars().take(SAID_MAX).collect()
+    }
+}
+
 /// Reads the page at `path` (with its query).
 ///
 /// # Errors
 /// When nobody listens there, the page is not 200, too long or too slow; each says so.
 pub async fn read(place: &Place, path: &str) -> Result<String> {
-    let reading = async {
+    let answer = get(place, path, READ_MAX).await?;
+    ensure!(
+        answer.is_ok(),
+        "ISM1007 the page {path} of {place} answered {}: {}. Fix: name the admin port of the right \
+         program",
+        answer.status,
+        answer.said()
+    );
+    Ok(answer.text)
+}
+
+/// Reads the page at `path` (with its query) within `limit`, whatever its status.
+///
+/// # Errors
+/// When nobody listens there, or what answers is no page, too long or too slow; each says so.
+pub async fn get(place: &Place, path: &str, limit: Duration) -> Result<Answer> {
+    ask(place, Method::GET, path, limit).await
+}
+
+/// Posts nothing to the page at `path` (with its query): an order. As [`get`] otherwise.
+///
+/// # Errors
+/// As of [`get`].
+pub async fn post(place: &Place, path: &str, limit: Duration) -> Result<Answer> {
+    ask(place, Method::POST, path, limit).await
+}
+
+async fn ask(place: &Place, method: Method, path: &str, limit: Duration) -> Result<Answer> {
+    let asking = async {
         match place {
             Place::Tcp(address) => {
                 let stream = TcpStream::connect(address)
                     .await
                     .with_context(|| format!("ISM1006 nothing answers at {address}"))?;
-                get(stream, place, path).await
+                talk(stream, place, method, path).await
             }
             Place::Unix(socket) => {
                 let stream = UnixStream::connect(socket)
                     .await
                     .with_context(|| format!("ISM1006 nothing answers at {}", socket.display()))?;
-                get(stream, place, path).await
+                talk(stream, place, method, path).await
             }
         }
     };
-    tokio::time::timeout(READ_MAX, reading).await.map_err(|_| silent(place, path))?
+    tokio::time::timeout(limit, asking).await.map_err(|_| silent(place, path, limit))?
 }
 
-fn silent(place: &Place, path: &str) -> anyhow::Error {
+fn silent(place: &Place, path: &str, limit: Duration) -> anyhow::Error {
     anyhow::anyhow!(
-        "ISM1006 {place} did not answer {path} within {READ_MAX:?}. Fix: name the admin port of a \
+        "ISM1006 {place} did not answer {path} within {limit:?}. Fix: name the admin port of a \
          program that runs, or the port that is forwarded to it"
     )
 }
 
-async fn get(
+async fn talk(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     place: &Place,
+    method: Method,
     path: &str,
-) -> Result<String> {
+) -> Result<Answer> {
     let foreign = || {
         format!(
             "ISM1007 {place} does not answer {path} as a program's admin port does. Fix: name the \
@@ -97,8 +146,11 @@ async fn get(
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.with_context(foreign)?;
     let driver = tokio::spawn(connection);
-    let request =
-        Request::get(path).header(header::HOST, "localhost").body(Empty::<Bytes>::new())?;
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "localhost")
+        .body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await.with_context(foreign)?;
     let status = response.status();
     let body = Limited::new(response.into_body(), PAGE_MAX).collect().await;
@@ -106,15 +158,7 @@ async fn get(
     let body =
         body.map_err(|e| anyhow::anyhow!("the page {path} could not be read: {e}"))?.to_bytes();
     let text = String::from_utf8(body.to_vec()).context("the page is not UTF-8")?;
-    if status != StatusCode::OK {
-        let said = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
-        let said: String = said.chars().take(SAID_MAX).collect();
-        bail!(
-            "ISM1007 the page {path} of {place} answered {status}: {said}. Fix: name the admin port of \
-             the right program"
-        );
-    }
-    Ok(text)
+    Ok(Answer { status, text })
 }
 
 #[cfg(test)]
@@ -141,7 +185,7 @@ mod tests {
 
     #[test]
     fn who_is_silent_is_named_too() {
-        let said = silent(&"127.0.0.1:18999".parse().unwrap(), "/config").to_string();
+        let said = silent(&"127.0.0.1:18999".parse().unwrap(), "/config", READ_MAX).to_string();
         assert!(said.starts_with("ISM1006 127.0.0.1:18999 did not answer"), "{said}");
         assert!(said.contains("Fix: "), "{said}");
     }

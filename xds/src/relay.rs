@@ -29,11 +29,15 @@ use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status, Streaming};
 
 mod debts;
+mod listeners;
 mod sds;
+mod variants;
 
 pub use crate::subscribe::WATCHDOG;
 use debts::{Clusters, Debts};
+use listeners::Listeners;
 pub use sds::KeyPair;
+use variants::{Asks, Tells};
 
 /// How long dialling the control plane may take.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -45,7 +49,8 @@ const STREAMS_PER_CONNECTION: u32 = 16;
 /// What the proxy has said so far, over all its streams.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Heard {
-    /// It has taken listeners: from then on it serves.
+    /// It has taken the listeners it serves by: the inbound one (a gateway's, its one), or those it
+    /// names. It serves once it has their routes and secrets, too, which only itself can tell.
     pub configured: bool,
     /// Responses it took.
     pub accepted: u64,
@@ -124,62 +129,6 @@ struct Relay {
     end: CancellationToken,
 }
 
-/// What both variants' requests say, as far as a relay listens.
-trait Asks: Send + 'static {
-    fn type_url(&self) -> &str;
-    /// True for an answer to a response, with the reason where that was refused.
-    fn answers(&self) -> Option<Option<&str>>;
-    /// Notes what the control plane now owes.
-    fn asks(&self, now: Instant, debts: &mut Debts, clusters: &Mutex<Clusters>);
-}
-
-/// What both variants' responses say of what was owed.
-trait Tells: Send + 'static {
-    fn tells(&self, now: Instant, debts: &mut Debts, clusters: &Mutex<Clusters>);
-}
-
-impl Asks for DeltaDiscoveryRequest {
-    fn type_url(&self) -> &str {
-        &self.type_url
-    }
-
-    fn answers(&self) -> Option<Option<&str>> {
-        let refusal = self.error_detail.as_ref().map(|status| status.message.as_str());
-        (!self.response_nonce.is_empty()).then_some(refusal)
-    }
-
-    fn asks(&self, now: Instant, debts: &mut Debts, _: &Mutex<Clusters>) {
-        debts.asks_delta(now, self);
-    }
-}
-
-impl Tells for DeltaDiscoveryResponse {
-    fn tells(&self, now: Instant, debts: &mut Debts, _: &Mutex<Clusters>) {
-        debts.tells_delta(now, self);
-    }
-}
-
-impl Asks for DiscoveryRequest {
-    fn type_url(&self) -> &str {
-        &self.type_url
-    }
-
-    fn answers(&self) -> Option<Option<&str>> {
-        let refusal = self.error_detail.as_ref().map(|status| status.message.as_str());
-        (!self.response_nonce.is_empty()).then_some(refusal)
-    }
-
-    fn asks(&self, now: Instant, debts: &mut Debts, clusters: &Mutex<Clusters>) {
-        debts.asks_world(now, self, &clusters.lock().expect("no holder panics"));
-    }
-}
-
-impl Tells for DiscoveryResponse {
-    fn tells(&self, now: Instant, debts: &mut Debts, clusters: &Mutex<Clusters>) {
-        debts.tells_world(now, self, &mut clusters.lock().expect("no holder panics"));
-    }
-}
-
 #[tonic::async_trait]
 impl AggregatedDiscoveryService for Relay {
     type StreamAggregatedResourcesStream = ReceiverStream<Result<DiscoveryResponse, Status>>;
@@ -256,6 +205,7 @@ where
 {
     let (outgoing, upward) = mpsc::channel(16);
     let debts = Mutex::new(Debts::default());
+    let listeners = Mutex::new(Listeners::default());
     // Since when the control plane owes an answer.
     let (owed, mut owes) = watch::channel(None::<Instant>);
     let note = |said: &dyn Fn(&mut Debts)| {
@@ -274,7 +224,7 @@ where
                     return status;
                 }
             };
-            listen(&request, heard);
+            listen(&request, heard, &listeners);
             note(&|debts| request.asks(Instant::now(), debts, clusters));
             if outgoing.send(request).await.is_err() {
                 // The other half says why.
@@ -304,6 +254,9 @@ where
             match response {
                 Ok(Some(response)) => {
                     note(&|debts| response.tells(Instant::now(), debts, clusters));
+                    if codec::kind_of(response.type_url()) == Some(ResourceKind::Listener) {
+                        response.of_listeners(&mut listeners.lock().expect("no holder panics"));
+                    }
                     if down.send(Ok(response)).await.is_err() {
                         return Status::cancelled("the proxy is gone");
                     }
@@ -344,15 +297,20 @@ async fn stuck(owes: &mut watch::Receiver<Option<Instant>>) {
 }
 
 /// Notes what a request says about what the proxy was sent.
-fn listen(request: &impl Asks, heard: &watch::Sender<Heard>) {
-    let Some(answer) = request.answers() else { return };
-    let kind = codec::kind_of(request.type_url());
+fn listen(request: &impl Asks, heard: &watch::Sender<Heard>, listeners: &Mutex<Listeners>) {
+    let answer = request.answers();
+    if codec::kind_of(request.type_url()) == Some(ResourceKind::Listener) {
+        let mut listeners = listeners.lock().expect("no holder panics");
+        let held = request.of_listeners(&mut listeners);
+        let taken = answer.is_some_and(|(nonce, why)| listeners.answers(nonce, why.is_none()));
+        if held || taken {
+            heard.send_if_modified(|heard| !std::mem::replace(&mut heard.configured, true));
+        }
+    }
     match answer {
-        None => heard.send_modify(|heard| {
-            heard.accepted += 1;
-            heard.configured |= kind == Some(ResourceKind::Listener);
-        }),
-        Some(reason) => {
+        None => (),
+        Some((_, None)) => heard.send_modify(|heard| heard.accepted += 1),
+        Some((_, Some(reason))) => {
             let reason: String = reason.chars().take(REASON_MAX).collect();
             let name = request.type_url().rsplit('.').next().unwrap_or_default();
             tracing::warn!(kind = name, reason, "the proxy refused resources");

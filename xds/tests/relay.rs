@@ -1,12 +1,15 @@
 //! What an agent's relay does for a foreign proxy, on gRPC streams over in-memory pipes: secrets anew
-//! on the stream that asked for them, and no waiting for a control plane that is stuck.
+//! on the stream that asked for them, no waiting for a control plane that is stuck, and whether the
+//! proxy has taken the listeners it serves by.
 
 #[path = "support/replicas.rs"]
 mod replicas;
 
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{Secret, secret::Type};
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DiscoveryRequest, DiscoveryResponse,
+};
 use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient;
 use mesh::program::ResourceKind;
 use prost::Message as _;
@@ -245,4 +248,57 @@ fn shown(response: &DiscoveryResponse) -> (String, String) {
         text
     };
     (text(certificate.certificate_chain), text(certificate.private_key))
+}
+
+/// Asks for listeners, takes what comes, and returns once the relay has heard that.
+async fn takes_listeners(agent: &Agent, names: &[&str]) {
+    let (requests, outgoing) = mpsc::channel(4);
+    requests.send(request(ResourceKind::Listener, names, "")).await.unwrap();
+    let mut client = AggregatedDiscoveryServiceClient::new(agent.proxy.clone());
+    let opened = client.stream_aggregated_resources(ReceiverStream::new(outgoing)).await;
+    let response = opened.unwrap().into_inner().message().await.unwrap().expect("listeners");
+    assert!(!agent.heard.borrow().configured, "it has not answered yet");
+    requests.send(request(ResourceKind::Listener, names, &response.nonce)).await.unwrap();
+    agent.heard.clone().wait_for(|heard| heard.accepted == 1).await.unwrap();
+}
+
+/// The same in the delta variant, after `held` of an earlier stream.
+async fn takes_listeners_delta(agent: &Agent, held: &[&str]) {
+    let ask = |names: &[&str], nonce: &str| DeltaDiscoveryRequest {
+        type_url: type_url(ResourceKind::Listener).into(),
+        resource_names_subscribe: names.iter().map(|&name| name.to_owned()).collect(),
+        response_nonce: nonce.into(),
+        ..Default::default()
+    };
+    let (requests, outgoing) = mpsc::channel(4);
+    let versions = held.iter().map(|&name| (name.to_owned(), "1".to_owned())).collect();
+    let first = DeltaDiscoveryRequest { initial_resource_versions: versions, ..ask(&["*"], "") };
+    requests.send(first).await.unwrap();
+    let mut client = AggregatedDiscoveryServiceClient::new(agent.proxy.clone());
+    let opened = client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await;
+    let response = opened.unwrap().into_inner().message().await.unwrap().expect("listeners");
+    requests.send(ask(&[], &response.nonce)).await.unwrap();
+    agent.heard.clone().wait_for(|heard| heard.accepted == 1).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_envoy_is_configured_by_its_inbound_listener_and_a_client_by_those_it_names() {
+    const OTHER: &[Replica] = &[WELL];
+    const INBOUND: &[Replica] = &[Replica { holds: "inbound", ..WELL }];
+    for (replicas, names, configured) in
+        [(OTHER, &[][..], false), (INBOUND, &[], true), (OTHER, &["hello.shop:80"], true)]
+    {
+        let agent = Agent::start(replicas).await;
+        takes_listeners(&agent, names).await;
+        assert_eq!(agent.heard.borrow().configured, configured, "{names:?} of {replicas:?}");
+        agent.end.cancel();
+    }
+    for (replicas, held, configured) in
+        [(OTHER, &[][..], false), (INBOUND, &[], true), (OTHER, &["inbound"], true)]
+    {
+        let agent = Agent::start(replicas).await;
+        takes_listeners_delta(&agent, held).await;
+        assert_eq!(agent.heard.borrow().configured, configured, "holding {held:?}: {replicas:?}");
+        agent.end.cancel();
+    }
 }

@@ -4,14 +4,14 @@
 #[path = "../../../xds/tests/support/world.rs"]
 mod world;
 
-use agent::{AgentConfig, Source as Origin};
+use agent::{AgentConfig, Config, Source as Origin};
 use futures::future::BoxFuture;
 use mesh::name::Identity;
 use mesh::program::*;
 use mesh::sni::probe_host;
 use mesh::world::Role;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
@@ -145,6 +145,35 @@ impl Machine {
             xds::serve::serve(incoming, world, Some(authority), Sessions::default(), end).await
         });
         address
+    }
+
+    pub(crate) fn edit(&self, name: &ResourceName, value: Option<Resource>) {
+        self.world.edit(name, value);
+    }
+
+    /// Of an agent beside a foreign proxy, all of whose pages are on ports that nobody knows.
+    pub(crate) fn beside(&self, control_plane: SocketAddr) -> Config {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Config {
+            cluster: "west".parse().unwrap(),
+            network: None,
+            namespace: "isthmus-system".into(),
+            pod: "gw-0".into(),
+            account: "isthmus-gateway".into(),
+            trust_domain: "west.mesh".parse().unwrap(),
+            root_certificates: agent::RootCertificates::File(self.file("root.pem")),
+            pod_addresses: vec!["10.244.0.7".parse().unwrap()],
+            control_plane: control_plane.into(),
+            token: self.file("token"),
+            state: None,
+            socket: self.file("uds/socket"),
+            peers: Vec::new(),
+            proxy_admin: any,
+            metrics: any,
+            health: any,
+            vip_ranges: Vec::new(),
+            drain_seconds: 1,
+        }
     }
 
     pub(crate) fn config(&self, address: SocketAddr, state: bool) -> AgentConfig {

@@ -198,11 +198,11 @@ fn whole(of: ResourceKind) -> bool {
     matches!(of, ResourceKind::Listener | ResourceKind::Cluster)
 }
 
-/// A cluster, as far as its name.
+/// A resource of any type with a name, which is its first field, as far as that.
 #[derive(Clone, PartialEq, prost::Message)]
-struct Named {
+pub(super) struct Named {
     #[prost(string, tag = "1")]
-    name: String,
+    pub(super) name: String,
 }
 
 #[cfg(test)]

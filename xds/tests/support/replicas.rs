@@ -5,7 +5,7 @@ use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
 use envoy_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
 };
 use envoy_types::pb::google::protobuf::Any;
 use futures::StreamExt as _;
@@ -24,7 +24,7 @@ use xds::codec::type_url;
 use xds::subscribe::Connector;
 
 /// One replica of a control plane: it takes every stream.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Replica {
     /// How many questions it answers, before it answers none.
     pub(crate) answers: usize,
@@ -32,11 +32,14 @@ pub(crate) struct Replica {
     pub(crate) but: Option<ResourceKind>,
     /// Whether it says its first answer again every 10 s.
     pub(crate) repeats: bool,
+    /// The name of its one resource, of every type.
+    pub(crate) holds: &'static str,
     /// What each state of the world weighs beside its one resource, bytes.
     pub(crate) ballast: usize,
 }
 
-pub(crate) const SILENT: Replica = Replica { answers: 0, but: None, repeats: false, ballast: 0 };
+pub(crate) const SILENT: Replica =
+    Replica { answers: 0, but: None, repeats: false, holds: CLUSTER, ballast: 0 };
 pub(crate) const WELL: Replica = Replica { answers: usize::MAX, ..SILENT };
 pub(crate) const CLUSTER: &str = "outbound|80||hello.shop.global";
 
@@ -47,13 +50,13 @@ impl AggregatedDiscoveryService for Replica {
     type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
     type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
 
-    /// Of every type there is [`CLUSTER`], or what bears its name.
+    /// Of every type there is [`Replica::holds`].
     async fn stream_aggregated_resources(
         &self,
         requests: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
         // All of them have their name in the first field.
-        let named = Cluster { name: CLUSTER.into(), ..Default::default() }.encode_to_vec();
+        let named = Cluster { name: self.holds.into(), ..Default::default() }.encode_to_vec();
         let ballast = self.ballast;
         Ok(self.talk(requests, move |DiscoveryRequest { type_url, response_nonce, .. }, nonce| {
             let resource = Any { type_url: type_url.clone(), value: named.clone() };
@@ -68,18 +71,21 @@ impl AggregatedDiscoveryService for Replica {
         }))
     }
 
-    /// Whatever is asked for does not exist.
+    /// Whatever is asked for by name does not exist; who asks for all gets [`Replica::holds`].
     async fn delta_aggregated_resources(
         &self,
         requests: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        Ok(self.talk(requests, |request: DeltaDiscoveryRequest, nonce| {
+        let held = Resource { name: self.holds.into(), ..Default::default() };
+        Ok(self.talk(requests, move |request: DeltaDiscoveryRequest, nonce| {
             let names = request.resource_names_subscribe;
             let asks = !names.is_empty();
+            let (all, absent) = names.into_iter().partition::<Vec<_>, _>(|name| name == "*");
             let response = DeltaDiscoveryResponse {
                 type_url: request.type_url.clone(),
                 nonce,
-                removed_resources: names,
+                resources: all.iter().map(|_| held.clone()).collect(),
+                removed_resources: absent,
                 ..Default::default()
             };
             asks.then_some((request.type_url, response))

@@ -1,0 +1,161 @@
+//! What an agent asks the admin pages of the Envoy it wrote a bootstrap for: whether it serves, and
+//! to drain before it ends.
+
+use anyhow::{Context as _, Result, ensure};
+use mesh::program::ResourceName;
+use runtime::page::{self, Answer, Place};
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long one of its pages may take.
+const ANSWER_MAX: Duration = Duration::from_secs(1);
+/// Between two looks at its pages.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// New connections are taken until none came for so long, as by a gateway of ours: others need a
+/// moment to withdraw this pod.
+const WITHDRAWN_AFTER: Duration = Duration::from_secs(1);
+/// Closes each connection with its next answer, and takes new ones meanwhile.
+const DRAIN: &str = "/drain_listeners?graceful&skip_exit";
+/// Closes the listeners at once, and leaves their connections alone.
+const CLOSE: &str = "/drain_listeners";
+/// Connections of each listener, now and ever. `server.total_connections` is no measure: Envoy
+/// counts it anew every 5 s only (`stats_flush_interval`).
+const CONNECTIONS: &str = "/stats?filter=^listener[.].*[.]downstream_cx_(active|total)$";
+/// Of these, those of the admin pages themselves.
+const ADMIN: &str = "admin.";
+
+/// Returns once Envoy serves the workload's connections; `waits` is told meanwhile why it does not.
+pub(crate) async fn serves(admin: SocketAddr, mut waits: impl FnMut(&str)) {
+    let place = Place::Tcp(admin.to_string());
+    while let Err(why) = is_serving(&place).await {
+        waits(&format!("{why:#}"));
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Both must hold: before it is live its workers accept nothing, and afterwards a listener that waits
+/// for routes or secrets is not among those it shows.
+async fn is_serving(admin: &Place) -> Result<()> {
+    let ready = page::get(admin, "/ready", ANSWER_MAX).await?;
+    ensure!(ready.is_ok(), "Envoy is not live yet: it says {}", ready.said());
+    let listeners = asked(admin, "/listeners").await?;
+    let inbound = ResourceName::inbound().name;
+    let shown = |line: &str| line.split("::").next() == Some(inbound.as_str());
+    ensure!(
+        listeners.text.lines().any(shown),
+        "Envoy has not started its listener {inbound} yet: that waits for routes or secrets"
+    );
+    Ok(())
+}
+
+/// Has Envoy take no more and answer what it took, within `limit`, because SIGTERM ends it at once,
+/// whatever is in flight (Envoy 1.40, `source/server/server.cc`). What is left then is its end's.
+pub(crate) async fn drain(admin: SocketAddr, limit: Duration) {
+    if limit.is_zero() {
+        return;
+    }
+    match tokio::time::timeout(limit, drained(&Place::Tcp(admin.to_string()))).await {
+        Ok(Ok(())) => tracing::info!("the proxy has drained"),
+        Ok(Err(error)) => tracing::warn!(
+            "ISM1049 the proxy does not drain, and what it carries is cut: {error:#}. Fix: run Envoy \
+             with the bootstrap the agent writes, and leave its admin port {admin} to it"
+        ),
+        Err(_) => tracing::info!("the proxy still has connections, and its time to drain is over"),
+    }
+}
+
+/// An error is that Envoy was not asked; what comes later its end or `limit` ends.
+async fn drained(admin: &Place) -> Result<()> {
+    ordered(admin, DRAIN).await?;
+    let (mut ever, mut newest) = (None, Instant::now());
+    loop {
+        let now = looked(admin).await;
+        if ever.replace(now.ever) != Some(now.ever) {
+            newest = Instant::now();
+        }
+        if now.active == 0 && newest.elapsed() >= WITHDRAWN_AFTER {
+            break;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    // Who comes after the last look is refused and may go elsewhere; who came before is answered.
+    if let Err(error) = ordered(admin, CLOSE).await {
+        tracing::info!(error = format!("{error:#}"), "the proxy does not close its listeners");
+    }
+    while looked(admin).await.active > 0 {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Ok(())
+}
+
+/// Looks until there is an answer: Envoy gives it from the thread that takes new configuration.
+async fn looked(admin: &Place) -> Connections {
+    loop {
+        match connections(admin).await {
+            Ok(connections) => return connections,
+            Err(error) => tracing::debug!(error = format!("{error:#}"), "no count of connections"),
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// All listeners' together. Envoy counts each by its worker once more; what is compared is zero, and
+/// what was.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Connections {
+    active: u64,
+    ever: u64,
+}
+
+async fn connections(admin: &Place) -> Result<Connections> {
+    counted(&asked(admin, CONNECTIONS).await?.text)
+}
+
+fn counted(stats: &str) -> Result<Connections> {
+    let mut all = Connections::default();
+    for line in stats.lines() {
+        let Some(of) = line.strip_prefix("listener.").filter(|of| !of.starts_with(ADMIN)) else {
+            continue;
+        };
+        let Some((name, count)) = of.rsplit_once(": ") else { continue };
+        let count: u64 = count.parse().with_context(|| format!("{line:?} is no count"))?;
+        match name.rsplit('.').next() {
+            Some("downstream_cx_active") => all.active += count,
+            Some("downstream_cx_total") => all.ever += count,
+            Some(_) | None => (),
+        }
+    }
+    Ok(all)
+}
+
+async fn asked(admin: &Place, path: &str) -> Result<Answer> {
+    good(page::get(admin, path, ANSWER_MAX).await?, path)
+}
+
+async fn ordered(admin: &Place, path: &str) -> Result<Answer> {
+    good(page::post(admin, path, ANSWER_MAX).await?, path)
+}
+
+fn good(answer: Answer, path: &str) -> Result<Answer> {
+    ensure!(answer.is_ok(), "the admin page {path} answered {}: {}", answer.status, answer.said());
+    Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Connections, counted};
+
+    #[test]
+    fn connections_of_the_admin_pages_do_not_count() {
+        let stats = "listener.127.0.0.1_8080.downstream_cx_active: 2\n\
+                     listener.127.0.0.1_8080.downstream_cx_total: 7\n\
+                     listener.[__1]_8080.downstream_cx_active: 1\n\
+                     listener.admin.downstream_cx_active: 1\n\
+                     listener.admin.main_thread.downstream_cx_active: 1\n\
+                     http.in.downstream_cx_active: 4\n";
+        assert_eq!(counted(stats).unwrap(), Connections { active: 3, ever: 7 });
+        assert_eq!(counted("").unwrap(), Connections::default());
+        assert!(counted("listener.a.downstream_cx_active: many\n").is_err());
+    }
+}
