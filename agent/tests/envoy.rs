@@ -205,6 +205,7 @@ async fn an_envoy_is_ready_once_it_listens_for_its_workload() {
         ports: BTreeMap::new(),
         trust_domains: ["west.mesh".parse().unwrap()].into(),
         authorization: Authorization::default(),
+        ipv6: false,
     };
     let inbound = Resource::Listener(Listener::Inbound(inbound));
     machine.edit(&ResourceName::inbound(), Some(inbound));
