@@ -56,8 +56,11 @@ pub(crate) struct Failure {
     pub(crate) text: String,
 }
 
-/// Sets what every socket of ours has: no delay, keepalive, and an end for unanswered bytes. What is
-/// set on a listener holds for all that it accepts (Linux: `inet_csk_clone_lock`).
+/// Sets what every socket of ours has: no delay, and keepalive. What is set on a listener holds for all
+/// that it accepts (Linux: `inet_csk_clone_lock`).
+///
+/// Never `TCP_USER_TIMEOUT`: Linux counts a closed window among what is unanswered, though every probe
+/// is answered, and would reset who only pauses (RFC 9293 section 3.8.6.1 wants it kept open).
 pub fn tune<'a>(socket: impl Into<SockRef<'a>>) {
     let socket = socket.into();
     // Failing to set an option costs latency, not the connection.
@@ -67,7 +70,6 @@ pub fn tune<'a>(socket: impl Into<SockRef<'a>>) {
         .with_interval(Duration::from_secs(10))
         .with_retries(3);
     let _ = socket.set_tcp_keepalive(&keepalive);
-    let _ = socket.set_tcp_user_timeout(Some(Duration::from_secs(20)));
 }
 
 /// Connects, with a handshake where `secure` is given, by `deadline`. `shaking` tells from outside
