@@ -312,7 +312,8 @@ impl<'a> Exchange<'a> {
         late.in_flight.report(Outcome::Slow);
         self.destination.suspect(&key);
         progress.tried.push(key.clone());
-        if self.is_replayable() {
+        // The first attempt is alive: two of what changes something would see each other's work.
+        if self.is_replayable() && self.parts.method.is_safe() {
             self.another(progress, "hedge", Some(&key), true);
         }
     }
