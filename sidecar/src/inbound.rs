@@ -357,6 +357,8 @@ impl Inbound {
         numbers.closed(moved.0, moved.1);
         if !transferred.is_some_and(|t| t.end == End::Finished) {
             reset(stream.socket());
+            // The application must not take an end in the middle for the end either.
+            reset(&server);
         }
         if denial.is_some() {
             self.refusals.count("inbound", "rbac");
