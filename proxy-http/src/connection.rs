@@ -58,6 +58,9 @@ struct Life {
     /// Requests so far.
     served: AtomicU32,
     streams: AtomicUsize,
+    /// Streams that its peer does not take, of [`STREAMS_MAX`]: hyper would let what is more wait
+    /// without a word, and without end behind streams that are long.
+    refused: AtomicUsize,
 }
 
 /// One stream's place on its connection.
@@ -105,7 +108,7 @@ impl<A> Connection<A> {
                     .keep_alive_timeout(PING_MAX)
                     .handshake(io)
                     .await?;
-                watch(connection);
+                watch(follow(connection, life.clone()));
                 Sender::Http2(sender, Stream::begin(&life))
             }
         };
@@ -184,6 +187,12 @@ impl<A> Trunk<A> {
         self.life.streams.load(Ordering::Acquire)
     }
 
+    /// It has as many streams as its peer takes at once, as far as that is known: one that is new may
+    /// not have said.
+    pub(crate) fn is_full(&self) -> bool {
+        self.streams() + self.life.refused.load(Ordering::Acquire) >= STREAMS_MAX
+    }
+
     pub(crate) fn is(&self, connection: &Connection<A>) -> bool {
         Arc::ptr_eq(&self.life, &connection.life)
     }
@@ -196,6 +205,24 @@ impl<A> Trunk<A> {
             life: self.life.clone(),
         }
     }
+}
+
+/// A connection that notes how many streams its peer takes (RFC 9113 section 6.5.2).
+async fn follow<T>(
+    connection: http2::Connection<TokioIo<T>, RequestBody, TokioExecutor>,
+    life: Arc<Life>,
+) -> hyper::Result<()>
+where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut connection = std::pin::pin!(connection);
+    std::future::poll_fn(|cx| {
+        let polled = connection.as_mut().poll(cx);
+        let most = connection.current_max_send_streams().clamp(1, STREAMS_MAX);
+        life.refused.store(STREAMS_MAX - most, Ordering::Release);
+        polled
+    })
+    .await
 }
 
 /// Lets a connection run until it ends.

@@ -1,6 +1,6 @@
 //! Connections between requests, by where they lead.
 
-use crate::connection::{Connection, STREAMS_MAX, Trunk};
+use crate::connection::{Connection, Trunk};
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::sync::Mutex;
@@ -123,9 +123,9 @@ impl<K: Eq + Hash, A> Pool<K, A> {
             return Some(free.remove(index).connection);
         }
         shared.retain(|shared| shared.is_alive(now) && fits(&shared.trunk.about));
-        let least = shared.iter().min_by_key(|shared| shared.trunk.streams())?;
+        let least = shared.iter().min_by_key(|it| (it.trunk.is_full(), it.trunk.streams()))?;
         let streams = least.trunk.streams();
-        let full = streams >= STREAMS_MAX || streams > 0 && shared.len() < spread;
+        let full = least.trunk.is_full() || streams > 0 && shared.len() < spread;
         (!full).then(|| least.trunk.lease())
     }
 
@@ -150,7 +150,7 @@ impl<K: Eq + Hash, A> Pool<K, A> {
         let Some(trunk) = connection.trunk() else { return };
         let mut lines = self.lines.lock().expect("no holder panics");
         let line = lines.entry(key).or_default();
-        while line.is_awaited() && trunk.streams() < STREAMS_MAX {
+        while line.is_awaited() && !trunk.is_full() {
             drop(line.hand(|| trunk.lease()));
         }
         if line.shared.len() < KEPT_MAX {
@@ -201,6 +201,7 @@ impl<K: Eq + Hash, A> Pool<K, A> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connection::STREAMS_MAX;
     use crate::version::Wire;
 
     const IDLE: Duration = Duration::from_secs(60);
