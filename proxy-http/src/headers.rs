@@ -240,6 +240,10 @@ pub(crate) fn frame<B>(
                     headers.insert(header::COOKIE, joined);
                 }
             }
+            if let (false, Ok(host)) = (headers.contains_key(header::HOST), host.try_into()) {
+                // HTTP/1.0 need not name one, and HTTP/1.1 must (RFC 9112 section 3.2).
+                headers.insert(header::HOST, host);
+            }
             *request.uri_mut() = parts.uri.clone();
         }
         Wire::Http2 => {
@@ -342,6 +346,8 @@ mod tests {
         assert!(!two.headers().contains_key("host"));
         assert_eq!(two.headers()["te"], "trailers");
         parts.headers.remove("host");
+        let named = frame(&parts, Wire::Http1, true, "10.0.0.1:80", ());
+        assert_eq!(named.headers()["host"], "10.0.0.1:80", "as HTTP/1.1 must");
         assert_eq!(
             frame(&parts, Wire::Http2, false, "10.0.0.1:80", ()).uri(),
             "http://10.0.0.1:80/a?b"

@@ -185,7 +185,9 @@ pub(crate) async fn answer(
         let revoked = async move { drop(admission.revoked().await) };
         let held = (context.held.clone(), connection);
         upgrade::join(client, server, &context.shared.options.drain, held, revoked);
-        headers::end_hop(response.headers_mut(), wish.as_ref());
+        // What was chosen, which may be less than was asked for (RFC 9110 section 7.8).
+        let chosen = response.headers().get(header::UPGRADE).cloned().or(wish);
+        headers::end_hop(response.headers_mut(), chosen.as_ref());
         return response.map(|_| ResponseBody::Local(bytes::Bytes::new()));
     }
     headers::end_hop(response.headers_mut(), None);

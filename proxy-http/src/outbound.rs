@@ -18,7 +18,7 @@ use crate::serve::{Downstream, Shared};
 use crate::upgrade;
 use crate::version::Wire;
 use exchange::{Answer, Exchange};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use mesh::name::{ClusterId, Identity};
 use mesh::program::{ClusterName, LbEndpoint, Resource, ResourceName, Retry, Route};
@@ -302,7 +302,9 @@ pub(crate) async fn answer(
         let server = hyper::upgrade::on(&mut response);
         let held = (context.held.clone(), connection, in_flight);
         upgrade::join(client, server, &context.shared.options.drain, held, std::future::pending());
-        headers::end_hop(response.headers_mut(), wish.as_ref());
+        // What was chosen, which may be less than was asked for (RFC 9110 section 7.8).
+        let chosen = response.headers().get(header::UPGRADE).cloned().or(wish);
+        headers::end_hop(response.headers_mut(), chosen.as_ref());
         return response.map(|_| ResponseBody::Local(bytes::Bytes::new()));
     }
     headers::end_hop(response.headers_mut(), None);

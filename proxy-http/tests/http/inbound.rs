@@ -32,7 +32,7 @@ fn policed(action: Option<&str>) -> Arc<Resource> {
     Arc::new(Resource::Listener(Listener::Inbound(InboundListener {
         mtls: MtlsMode::Permissive,
         ports: Default::default(),
-        trust_domains: Default::default(),
+        trust_domains: ["test.mesh".parse().unwrap()].into(),
         authorization,
         ipv6: false,
     })))
