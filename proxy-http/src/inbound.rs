@@ -159,9 +159,8 @@ pub(crate) async fn answer(
     headers::end_hop(&mut parts.headers, wish.as_ref());
     headers::arrive(&mut parts.headers, context.proof.as_ref());
 
-    let patient = is_idempotent(&parts.method);
     let body = Received::request(incoming, came, &context.shared.limits());
-    let payload = match payload::keep(body, KEEP_MAX, patient).await {
+    let payload = match payload::keep(body, KEEP_MAX).await {
         Ok(payload) => payload,
         Err(broken) => return unreceived(record, &broken),
     };
@@ -269,7 +268,7 @@ async fn exchange(
             return Err(Failed { status, flags, reason, marker: None });
         }
         let unsent = failure.take_message().is_some() || grpc::is_refused(failure.error());
-        let again = payload.is_whole() && is_idempotent(&parts.method);
+        let again = payload.is_ended() && is_idempotent(&parts.method);
         if !(reused && (unsent && payload.is_complete() || again)) {
             let problem = failure.error();
             let (flags, marker) = if unsent { ("UF", UNSENT) } else { ("UC", RESET) };

@@ -237,9 +237,9 @@ pub(crate) async fn answer(
         // There is no switching on HTTP/2; who asks must live with an answer (RFC 9110 section 7.8).
         headers::end_hop(&mut parts.headers, None);
     }
-    let patient = wish.is_none() && is_idempotent(&parts.method);
+    let repeatable = wish.is_none() && is_idempotent(&parts.method);
     let body = Received::request(incoming, came, &context.shared.limits());
-    let payload = match payload::keep(body, route.retry.body_max, patient).await {
+    let payload = match payload::keep(body, route.retry.body_max).await {
         Ok(payload) => payload,
         Err(broken) => return unreceived(record, &broken),
     };
@@ -254,7 +254,7 @@ pub(crate) async fn answer(
         upstream: &upstream,
         destination: &destination,
         retry: &route.retry,
-        repeatable: patient,
+        repeatable,
         parts: &parts,
         wire,
         trailers,

@@ -31,19 +31,21 @@ pub(crate) struct Source {
     rest: Received,
     /// Which attempt reads it; an older one has no right to it any more.
     reader: u64,
+    /// All of it was read.
+    ended: bool,
     /// It broke, and no attempt can be sent all of it.
     broken: Option<Refusal>,
 }
 
-/// Reads a body that is to be kept whole: one that says it has at most `max` bytes, or (`patient`)
-/// turns out to.
-pub(crate) async fn keep(mut body: Received, max: u64, patient: bool) -> Result<Payload, Broken> {
+/// Reads a body that says it has at most `max` bytes whole. One that does not say goes out as it comes:
+/// its sender may be waiting for an answer to its beginning.
+pub(crate) async fn keep(mut body: Received, max: u64) -> Result<Payload, Broken> {
     if body.is_end_stream() {
         return Ok(Payload::Whole { data: Bytes::new(), trailers: None });
     }
     let short = body.size_hint().upper().is_some_and(|upper| upper <= max);
-    if !short && !patient || body.size_hint().lower() > max {
-        return Ok(Payload::stream(body, Vec::new(), max));
+    if !short {
+        return Ok(Payload::stream(body, max));
     }
     body.keep_back(true);
     let (mut kept, mut trailers) = (BytesMut::new(), None);
@@ -52,24 +54,32 @@ pub(crate) async fn keep(mut body: Received, max: u64, patient: bool) -> Result<
             Ok(data) => kept.extend_from_slice(&data),
             Err(frame) => trailers = frame.into_trailers().ok(),
         }
-        if kept.len() as u64 > max {
-            body.keep_back(false);
-            return Ok(Payload::stream(body, vec![kept.freeze()], max));
-        }
     }
     Ok(Payload::Whole { data: kept.freeze(), trailers })
 }
 
 impl Payload {
-    fn stream(rest: Received, read: Vec<Bytes>, max: u64) -> Self {
-        let kept_bytes = read.iter().map(Bytes::len).sum::<usize>() as u64;
-        let source = Source { kept: Some(read), kept_bytes, max, rest, reader: 0, broken: None };
+    fn stream(rest: Received, max: u64) -> Self {
+        let kept = Some(Vec::new());
+        let (reader, ended) = (0, false);
+        let source = Source { kept, kept_bytes: 0, max, rest, reader, ended, broken: None };
         Self::Stream(Arc::new(Mutex::new(source)))
     }
 
-    /// All of it is here.
+    /// All of it is here, and two may send it at once.
     pub(crate) fn is_whole(&self) -> bool {
         matches!(self, Self::Whole { .. })
+    }
+
+    /// All of it has come and is remembered: it can be sent again once nobody else sends it.
+    pub(crate) fn is_ended(&self) -> bool {
+        match self {
+            Self::Whole { .. } => true,
+            Self::Stream(source) => {
+                let source = source.lock().expect("no holder panics");
+                source.kept.is_some() && source.ended
+            }
+        }
     }
 
     /// It can be sent from its beginning: again, if it was sent before.
@@ -91,12 +101,7 @@ impl Payload {
             Self::Stream(source) => {
                 let mut held = source.lock().expect("no holder panics");
                 held.reader += 1;
-                // What was read before `max` was passed and before any attempt is sent first; it is
-                // not kept any longer than that.
                 let ahead: VecDeque<Bytes> = held.kept.iter().flatten().cloned().collect();
-                if held.kept_bytes > held.max {
-                    held.kept = None;
-                }
                 sent.store(0, Ordering::Relaxed);
                 let (reader, source) = (held.reader, source.clone());
                 RequestBody::Stream { ahead, source, reader, sent: sent.clone() }
@@ -146,9 +151,12 @@ impl Source {
         if self.reader != reader {
             return Poll::Ready(Some(Err(Broken::Superseded)));
         }
+        if self.ended {
+            return Poll::Ready(None);
+        }
         let frame = ready!(Pin::new(&mut self.rest).poll_frame(cx));
         match &frame {
-            None => {}
+            None => self.ended = true,
             Some(Ok(frame)) => match (frame.data_ref(), &mut self.kept) {
                 (Some(data), Some(kept)) => {
                     self.kept_bytes += data.len() as u64;
@@ -207,7 +215,8 @@ impl Body for RequestBody {
         match self {
             Self::Whole { data, trailers } => data.is_empty() && trailers.is_none(),
             Self::Stream { ahead, source, .. } => {
-                ahead.is_empty() && source.lock().expect("no holder panics").rest.is_end_stream()
+                let source = source.lock().expect("no holder panics");
+                ahead.is_empty() && (source.ended || source.rest.is_end_stream())
             }
         }
     }

@@ -313,7 +313,8 @@ impl<'a> Exchange<'a> {
         self.destination.suspect(&key);
         progress.tried.push(key.clone());
         // The first attempt is alive: two of what changes something would see each other's work.
-        if self.is_replayable() && self.parts.method.is_safe() {
+        let twice = self.repeatable && self.payload.is_whole();
+        if twice && self.parts.method.is_safe() {
             self.another(progress, "hedge", Some(&key), true);
         }
     }
@@ -381,7 +382,7 @@ impl<'a> Exchange<'a> {
     }
 
     fn is_replayable(&self) -> bool {
-        self.repeatable && self.payload.is_whole()
+        self.repeatable && self.payload.is_ended()
     }
 
     /// Finds a connection to `picked`, kept or new.

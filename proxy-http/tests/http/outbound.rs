@@ -101,6 +101,21 @@ async fn a_silent_copy_is_hedged_for_what_changes_nothing() {
 }
 
 #[tokio::test]
+async fn what_came_whole_is_repeated_though_nobody_knew_its_length() {
+    let (gone, good) =
+        (Copy::start("gone", Does::Close).await, Copy::start("good", Does::Answer).await);
+    let world = World::new(&[&gone, &good]).await;
+    let head = "HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
+    let body = "3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n";
+    let answer = raw(world.address, &format!("PUT / {head}{body}")).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!((gone.seen(), good.seen()), (1, 1));
+    let (_, arrived) = good.requests.lock().unwrap()[0].clone();
+    let arrived = String::from_utf8(arrived).unwrap();
+    assert!(arrived.contains("abc") && arrived.contains("defg"), "{arrived}");
+}
+
+#[tokio::test]
 async fn a_late_answer_wins_when_it_is_first() {
     // The second path hangs: the first, slow but alive, is still listened to.
     let told = Arc::new(tokio::sync::Notify::new());
