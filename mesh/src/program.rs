@@ -294,7 +294,8 @@ pub struct Route {
 pub struct Retry {
     /// Attempts after the first.
     pub attempts: u32,
-    /// No response headers within this: a second attempt on another path, for replayable requests.
+    /// No response headers within this: a second attempt on another path, for requests that change
+    /// nothing (docs/adr/0019).
     pub hedge_ms: u64,
     /// Longest body that is kept to be sent again, bytes.
     pub body_max: u64,

@@ -47,7 +47,6 @@ pub(crate) async fn keep(mut body: Received, max: u64) -> Result<Payload, Broken
     if !short {
         return Ok(Payload::stream(body, max));
     }
-    body.keep_back(true);
     let (mut kept, mut trailers) = (BytesMut::new(), None);
     while let Some(frame) = body.frame().await {
         match frame?.into_data() {

@@ -20,15 +20,11 @@ pub(crate) struct Received {
     idle: Option<Idle>,
 }
 
-/// How long it may stand still.
+/// How long it may stand still: its length was announced, so it has no reason to rest.
 #[derive(Debug)]
 struct Idle {
     limits: Limits,
     patience: Patience,
-    /// Its length was announced: it has no reason to rest.
-    announced: bool,
-    /// It is read before it is sent on, so nothing goes on meanwhile.
-    kept: bool,
 }
 
 /// Why a body ended before its time.
@@ -81,20 +77,9 @@ impl Received {
 
     /// A request's, which may not once its length was announced.
     pub(crate) fn request(inner: Incoming, came: Version, limits: &Limits) -> Self {
-        let idle = Idle {
-            limits: limits.clone(),
-            patience: Patience::default(),
-            announced: inner.size_hint().exact().is_some(),
-            kept: false,
-        };
-        Self { idle: Some(idle), ..Self::new(inner, came) }
-    }
-
-    /// While it is kept back, it may not rest either.
-    pub(crate) fn keep_back(&mut self, kept: bool) {
-        if let Some(idle) = &mut self.idle {
-            idle.kept = kept;
-        }
+        let announced = inner.size_hint().exact().is_some();
+        let idle = || Idle { limits: limits.clone(), patience: Patience::default() };
+        Self { idle: announced.then(idle), ..Self::new(inner, came) }
     }
 }
 
@@ -107,7 +92,7 @@ impl Body for Received {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) else {
-            let Some(idle) = self.idle.as_mut().filter(|idle| idle.announced || idle.kept) else {
+            let Some(idle) = self.idle.as_mut() else {
                 return Poll::Pending;
             };
             ready!(idle.patience.poll(idle.limits.idle_max, cx));

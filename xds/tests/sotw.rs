@@ -1,6 +1,8 @@
 //! State-of-the-world conversations with the server's machine: what is whole, what is silent, and
 //! in which order a replacement arrives.
 
+#[path = "support/served.rs"]
+mod served;
 mod support;
 
 use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
@@ -8,31 +10,14 @@ use envoy_types::pb::google::rpc::Status;
 use mesh::name::Protocol;
 use mesh::program::*;
 use mesh::world::Dialect;
+use served::World;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use xds::codec;
 use xds::serve::Changed;
-use xds::session::server::{Encoded, Lookup, Next, ServerSession, TypeStatus};
+use xds::session::server::{Next, ServerSession, TypeStatus};
 use xds::session::sotw::{self, Sotw};
-
-struct World(Program);
-
-impl Lookup for World {
-    fn resource(&self, name: &ResourceName) -> Option<Encoded> {
-        let resource = self.0.get(name)?;
-        let any = codec::encode(name, resource, Dialect::Isthmus);
-        Some(Encoded { version: codec::version(resource, Dialect::Isthmus), any })
-    }
-
-    fn names(&self, kind: ResourceKind) -> Vec<ResourceName> {
-        self.0.keys().filter(|name| name.kind == kind).cloned().collect()
-    }
-
-    fn generation(&self) -> u64 {
-        1
-    }
-}
 
 /// One stream, and a client that answers as it is told.
 struct Talk {
@@ -49,7 +34,12 @@ impl Talk {
 
     fn of(dialect: Dialect, program: Program) -> Self {
         let session = ServerSession::new(sotw::limits(), dialect);
-        Self { now: Instant::now(), world: World(program), session, sotw: Sotw::default() }
+        Self {
+            now: Instant::now(),
+            world: World(program, Dialect::Isthmus),
+            session,
+            sotw: Sotw::default(),
+        }
     }
 
     fn send(&mut self, request: &DiscoveryRequest) {

@@ -5,6 +5,8 @@
 //! `NewGrpcMuxImpl`, `ClusterManagerImpl::updateClusterCounts`): a name that is watched already is
 //! not asked for again, and while a cluster warms nothing about clusters leaves it.
 
+#[path = "support/served.rs"]
+mod served;
 mod support;
 
 use envoy_types::pb::envoy::service::discovery::v3::{
@@ -15,31 +17,13 @@ use mesh::program::*;
 use mesh::world::Dialect;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use served::World;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 use xds::codec;
 use xds::serve::Changed;
-use xds::session::server::{Encoded, Limits, Lookup, Next, ServerSession};
-
-#[derive(Default)]
-struct World(Program);
-
-impl Lookup for World {
-    fn resource(&self, name: &ResourceName) -> Option<Encoded> {
-        let resource = self.0.get(name)?;
-        let any = codec::encode(name, resource, Dialect::Envoy);
-        Some(Encoded { version: codec::version(resource, Dialect::Envoy), any })
-    }
-
-    fn names(&self, kind: ResourceKind) -> Vec<ResourceName> {
-        self.0.keys().filter(|name| name.kind == kind).cloned().collect()
-    }
-
-    fn generation(&self) -> u64 {
-        1
-    }
-}
+use xds::session::server::{Limits, Lookup, Next, ServerSession};
 
 /// One type of the mux.
 #[derive(Default)]
@@ -160,7 +144,13 @@ fn session() -> ServerSession {
 impl Pair {
     fn new() -> Self {
         let (up, down) = (VecDeque::new(), VecDeque::new());
-        Self { world: World::default(), server: session(), envoy: Envoy::default(), up, down }
+        Self {
+            world: World(Program::new(), Dialect::Envoy),
+            server: session(),
+            envoy: Envoy::default(),
+            up,
+            down,
+        }
     }
 
     fn set(&mut self, name: ResourceName, resource: Resource) {

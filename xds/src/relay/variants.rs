@@ -5,6 +5,7 @@ use super::listeners::Listeners;
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
+use envoy_types::pb::google::rpc::Status;
 use prost::Message as _;
 use std::sync::Mutex;
 use tokio::time::Instant;
@@ -28,14 +29,19 @@ pub(super) trait Tells: Send + 'static {
     fn tells(&self, now: Instant, debts: &mut Debts, clusters: &Mutex<Clusters>);
 }
 
+/// A request without a nonce answers nothing.
+fn answer<'a>(nonce: &'a str, error: Option<&'a Status>) -> Option<(&'a str, Option<&'a str>)> {
+    let refusal = error.map(|status| status.message.as_str());
+    (!nonce.is_empty()).then_some((nonce, refusal))
+}
+
 impl Asks for DeltaDiscoveryRequest {
     fn type_url(&self) -> &str {
         &self.type_url
     }
 
     fn answers(&self) -> Option<(&str, Option<&str>)> {
-        let refusal = self.error_detail.as_ref().map(|status| status.message.as_str());
-        (!self.response_nonce.is_empty()).then_some((&self.response_nonce, refusal))
+        answer(&self.response_nonce, self.error_detail.as_ref())
     }
 
     fn of_listeners(&self, listeners: &mut Listeners) -> bool {
@@ -69,8 +75,7 @@ impl Asks for DiscoveryRequest {
     }
 
     fn answers(&self) -> Option<(&str, Option<&str>)> {
-        let refusal = self.error_detail.as_ref().map(|status| status.message.as_str());
-        (!self.response_nonce.is_empty()).then_some((&self.response_nonce, refusal))
+        answer(&self.response_nonce, self.error_detail.as_ref())
     }
 
     fn of_listeners(&self, listeners: &mut Listeners) -> bool {

@@ -1,10 +1,10 @@
 //! What callers without a name are told, beside what the sidecars in front of the pods get.
 
-use crate::authorize::{Caller, decide};
+use crate::authorize::{Caller, admit};
 use crate::compile::resource;
 use crate::explain::{Explanation, Verdict, why};
 use crate::fixture::{clusters, view, world};
-use crate::inventory::{Inventory, MtlsMode, WorkloadName};
+use crate::inventory::{Inventory, WorkloadName};
 use crate::program::{Listener, Resource, ResourceName};
 use crate::world::{View, World};
 use expect_test::{Expect, expect};
@@ -149,8 +149,7 @@ fn enforced(world: &World, client: &View, pod: &str, to: SocketAddr) -> bool {
     let source = WorkloadName { namespace: "shop".into(), name: client.workload.clone() };
     let source = world.own.workloads[&source].addresses[0];
     let caller = Caller { identity: None, source, destination: to, server_name: None };
-    let mode = listener.ports.get(&to.port()).map_or(listener.mtls, |port| port.mtls);
-    mode != MtlsMode::Strict && decide(&listener.authorization, &caller).allows()
+    admit(&listener, &caller).allows()
 }
 
 #[test]
