@@ -1,5 +1,6 @@
 //! One connection to an endpoint: its own for one request at a time, or shared by many as HTTP/2.
 
+use crate::last_words::LastWords;
 use crate::payload::RequestBody;
 use crate::version::Wire;
 use http::{Request, Response};
@@ -87,13 +88,13 @@ impl<A> Connection<A> {
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let (io, life) = (TokioIo::new(stream), Arc::new(Life::default()));
+        let life = Arc::new(Life::default());
         let sender = match wire {
             Wire::Http1 => {
                 let (sender, connection) = http1::Builder::new()
                     .max_headers(HEADERS_MAX)
                     .max_header_size(HEAD_MAX)
-                    .handshake(io)
+                    .handshake(TokioIo::new(LastWords::new(stream)))
                     .await?;
                 watch(connection.with_upgrades());
                 Sender::Http1(sender)
@@ -106,7 +107,7 @@ impl<A> Connection<A> {
                     .max_header_list_size(HEAD_MAX as u32)
                     .keep_alive_interval(ping.then_some(PING_EVERY))
                     .keep_alive_timeout(PING_MAX)
-                    .handshake(io)
+                    .handshake(TokioIo::new(stream))
                     .await?;
                 watch(follow(connection, life.clone()));
                 Sender::Http2(sender, Stream::begin(&life))

@@ -34,6 +34,10 @@ struct Seen {
 }
 
 impl Reads {
+    pub(crate) fn count(&self) -> u64 {
+        self.0.reads.load(Ordering::Relaxed)
+    }
+
     /// The name of the limit whose time ran out: hyper knows only that one did.
     pub(crate) fn limit(&self) -> &'static str {
         if self.0.slow.load(Ordering::Relaxed) { TOO_SLOW } else { TOO_IDLE }
@@ -64,7 +68,7 @@ impl Timer for HeadTimer {
         Box::pin(HeadSleep {
             inner: Box::pin(tokio::time::sleep_until(deadline.into())),
             reads: self.0.clone(),
-            seen: self.0.0.reads.load(Ordering::Relaxed),
+            seen: self.0.count(),
             begun: false,
             idle_until: Instant::now() + IDLE_TIMEOUT,
         })
@@ -88,7 +92,7 @@ impl Future for HeadSleep {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.inner.as_mut().poll(cx));
-            let reads = self.reads.0.reads.load(Ordering::Relaxed);
+            let reads = self.reads.count();
             let now = Instant::now();
             if self.begun || now >= self.idle_until {
                 self.reads.0.slow.store(self.begun, Ordering::Relaxed);

@@ -9,6 +9,7 @@
 
 use crate::body::{Cut, Ended, ResponseBody};
 use crate::observed::Observer;
+use crate::quiet::Asked;
 use crate::serve::Limits;
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
@@ -84,6 +85,11 @@ impl Watch {
         self.0.switched.store(true, Ordering::Release);
     }
 
+    /// The same as a state.
+    pub(crate) fn is_switched(&self) -> bool {
+        self.0.switched.load(Ordering::Acquire)
+    }
+
     fn hand(&self, at: Option<Instant>) {
         *self.0.handed.lock().expect("no holder panics") = at;
     }
@@ -148,19 +154,21 @@ pub(crate) struct Offered {
     watch: Watch,
     /// HTTP/2 is handed pieces.
     pieces: bool,
+    /// Under way until this is dropped.
+    _asked: Option<Asked>,
     rest: Bytes,
 }
 
 impl Offered {
     /// On a connection of HTTP/1.1, whose [`Taken`] knows.
-    pub(crate) fn whole(inner: ResponseBody, watch: Watch) -> Self {
-        Self { inner, watch, pieces: false, rest: Bytes::new() }
+    pub(crate) fn whole(inner: ResponseBody, watch: Watch, asked: Asked) -> Self {
+        Self { inner, watch, pieces: false, _asked: Some(asked), rest: Bytes::new() }
     }
 
     /// On a stream of [`Streams`].
     pub(crate) fn in_pieces(inner: ResponseBody) -> Self {
         let watch = STREAM.try_with(Clone::clone).unwrap_or_default();
-        Self { inner, watch, pieces: true, rest: Bytes::new() }
+        Self { inner, watch, pieces: true, _asked: None, rest: Bytes::new() }
     }
 }
 
@@ -234,7 +242,7 @@ impl Observer for Taken {
     }
 
     fn waits(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        if self.watch.0.switched.load(Ordering::Acquire) {
+        if self.watch.is_switched() {
             self.patience.rest();
             return Poll::Pending;
         }

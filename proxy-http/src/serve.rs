@@ -8,11 +8,13 @@ use crate::head_timer::{HEAD_TIMEOUT, HeadTimer, Reads};
 use crate::headers::{self, HEAD_MAX, HEADERS_MAX};
 use crate::idle::{Offered, Streams, Taken, Watch};
 use crate::inbound::{self, Application};
+use crate::last_words::HeardOut;
 use crate::observed::Observed;
 use crate::outbound::{self, Destination};
+use crate::quiet::{QUIET, Requests};
 use crate::version::{self, Heard, Wire};
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1::UpgradeableConnection;
 use hyper::server::conn::http2;
@@ -230,8 +232,8 @@ where
 {
     let heard = tokio::select! {
         heard = version::hear(io) => heard,
-        // Nothing was asked yet.
-        () = live.asked_to_end() => return,
+        // Nothing was asked, nor was on its way.
+        () = live.asked_to_end_for(QUIET) => return,
     };
     let counters = &limits.counters;
     let (wire, io) = match heard {
@@ -250,16 +252,24 @@ where
     match wire {
         Wire::Http1 => {
             let (reads, watch) = (Reads::default(), Watch::default());
+            let requests = Requests::new(reads.clone());
             let taken = Taken::new(watch.clone(), limits.clone());
-            let io = Observed { io: TokioIo::new(io), observer: taken };
+            let io = TokioIo::new(HeardOut::new(io, watch.clone()));
+            let io = Observed { io, observer: taken };
             let io = Observed { io, observer: reads.clone() };
             let timer = HeadTimer(reads.clone());
-            let offering = watch.clone();
-            let service = service_fn(move |request| {
-                let (answer, watch) = (service(request), offering.clone());
+            let service = service_fn(|request| {
+                let (answer, asked) = (service(request), requests.begin());
+                let (watch, live) = (watch.clone(), &live);
                 async move {
-                    let offered = |body| Offered::whole(body, watch);
-                    Ok::<_, Infallible>(answer.await.map(offered))
+                    let mut answer = answer.await;
+                    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+                        watch.forget();
+                    } else if live.is_asked_to_end() {
+                        let close = HeaderValue::from_static("close");
+                        answer.headers_mut().insert(header::CONNECTION, close);
+                    }
+                    Ok::<_, Infallible>(answer.map(|body| Offered::whole(body, watch, asked)))
                 }
             });
             let mut connection = hyper::server::conn::http1::Builder::new()
@@ -271,8 +281,11 @@ where
                 .with_upgrades();
             let end =
                 |connection: Pin<&mut _>| UpgradeableConnection::graceful_shutdown(connection);
-            let problem = until_served(Pin::new(&mut connection), end, live).await;
-            watch.forget();
+            let time = async {
+                live.asked_to_end().await;
+                requests.quiet().await;
+            };
+            let problem = until_served(Pin::new(&mut connection), time, end, live).await;
             let limit = match problem {
                 Some(problem) if problem.is_timeout() => Some(reads.limit()),
                 Some(problem) if problem.is_parse_too_large() => {
@@ -316,7 +329,8 @@ where
                     .serve_connection(io, service);
             let mut connection = pin!(connection);
             let end = |connection: Pin<&mut _>| http2::Connection::graceful_shutdown(connection);
-            let problem = until_served(connection.as_mut(), end, live).await;
+            let time = live.asked_to_end();
+            let problem = until_served(connection.as_mut(), time, end, live).await;
             if let Some(limit) = problem.and_then(|it| grpc::own_limit(&it, &farewell.said())) {
                 counters.limit(limit);
             }
@@ -324,17 +338,18 @@ where
     }
 }
 
-/// Serves a connection to its end; asked to, it takes no new requests and ends after the last. Returns
-/// what ended it before its time.
+/// Serves a connection to its end; from that time on it takes no new requests and ends after the last.
+/// Returns what ended it before its time.
 async fn until_served<C>(
     mut connection: Pin<&mut C>,
+    time: impl Future<Output = ()>,
     end: impl Fn(Pin<&mut C>),
     live: &Live,
 ) -> Option<hyper::Error>
 where
     C: Future<Output = hyper::Result<()>>,
 {
-    let mut ending = false;
+    let (mut time, mut ending) = (pin!(time), false);
     loop {
         tokio::select! {
             served = connection.as_mut() => {
@@ -342,7 +357,7 @@ where
                 tracing::debug!(error = %problem, "a downstream connection ended");
                 return Some(problem);
             }
-            () = live.asked_to_end(), if !ending => {
+            () = time.as_mut(), if !ending => {
                 ending = true;
                 end(connection.as_mut());
             }

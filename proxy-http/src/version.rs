@@ -1,21 +1,18 @@
 //! Which HTTP a hop speaks: heard from a client's first bytes, or chosen for the next hop.
 
 use crate::head_timer::{HEAD_TIMEOUT, IDLE_TIMEOUT, TOO_IDLE, TOO_SLOW};
+use crate::idle::Watch;
+use crate::last_words::HeardOut;
 use bytes::BytesMut;
 use http::Version;
 use mesh::name::Protocol;
 use proxy::prefixed::Prefixed;
 use std::io;
-use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 /// What an HTTP/2 client with prior knowledge says first (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// How long, and for how many bytes, a peer that speaks no HTTP is heard out.
-const HANG_UP_MAX: Duration = Duration::from_secs(1);
-const HANG_UP_BYTES: u64 = 64 * 1024;
 
 /// How messages are framed on one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -81,20 +78,11 @@ where
         }
     }
     if is_neither(&read) {
-        hang_up(&mut io).await?;
+        HeardOut::new(io, Watch::default()).shutdown().await?;
         return Ok(Heard::Nothing);
     }
     let wire = if read.starts_with(PREFACE) { Wire::Http2 } else { Wire::Http1 };
     Ok(Heard::Spoken(wire, Prefixed::new(read.freeze(), io)))
-}
-
-/// Ends a connection in order: what the peer goes on to say is read for a moment, since a socket that is
-/// closed with bytes unread resets.
-async fn hang_up<T: AsyncRead + AsyncWrite + Unpin>(io: &mut T) -> io::Result<()> {
-    io.shutdown().await?;
-    let mut rest = io.take(HANG_UP_BYTES);
-    let _ = timeout(HANG_UP_MAX, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
-    Ok(())
 }
 
 /// The beginning of a line whose third word cannot become `HTTP/1.`: an answer in HTTP/1 would be noise

@@ -87,6 +87,12 @@ impl Live {
         self.shared.asked.cancelled().await;
     }
 
+    /// The same, and what was on its way by then has had `time` to come.
+    pub async fn asked_to_end_for(&self, time: Duration) {
+        self.asked_to_end().await;
+        tokio::time::sleep(time).await;
+    }
+
     /// The same as a state.
     pub fn is_asked_to_end(&self) -> bool {
         self.shared.asked.is_cancelled()

@@ -101,12 +101,6 @@ impl Terms {
     }
 }
 
-/// The end was asked for, and what comes with the last packets has had its time.
-async fn asked_and_silent(live: &Live) {
-    live.asked_to_end().await;
-    sleep(SILENCE).await;
-}
-
 /// One connection and what is known of it.
 struct Arrival {
     peer: SocketAddr,
@@ -192,7 +186,7 @@ impl Inbound {
         let first = tokio::select! {
             first = timeout(patience, sniff(&mut stream, &mut read)) => first,
             // Who has said nothing by then loses nothing, and must not hold up the end.
-            () = asked_and_silent(live) => return self.refusals.count("inbound", "silent"),
+            () = live.asked_to_end_for(SILENCE) => return self.refusals.count("inbound", "silent"),
         };
         let (sniffed, application) = match first {
             Ok(sniffed) => (sniffed, None),

@@ -1,5 +1,7 @@
 //! The HTTP side as applications see it: real sockets, real mutual TLS, upstreams that misbehave.
 
+mod drain;
+mod early;
 mod floods;
 mod heads;
 mod http2;

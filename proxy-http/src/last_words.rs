@@ -1,0 +1,280 @@
+//! Connections of HTTP/1 whose ends are out of step: a server that listens no more has been understood
+//! only once its last words are read, and a client that still speaks hears nothing from a socket that is
+//! closed under it.
+
+use crate::idle::Watch;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// Who goes on speaking after we have said all is heard out until it is silent for this long …
+const SILENCE: Duration = Duration::from_secs(1);
+/// … and no longer than this in all.
+const HEARD_MAX: Duration = Duration::from_secs(5);
+
+/// A connection to a server. What can be written no more does not fail before what the server said is
+/// read: it may have answered a request of which it did not want the rest (RFC 9112 section 9.5).
+#[derive(Debug)]
+pub(crate) struct LastWords<T> {
+    io: T,
+    /// Why nothing can be written.
+    deaf: Option<io::ErrorKind>,
+    /// All that it said was read.
+    silent: bool,
+    /// Who waits to write.
+    writer: Option<Waker>,
+}
+
+impl<T> LastWords<T> {
+    pub(crate) fn new(io: T) -> Self {
+        Self { io, deaf: None, silent: false, writer: None }
+    }
+
+    /// A failed write waits for the end of what is read.
+    fn settle<N>(
+        &mut self,
+        outcome: Poll<io::Result<N>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<N>> {
+        match outcome {
+            Poll::Ready(Err(problem)) if !self.silent => {
+                self.deaf = Some(problem.kind());
+                self.wait(cx)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn wait<N>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<N>> {
+        match self.deaf {
+            // The same again, as often as it is asked.
+            Some(problem) if self.silent => Poll::Ready(Err(problem.into())),
+            Some(_) | None => {
+                self.writer = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for LastWords<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
+        if read.is_err() || (buf.filled().len() == before && buf.remaining() > 0) {
+            self.silent = true;
+            if let Some(writer) = self.writer.take() {
+                writer.wake();
+            }
+        }
+        Poll::Ready(read)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for LastWords<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.deaf.is_some() {
+            return self.wait(cx);
+        }
+        let outcome = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.settle(outcome, cx)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.deaf.is_some() {
+            return self.wait(cx);
+        }
+        let outcome = Pin::new(&mut self.io).poll_flush(cx);
+        self.settle(outcome, cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // There is nothing left to be said to who hears nothing.
+        if self.deaf.is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.deaf.is_some() {
+            return self.wait(cx);
+        }
+        let outcome = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.settle(outcome, cx)
+    }
+}
+
+/// A connection from a client. Shut down, it is closed once the client has nothing more to say, or a
+/// moment later: a socket that is closed with bytes unread resets, and what was written to it last may
+/// be lost with it (RFC 9112 section 9.6).
+#[derive(Debug)]
+pub(crate) struct HeardOut<T> {
+    io: T,
+    watch: Watch,
+    closing: Option<Closing>,
+}
+
+#[derive(Debug)]
+struct Closing {
+    until: Instant,
+    silence: Pin<Box<Sleep>>,
+}
+
+impl<T> HeardOut<T> {
+    /// `watch` knows when it has become another protocol's, whose ends are its own.
+    pub(crate) fn new(io: T, watch: Watch) -> Self {
+        Self { io, watch, closing: None }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for HeardOut<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for HeardOut<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { io, watch, closing } = self.get_mut();
+        if closing.is_none() {
+            ready!(Pin::new(&mut *io).poll_shutdown(cx))?;
+        }
+        if watch.is_switched() {
+            return Poll::Ready(Ok(()));
+        }
+        let Closing { until, silence } = closing.get_or_insert_with(|| {
+            let now = Instant::now();
+            Closing { until: now + HEARD_MAX, silence: Box::pin(sleep_until(now + SILENCE)) }
+        });
+        let mut octets = [0; 8 * 1024];
+        loop {
+            let mut rest = ReadBuf::new(&mut octets);
+            match Pin::new(&mut *io).poll_read(cx, &mut rest) {
+                Poll::Pending => return silence.as_mut().poll(cx).map(Ok),
+                Poll::Ready(Ok(())) if !rest.filled().is_empty() => {
+                    let now = Instant::now();
+                    if now >= *until {
+                        return Poll::Ready(Ok(()));
+                    }
+                    silence.as_mut().reset((now + SILENCE).min(*until));
+                }
+                // It has left, one way or the other.
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    #[tokio::test]
+    async fn a_write_fails_once_the_last_words_are_read() {
+        let (io, mut other) = tokio::io::duplex(1024);
+        other.write_all(b"enough").await.unwrap();
+        drop(other);
+        let mut io = LastWords::new(io);
+        let (mut from, mut into) = tokio::io::split(&mut io);
+        let mut said = String::new();
+        let (wrote, read) =
+            tokio::join!(into.write_all(b"and so on"), from.read_to_string(&mut said));
+        assert_eq!((wrote.unwrap_err().kind(), read.unwrap()), (io::ErrorKind::BrokenPipe, 6));
+        assert_eq!(said, "enough");
+        assert!(io.write_all(b"more").await.is_err(), "and again");
+        io.shutdown().await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_goes_on_is_heard_out_but_not_for_ever() {
+        for (pause_ms, octets, least, most) in [
+            // Silent, and gone.
+            (0, 0, Duration::ZERO, Duration::ZERO),
+            // It speaks for 3 s, then leaves.
+            (500, 6, Duration::from_secs(3), Duration::from_secs(3)),
+            // It falls silent.
+            (1_500, 1, SILENCE, SILENCE),
+            // It never ends.
+            (500, 1_000, HEARD_MAX, HEARD_MAX),
+        ] {
+            let (io, mut other) = tokio::io::duplex(1024);
+            let client = tokio::spawn(async move {
+                for _ in 0..octets {
+                    tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+                    if other.write_u8(b'x').await.is_err() {
+                        return;
+                    }
+                }
+            });
+            let begun = Instant::now();
+            let mut io = HeardOut::new(io, Watch::default());
+            io.shutdown().await.unwrap();
+            let took = begun.elapsed();
+            assert!(took >= least && took <= most + Duration::from_millis(5), "{took:?}");
+            drop(io);
+            client.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_http_any_more_keeps_what_its_client_says() {
+        let (io, mut other) = tokio::io::duplex(1024);
+        let watch = Watch::default();
+        watch.forget();
+        let mut io = HeardOut::new(io, watch);
+        other.write_all(b"mine").await.unwrap();
+        io.shutdown().await.unwrap();
+        let mut said = [0; 4];
+        io.read_exact(&mut said).await.unwrap();
+        assert_eq!(&said, b"mine");
+    }
+}
