@@ -218,12 +218,24 @@ impl Stage<'_> {
 
     /// GETs of a host from east's hello, as an application sends them: so many a second, for so long.
     async fn load(&self, host: &str, gets: u32, seconds: u64) -> Result<Vec<Record>> {
+        self.load_with(host, gets, 0, seconds).await
+    }
+
+    /// The same with POSTs beside them, which nobody may send twice.
+    async fn load_with(
+        &self,
+        host: &str,
+        gets: u32,
+        posts: u32,
+        seconds: u64,
+    ) -> Result<Vec<Record>> {
         // Each record is printed as it ends: the pod has no file that anybody else could read.
         let host = format!("{host}:80");
         let from = ["-n", "shop", "exec", "deployment/hello", "-c", "hello", "--"];
         let load = ["/usr/bin/isthmus-e2e", "load", "--http", &host, "--tcp", &host];
-        let (gets, seconds) = (gets.to_string(), seconds.to_string());
-        let rest = ["--gets", &gets, "--seconds", &seconds, "--out", "/dev/stdout"];
+        let (gets, posts, seconds) = (gets.to_string(), posts.to_string(), seconds.to_string());
+        let rates = ["--gets", &gets, "--posts", &posts, "--seconds", &seconds];
+        let rest = [&rates[..], &["--out", "/dev/stdout"]].concat();
         let said = self.kubectl("east", &[&from[..], &load, &rest].concat()).await?;
         said.lines()
             .map(|line| serde_json::from_str(line).with_context(|| format!("a record: {line}")))
