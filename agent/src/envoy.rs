@@ -19,11 +19,17 @@ const WITHDRAWN_AFTER: Duration = Duration::from_secs(1);
 const DRAIN: &str = "/drain_listeners?graceful&skip_exit";
 /// Closes the listeners at once, and leaves their connections alone.
 const CLOSE: &str = "/drain_listeners";
-/// Connections of each listener, now and ever. `server.total_connections` is no measure: Envoy
-/// counts it anew every 5 s only (`stats_flush_interval`).
-const CONNECTIONS: &str = "/stats?filter=^listener[.].*[.]downstream_cx_(active|total)$";
+/// Connections on which nobody asked anything for so long are left to their clients: it is more than a
+/// request is on its way, and whoever asks sooner is told that his connection ends.
+const QUIET: Duration = Duration::from_secs(3);
+/// Connections of each listener, now and ever; and of all that carry HTTP, how many there are and their
+/// requests. `server.total_connections` is no measure: Envoy counts it anew every 5 s only
+/// (`stats_flush_interval`).
+const COUNTS: &str = "/stats?filter=^(listener|http)[.].*[.]downstream_(cx|rq)_(active|total)$";
 /// Of these, those of the admin pages themselves.
 const ADMIN: &str = "admin.";
+/// Envoy counts each connection of a listener by its worker once more.
+const WORKER: &str = ".worker_";
 
 /// Returns once Envoy serves the workload's connections; `waits` is told meanwhile why it does not.
 pub(crate) async fn serves(admin: SocketAddr, mut waits: impl FnMut(&str)) {
@@ -68,63 +74,91 @@ pub(crate) async fn drain(admin: SocketAddr, limit: Duration) {
 /// An error is that Envoy was not asked; what comes later its end or `limit` ends.
 async fn drained(admin: &Place) -> Result<()> {
     ordered(admin, DRAIN).await?;
-    let (mut ever, mut newest) = (None, Instant::now());
-    loop {
-        let now = looked(admin).await;
-        if ever.replace(now.ever) != Some(now.ever) {
-            newest = Instant::now();
-        }
-        if now.active == 0 && newest.elapsed() >= WITHDRAWN_AFTER {
-            break;
-        }
+    let mut moves = Moves::default();
+    while !moves.look(admin).await {
         tokio::time::sleep(LOOK_EVERY).await;
     }
     // Who comes after the last look is refused and may go elsewhere; who came before is answered.
     if let Err(error) = ordered(admin, CLOSE).await {
         tracing::info!(error = format!("{error:#}"), "the proxy does not close its listeners");
     }
-    while looked(admin).await.active > 0 {
+    while !moves.look(admin).await {
         tokio::time::sleep(LOOK_EVERY).await;
     }
     Ok(())
 }
 
+/// When something last came.
+#[derive(Debug, Default)]
+struct Moves {
+    connection: Option<(u64, Instant)>,
+    request: Option<(u64, Instant)>,
+}
+
+impl Moves {
+    /// Nobody comes any more, and nothing is left but HTTP connections on which nobody asks.
+    async fn look(&mut self, admin: &Place) -> bool {
+        let Counts { connections, http, requests } = looked(admin).await;
+        let since = |last: &mut Option<(u64, Instant)>, ever| {
+            last.take_if(|(before, _)| *before != ever);
+            last.get_or_insert_with(|| (ever, Instant::now())).1.elapsed()
+        };
+        let no_connection = since(&mut self.connection, connections.ever);
+        let no_request = since(&mut self.request, requests.ever + requests.active);
+        let idle = connections.active <= http.active && requests.active == 0 && no_request >= QUIET;
+        no_connection >= WITHDRAWN_AFTER && (connections.active == 0 || idle)
+    }
+}
+
 /// Looks until there is an answer: Envoy gives it from the thread that takes new configuration.
-async fn looked(admin: &Place) -> Connections {
+async fn looked(admin: &Place) -> Counts {
     loop {
-        match connections(admin).await {
-            Ok(connections) => return connections,
-            Err(error) => tracing::debug!(error = format!("{error:#}"), "no count of connections"),
+        match counts(admin).await {
+            Ok(counts) => return counts,
+            Err(error) => tracing::debug!(error = format!("{error:#}"), "no counts"),
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
-/// All listeners' together. Envoy counts each by its worker once more; what is compared is zero, and
-/// what was.
+/// All listeners' together.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Connections {
+struct Counts {
+    connections: Count,
+    /// Of these, those that carry HTTP.
+    http: Count,
+    requests: Count,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Count {
     active: u64,
     ever: u64,
 }
 
-async fn connections(admin: &Place) -> Result<Connections> {
-    counted(&asked(admin, CONNECTIONS).await?.text)
+async fn counts(admin: &Place) -> Result<Counts> {
+    counted(&asked(admin, COUNTS).await?.text)
 }
 
-fn counted(stats: &str) -> Result<Connections> {
-    let mut all = Connections::default();
+fn counted(stats: &str) -> Result<Counts> {
+    let mut all = Counts::default();
     for line in stats.lines() {
-        let Some(of) = line.strip_prefix("listener.").filter(|of| !of.starts_with(ADMIN)) else {
+        let Some((room, of)) = line.split_once('.').filter(|(_, of)| !of.starts_with(ADMIN)) else {
             continue;
         };
         let Some((name, count)) = of.rsplit_once(": ") else { continue };
         let count: u64 = count.parse().with_context(|| format!("{line:?} is no count"))?;
-        match name.rsplit('.').next() {
-            Some("downstream_cx_active") => all.active += count,
-            Some("downstream_cx_total") => all.ever += count,
-            Some(_) | None => (),
-        }
+        let counted = match (room, name.rsplit('.').next().unwrap_or_default()) {
+            ("listener", _) if name.contains(WORKER) => continue,
+            ("listener", "downstream_cx_active") => &mut all.connections.active,
+            ("listener", "downstream_cx_total") => &mut all.connections.ever,
+            ("http", "downstream_cx_active") => &mut all.http.active,
+            ("http", "downstream_cx_total") => &mut all.http.ever,
+            ("http", "downstream_rq_active") => &mut all.requests.active,
+            ("http", "downstream_rq_total") => &mut all.requests.ever,
+            _ => continue,
+        };
+        *counted += count;
     }
     Ok(all)
 }
@@ -144,18 +178,27 @@ fn good(answer: Answer, path: &str) -> Result<Answer> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Connections, counted};
+    use super::{Count, Counts, counted};
 
     #[test]
     fn connections_of_the_admin_pages_do_not_count() {
         let stats = "listener.127.0.0.1_8080.downstream_cx_active: 2\n\
                      listener.127.0.0.1_8080.downstream_cx_total: 7\n\
                      listener.[__1]_8080.downstream_cx_active: 1\n\
+                     listener.[__1]_8080.worker_0.downstream_cx_active: 1\n\
                      listener.admin.downstream_cx_active: 1\n\
                      listener.admin.main_thread.downstream_cx_active: 1\n\
-                     http.in.downstream_cx_active: 4\n";
-        assert_eq!(counted(stats).unwrap(), Connections { active: 3, ever: 7 });
-        assert_eq!(counted("").unwrap(), Connections::default());
+                     http.in.downstream_cx_active: 2\n\
+                     http.in.downstream_rq_active: 1\n\
+                     http.in.downstream_rq_total: 9\n\
+                     http.admin.downstream_rq_active: 1\n";
+        let counts = Counts {
+            connections: Count { active: 3, ever: 7 },
+            http: Count { active: 2, ever: 0 },
+            requests: Count { active: 1, ever: 9 },
+        };
+        assert_eq!(counted(stats).unwrap(), counts);
+        assert_eq!(counted("").unwrap(), Counts::default());
         assert!(counted("listener.a.downstream_cx_active: many\n").is_err());
     }
 }

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::{Machine, PATIENCE, until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -123,9 +123,17 @@ async fn call(at: SocketAddr) -> std::io::Result<String> {
     Ok(answer)
 }
 
-#[tokio::test]
-async fn what_an_envoy_took_is_answered_over_the_end_of_its_agent() {
-    let Some(envoy) = found::envoy() else { return };
+/// An agent and its Envoy, in front of an application that answers when it is told to.
+struct Fronted {
+    _machine: Machine,
+    _admin: Port,
+    port: Port,
+    taken: mpsc::Receiver<oneshot::Sender<()>>,
+    end: CancellationToken,
+    agent: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+async fn fronted(envoy: &Path) -> Fronted {
     let machine = Machine::new();
     let address = machine.serve("isthmus-control-plane", CancellationToken::new()).await;
     let (admin, port) = (Port::held(), Port::held());
@@ -137,13 +145,54 @@ async fn what_an_envoy_took_is_answered_over_the_end_of_its_agent() {
         Config { proxy_admin: admin.address, drain_seconds: 60, ..machine.beside(address) };
     let beside = Beside {
         bootstrap: Some(machine.file("bootstrap.json")),
-        proxy: command(&envoy, &own),
+        proxy: command(envoy, &own),
         ..Beside::default()
     };
     let end = CancellationToken::new();
     let agent = tokio::spawn(run(config, beside, end.clone()));
     reads("Envoy is live", admin.address, "/ready", page::Answer::is_ok).await;
-    let mut taken = slow(upstream);
+    Fronted { _machine: machine, _admin: admin, port, taken: slow(upstream), end, agent }
+}
+
+/// Connections whose clients keep them open are no reason to stay, and who asks on one is answered.
+#[tokio::test]
+async fn an_envoy_waits_for_requests_and_not_for_idle_connections() {
+    const POST: &[u8] = b"POST / HTTP/1.1\r\nhost: app\r\ncontent-length: 0\r\n\r\n";
+    let Some(envoy) = found::envoy() else { return };
+    let Fronted { _machine, _admin, port, mut taken, end, agent } = fronted(&envoy).await;
+    let mut kept = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(port.address).await.unwrap();
+        stream.write_all(POST).await.unwrap();
+        taken.recv().await.unwrap().send(()).unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"well") {
+            assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0);
+        }
+        kept.push(stream);
+    }
+    let begun = Instant::now();
+    end.cancel();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (mut asks, mut idle) = (kept.pop().unwrap(), kept.pop().unwrap());
+    asks.write_all(POST).await.unwrap();
+    let answers = taken.recv().await.unwrap();
+    // Longer than idle connections are left.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!agent.is_finished(), "ended with a request in flight");
+    answers.send(()).unwrap();
+    let mut answer = String::new();
+    asks.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.ends_with("well") && answer.contains("connection: close\r\n"), "{answer}");
+    tokio::time::timeout(PATIENCE, agent).await.expect("nobody asks").unwrap().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert_eq!(idle.read(&mut [0]).await.unwrap_or(0), 0);
+}
+
+#[tokio::test]
+async fn what_an_envoy_took_is_answered_over_the_end_of_its_agent() {
+    let Some(envoy) = found::envoy() else { return };
+    let Fronted { _machine, _admin, port, mut taken, end, agent } = fronted(&envoy).await;
     let before = tokio::spawn(call(port.address));
     let answer_before = taken.recv().await.unwrap();
     end.cancel();
