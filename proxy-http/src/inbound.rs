@@ -183,7 +183,8 @@ pub(crate) async fn answer(
         let admission = context.application.admission.clone();
         let revoked = async move { drop(admission.revoked().await) };
         let held = (context.held.clone(), connection);
-        upgrade::join(client, server, &context.shared.options.drain, held, revoked);
+        let drain = &context.shared.options.drain;
+        upgrade::join(client, server, drain, record, held, revoked);
         // What was chosen, which may be less than was asked for (RFC 9110 section 7.8).
         let chosen = response.headers().get(header::UPGRADE).cloned().or(wish);
         headers::end_hop(response.headers_mut(), chosen.as_ref());

@@ -301,7 +301,8 @@ pub(crate) async fn answer(
     {
         let server = hyper::upgrade::on(&mut response);
         let held = (context.held.clone(), connection, in_flight);
-        upgrade::join(client, server, &context.shared.options.drain, held, std::future::pending());
+        let drain = &context.shared.options.drain;
+        upgrade::join(client, server, drain, record, held, std::future::pending());
         // What was chosen, which may be less than was asked for (RFC 9110 section 7.8).
         let chosen = response.headers().get(header::UPGRADE).cloned().or(wish);
         headers::end_hop(response.headers_mut(), chosen.as_ref());

@@ -1,20 +1,26 @@
 //! A connection that stops being HTTP: both sides switched, from here on bytes.
 
+use crate::body::{Ended, Passed};
+use crate::record::Record;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use proxy::drain::Drain;
-use proxy::tunnel;
+use proxy::tunnel::{self, End};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio_util::io::{InspectReader, InspectWriter};
 
 /// Closed after this long without a byte either way.
 const IDLE: Duration = Duration::from_secs(3_600);
 
 /// Carries bytes between two upgraded connections until either ends, or `unwanted` does; a drain
 /// cuts them at its end. `held` is kept as long: the places of both, which count for their limits.
+/// `record` is told how many bytes went either way, and written then.
 pub(crate) fn join(
     client: OnUpgrade,
     server: OnUpgrade,
     drain: &Drain,
+    record: Record,
     held: impl Send + 'static,
     unwanted: impl Future<Output = ()> + Send + 'static,
 ) {
@@ -28,11 +34,24 @@ pub(crate) fn join(
                 return;
             }
         };
-        let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-        tokio::select! {
-            _ = tunnel::copy(&mut client, &mut server, IDLE) => {}
-            () = live.cut() => {}
-            () = unwanted => {}
-        }
+        let (requested, responded) = (record.requested.clone(), AtomicU64::new(0));
+        let count = |counter: &AtomicU64, octets: &[u8]| {
+            counter.fetch_add(octets.len() as u64, Ordering::Relaxed);
+        };
+        let client = InspectWriter::new(TokioIo::new(client), |octets| count(&responded, octets));
+        let mut client = InspectReader::new(client, |octets| count(&requested, octets));
+        let mut server = TokioIo::new(server);
+        let ended = tokio::select! {
+            transferred = tunnel::copy(&mut client, &mut server, IDLE) => match transferred.end {
+                End::Finished => Ended::Whole,
+                End::ClientFailed => Ended::ClientLeft,
+                End::ServerFailed => Ended::UpstreamFailed,
+                End::Idle => Ended::NotTaken,
+            },
+            () = live.cut() => Ended::Whole,
+            () = unwanted => Ended::Whole,
+        };
+        let passed = Passed { bytes: responded.load(Ordering::Relaxed), grpc_status: None };
+        record.end(ended, passed);
     });
 }

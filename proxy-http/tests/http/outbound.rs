@@ -360,6 +360,8 @@ async fn what_is_no_proper_request_goes_nowhere() {
         (format!("GET / HTTP/1.1\r\nhost: a\r\n{many}\r\n"), "431"),
         (format!("GET / HTTP/1.1\r\nhost: a\r\n{long}\r\n"), "431"),
         ("GET / HTTP/1.1\r\nhost: a\r\nno colon\r\n\r\n".to_owned(), "400"),
+    let told = || world.metrics.encode().contains("response_code=\"101\"");
+    assert!(!told(), "it has not ended");
         (
             "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd"
                 .to_owned(),
@@ -367,6 +369,12 @@ async fn what_is_no_proper_request_goes_nowhere() {
         ),
         ("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: +3\r\n\r\nabc".to_owned(), "400"),
         (
+    assert!(told());
+    for name in ["istio_request_bytes_sum", "istio_response_bytes_sum"] {
+        let text = world.metrics.encode();
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+        assert!(line.ends_with(" 12.0"), "{line}");
+    }
             "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, gzip\r\n\r\n0\r\n\r\n"
                 .to_owned(),
             "400",
