@@ -82,6 +82,15 @@ pub(crate) fn refusal(parts: &Parts) -> Option<Refused> {
         return bad("its authority has user information");
     }
     // hyper decodes what ends with `chunked`, and undoes no other coding (RFC 9112 section 6.1).
+/// Removes what concerns one hop from a response. A server that asks for another protocol says which
+/// (RFC 9110 section 15.5.22), as a wish for one was passed on to it; HTTP/2 has no such word.
+pub(crate) fn end_response<B>(response: &mut Response<B>, came: Version) {
+    let asks = response.status() == StatusCode::UPGRADE_REQUIRED && came == Version::HTTP_11;
+    let headers = response.headers_mut();
+    let offer = headers.get(header::UPGRADE).filter(|_| asks).cloned();
+    end_hop(headers, offer.as_ref());
+}
+
     let codings = parts.headers.get_all(header::TRANSFER_ENCODING);
     if codings.iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"chunked"))
         || codings.iter().count() > 1

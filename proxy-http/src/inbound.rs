@@ -190,7 +190,7 @@ pub(crate) async fn answer(
         headers::end_hop(response.headers_mut(), chosen.as_ref());
         return response.map(|_| ResponseBody::Local(bytes::Bytes::new()));
     }
-    headers::end_hop(response.headers_mut(), None);
+    headers::end_response(&mut response, came);
     // Only a sidecar may say that an application was not reached.
     response.headers_mut().remove(&UNSERVED);
     let (shared, address) = (context.shared.clone(), context.application.address);

@@ -308,7 +308,7 @@ pub(crate) async fn answer(
         headers::end_hop(response.headers_mut(), chosen.as_ref());
         return response.map(|_| ResponseBody::Local(bytes::Bytes::new()));
     }
-    headers::end_hop(response.headers_mut(), None);
+    headers::end_response(&mut response, came);
     let pool = upstream.cluster().pool.clone();
     let most = pool.max_requests_per_connection;
     let idle = Duration::from_millis(pool.idle_timeout_ms);

@@ -1,5 +1,6 @@
 //! From an application into the mesh.
 
+use crate::inbound::sidecar;
 use crate::port::Port;
 use crate::world::{Copy, Does, PATIENCE, World, raw};
 use bytes::Bytes;
@@ -325,6 +326,20 @@ async fn a_websocket_passes() {
     let head = "GET /chat HTTP/1.1\r\nhost: hello.shop.global\r\nconnection: Upgrade\r\n\
                 upgrade: websocket\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
+#[tokio::test]
+async fn a_server_that_asks_for_another_protocol_says_which() {
+    let asks = "HTTP/1.1 426 Upgrade Required\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+                content-length: 0\r\n\r\n";
+    let copy = Copy::start("a", Does::Raw(asks)).await;
+    let plain = Copy::start_plain("a", Does::Raw(asks)).await;
+    let (world, (inbound, _)) = (World::new(&[&copy]).await, sidecar(plain.address, true).await);
+    for address in [world.address, inbound] {
+        let got = Client::connect(address).await.get().await;
+        assert_eq!((got.status, &got.headers["upgrade"]), (426, &"websocket".parse().unwrap()));
+        assert_eq!(got.headers["connection"], "upgrade");
+    }
+}
+
     let mut read = Vec::new();
     while !read.ends_with(b"\r\n\r\n") {
         assert_ne!(stream.read_buf(&mut read).await.unwrap(), 0);
