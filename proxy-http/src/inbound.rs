@@ -370,23 +370,18 @@ pub(crate) fn reply(
     record.flags = flags;
     record.line.response_code_details = Some(sentence.to_owned());
     let mut response = local(status, sentence);
-    match marker {
-        // For the sidecar at the other end, which looks for it in a 503.
-        Some(marker) => {
-            response.headers_mut().insert(UNSERVED, marker);
-        }
-        None if record.grpc => {
-            *response.body_mut() = ResponseBody::Local(bytes::Bytes::new());
-            let told = grpc::tell(&mut response, sentence);
-            (record.code, record.grpc_status) = (200, Some(told as u16));
-            return response;
-        }
-        None => {}
-    }
-    if [StatusCode::BAD_REQUEST, StatusCode::REQUEST_TIMEOUT].contains(&status) {
+    if record.grpc {
+        *response.body_mut() = ResponseBody::Local(bytes::Bytes::new());
+        let told = grpc::tell(&mut response, sentence);
+        (record.code, record.grpc_status) = (200, Some(told as u16));
+    } else if [StatusCode::BAD_REQUEST, StatusCode::REQUEST_TIMEOUT].contains(&status) {
         // What follows on this connection cannot be trusted to be a request.
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
     }
     response
+    // For the sidecar at the other end, which may ask somebody else.
+    if let Some(marker) = marker {
+        response.headers_mut().insert(UNSERVED, marker);
+    }
 }

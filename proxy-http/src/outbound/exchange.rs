@@ -238,14 +238,14 @@ impl<'a> Exchange<'a> {
                 Step::Answered { response, connection, use_ } => {
                     let key = use_.key();
                     progress.over(&use_);
-                    let status = response.status();
-                    let outcome = match status.is_server_error() {
+                    let marker = unserved(&response, &use_);
+                    let outcome = match response.status().is_server_error() || marker.is_some() {
                         true => Outcome::ServerError,
                         false => Outcome::Success,
                     };
                     use_.in_flight.report(outcome);
                     self.destination.trust(&key);
-                    let Some(marker) = unserved(&response, &use_) else {
+                    let Some(marker) = marker else {
                         self.destination.latency.record(use_.sent_at.elapsed());
                         let Use { in_flight, .. } = use_;
                         let attempts = progress.attempts;
@@ -454,7 +454,10 @@ enum Unserved {
 fn unserved(response: &Response<Incoming>, use_: &Use) -> Option<Unserved> {
     use_.peer.identity.as_ref()?;
     let marker = response.headers().get(&UNSERVED)?;
-    let ours = response.status() == StatusCode::SERVICE_UNAVAILABLE;
+    // gRPC is told in its own words.
+    let told = grpc::status_in(response.headers());
+    let ours = response.status() == StatusCode::SERVICE_UNAVAILABLE
+        || told == Some(grpc::Status::Unavailable as u16);
     ours.then_some(if marker == UNSENT { Unserved::Unsent } else { Unserved::Reset })
 }
 

@@ -230,6 +230,16 @@ async fn an_application_that_is_not_there_is_said_so() {
     assert_eq!((got.status, &got.headers["x-isthmus-unserved"]), (503, &"unsent".parse().unwrap()));
     assert!(metrics.encode().contains("response_flags=\"UF\""));
 
+    // gRPC in its own words: UNAVAILABLE.
+    let call = http::Request::post("/shop.Hello/Say")
+        .header("host", "client.shop.global")
+        .header("content-type", "application/grpc")
+        .body(Full::new(Bytes::new()))
+        .unwrap();
+    let got = Client::connect(address).await.request(call).await;
+    assert_eq!((got.status, &got.headers["grpc-status"]), (200, &"14".parse().unwrap()));
+    assert_eq!(got.headers["x-isthmus-unserved"], "unsent");
+
     let application = Copy::start_plain("app", Does::Close).await;
     let (address, metrics) = sidecar(application.address, true).await;
     let got = get(address).await;
