@@ -1,7 +1,7 @@
 //! gRPC as a proxy meets it: how a call is known, how long it may take, and how its client is told
 //! that it failed (gRPC over HTTP/2: `PROTOCOL-HTTP2.md`).
 
-use crate::headers;
+use crate::refusal;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use std::error::Error;
@@ -85,7 +85,7 @@ pub(crate) fn is_refused(problem: &hyper::Error) -> bool {
 
 /// Names of limits that h2 keeps, by what it says of them in GOAWAY's debug data.
 const FLOODS: [(&[u8], &str); 5] = [
-    (b"header_list_way_too_large", headers::TOO_LONG),
+    (b"header_list_way_too_large", refusal::TOO_LONG),
     (b"too_many_continuations", "continuations"),
     (b"too_many_data_frames", "data_frames"),
     (b"too_many_internal_resets", "resets_own"),

@@ -4,7 +4,7 @@ use crate::version::Wire;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Method, Request, StatusCode, Uri, Version};
+use http::{Request, Response, StatusCode, Uri, Version};
 use mesh::name::Identity;
 use std::fmt::Write as _;
 
@@ -32,119 +32,6 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     header::TRANSFER_ENCODING,
     header::UPGRADE,
 ];
-
-/// Headers of one request.
-pub(crate) const HEADERS_MAX: usize = 100;
-/// Longest request head, bytes; longer ones are refused with 431.
-pub(crate) const HEAD_MAX: usize = 64 * 1024;
-/// Name of the limit where a request has too many headers.
-const TOO_MANY: &str = "headers_count";
-/// Name of the limit where a request's head is too long.
-pub(crate) const TOO_LONG: &str = "headers_size";
-
-/// Why a request is not passed on.
-#[derive(Debug)]
-pub(crate) struct Refused {
-    pub(crate) status: StatusCode,
-    pub(crate) why: &'static str,
-    /// The name of the limit that it is over.
-    pub(crate) limit: Option<&'static str>,
-}
-
-/// Why a request is not passed on, if it is not.
-pub(crate) fn refusal(parts: &Parts) -> Option<Refused> {
-    let bad = |why| Some(Refused { status: StatusCode::BAD_REQUEST, why, limit: None });
-    let mut hosts = parts.headers.get_all(header::HOST).iter();
-    let host = hosts.next();
-    if hosts.next().is_some() {
-        return bad("it has several Host headers");
-    }
-    let authority = parts.uri.authority().map(Authority::as_str);
-    match (host, authority) {
-        (None, None) if parts.version != Version::HTTP_10 => return bad("it has no Host header"),
-        // RFC 9113 section 8.3.1; in HTTP/1.1 the request line wins (RFC 9112 section 3.2.2).
-        (Some(host), Some(authority))
-            if parts.version == Version::HTTP_2
-                && !host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()) =>
-        {
-            return bad("its :authority and its Host header differ");
-        }
-        _ => {}
-    }
-    // RFC 9112 section 3.2: what cannot be a host is refused. Without one it may be empty.
-    let named = |host: &HeaderValue| Authority::try_from(host.as_bytes()).ok();
-    if host.is_some_and(|host| !host.is_empty() && named(host).is_none()) {
-        return bad("its Host header names no host");
-    }
-    if authority.is_some_and(|authority| authority.contains('@'))
-        || host.is_some_and(|host| host.as_bytes().contains(&b'@'))
-    {
-        return bad("its authority has user information");
-    }
-    // hyper decodes what ends with `chunked`, and undoes no other coding (RFC 9112 section 6.1).
-/// Removes what concerns one hop from a response. A server that asks for another protocol says which
-/// (RFC 9110 section 15.5.22), as a wish for one was passed on to it; HTTP/2 has no such word.
-pub(crate) fn end_response<B>(response: &mut Response<B>, came: Version) {
-    let asks = response.status() == StatusCode::UPGRADE_REQUIRED && came == Version::HTTP_11;
-    let headers = response.headers_mut();
-    let offer = headers.get(header::UPGRADE).filter(|_| asks).cloned();
-    end_hop(headers, offer.as_ref());
-}
-
-    let codings = parts.headers.get_all(header::TRANSFER_ENCODING);
-    if codings.iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"chunked"))
-        || codings.iter().count() > 1
-    {
-        return bad("its Transfer-Encoding is not chunked alone");
-    }
-    let lengths = parts.headers.get_all(header::CONTENT_LENGTH);
-    if lengths.iter().any(|value| !value.as_bytes().iter().all(u8::is_ascii_digit))
-        || lengths.iter().count() > 1
-    {
-        return bad("its Content-Length is not one number");
-    }
-    if parts.method == Method::CONNECT {
-        return bad("CONNECT is for proxies that are asked for, this one is not");
-    }
-    let path = parts.uri.path();
-    let whole = path == "*" && parts.method == Method::OPTIONS;
-    if !(whole || path.starts_with('/')) {
-        return bad("its path does not begin with a slash");
-    }
-    let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-    if parts.headers.len() > HEADERS_MAX {
-        return Some(Refused { status, why: "it has over 100 headers", limit: Some(TOO_MANY) });
-    }
-    // Of HTTP/1.1 hyper has measured the bytes.
-    if parts.version == Version::HTTP_2 && list_size(parts) >= HEAD_MAX {
-        return Some(Refused { status, why: "its headers are over 64 KiB", limit: Some(TOO_LONG) });
-    }
-    None
-}
-
-/// The size of a request's header list (RFC 9113 section 6.5.2).
-fn list_size(parts: &Parts) -> usize {
-    const EACH: usize = 32;
-    let uri = &parts.uri;
-    let pseudo = [
-        (":method", parts.method.as_str()),
-        (":scheme", uri.scheme_str().unwrap_or_default()),
-        (":authority", uri.authority().map_or("", Authority::as_str)),
-        (":path", uri.path_and_query().map_or("", PathAndQuery::as_str)),
-    ];
-    let pseudo = pseudo.iter().map(|(name, value)| name.len() + value.len() + EACH);
-    let fields = parts.headers.iter();
-    pseudo.chain(fields.map(|(name, value)| name.as_str().len() + value.len() + EACH)).sum()
-}
-
-/// Which limit a head of HTTP/1.1 is over that hyper found too large, by as much of it as was read:
-/// hyper says no more than that.
-pub(crate) fn outgrown(head: &[u8]) -> &'static str {
-    let lines = head.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
-    let lines = lines.skip_while(|line| line.is_empty()).take_while(|line| !line.is_empty());
-    // The first is the request line.
-    if lines.skip(1).count() > HEADERS_MAX { TOO_MANY } else { TOO_LONG }
-}
 
 /// The request's wish to change protocols, `websocket` for example. HTTP/2 has none of this, and a
 /// wish for it (`h2c`, which RFC 9113 gave up) would take requests past who looks at them.
@@ -193,6 +80,15 @@ pub(crate) fn end_hop(headers: &mut HeaderMap, upgrade: Option<&HeaderValue>) {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, protocol.clone());
     }
+}
+
+/// Removes what concerns one hop from a response. A server that asks for another protocol says which
+/// (RFC 9110 section 15.5.22), as a wish for one was passed on to it; HTTP/2 has no such word.
+pub(crate) fn end_response<B>(response: &mut Response<B>, came: Version) {
+    let asks = response.status() == StatusCode::UPGRADE_REQUIRED && came == Version::HTTP_11;
+    let headers = response.headers_mut();
+    let offer = headers.get(header::UPGRADE).filter(|_| asks).cloned();
+    end_hop(headers, offer.as_ref());
 }
 
 /// Removes from trailers what a message's head alone may say: who merges them into the head must learn
@@ -325,7 +221,7 @@ pub(crate) fn id(headers: &HeaderMap) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{begin_request, end_hop, end_trailers, frame, outgrown, refusal, upgrade};
+    use super::{begin_request, end_hop, end_trailers, frame, upgrade};
     use crate::version::Wire;
     use http::{HeaderMap, HeaderValue, Request};
 
@@ -418,45 +314,6 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_one_host_and_a_body_has_one_framing() {
-        let refused = |name: &'static str, value: &'static str| {
-            let mut lines = vec![("host", "a:80"), (name, value)];
-            lines.retain(|(other, kept)| *other != name || *kept == value);
-            let mut parts = with(headers(&lines));
-            parts.uri = "/".parse().unwrap();
-            refusal(&parts).map(|refused| refused.why)
-        };
-        for fine in ["a", "a.b:80", "[::1]:80", "a_b", ""] {
-            assert_eq!(refused("host", fine), None, "{fine:?}");
-        }
-        for wrong in ["a b", "a, b", "a/b", "b@a", "a?b", "a#b"] {
-            assert!(refused("host", wrong).is_some(), "{wrong:?}");
-        }
-        for (coding, fine) in
-            [("chunked", true), ("Chunked", true), ("gzip, chunked", false), ("", false)]
-        {
-            assert_eq!(refused("transfer-encoding", coding).is_none(), fine, "{coding:?}");
-        }
-        assert_eq!(refused("content-length", "5"), None);
-        assert!(refused("content-length", "5, 5").is_some());
-    }
-
-    #[test]
-    fn a_head_is_too_large_by_its_lines_or_by_its_bytes() {
-        let head = |count: usize| format!("\r\nGET / HTTP/1.1\r\n{}", "a: b\r\n".repeat(count));
-        assert_eq!(outgrown(head(101).as_bytes()), "headers_count");
-        assert_eq!(outgrown((head(100) + "a").as_bytes()), "headers_count", "one has begun");
-        assert_eq!(outgrown(head(100).as_bytes()), "headers_size");
-        let body = "\r\n".to_owned() + &"line\n".repeat(200);
-        assert_eq!(
-            outgrown((head(100) + &body).as_bytes()),
-            "headers_size",
-            "what follows is none"
-        );
-        assert_eq!(outgrown(b""), "headers_size");
-    }
-
-    #[test]
     fn trailers_say_nothing_that_belongs_into_a_head() {
         let mut trailers = headers(&[
             ("grpc-status", "0"),
@@ -468,19 +325,5 @@ mod tests {
         ]);
         end_trailers(&mut trailers);
         assert_eq!(trailers, headers(&[("grpc-status", "0")]));
-    }
-
-    #[test]
-    fn a_request_without_one_host_is_refused() {
-        let parts = |hosts: &[&str]| {
-            let mut request = Request::get("/");
-            for host in hosts {
-                request = request.header("host", *host);
-            }
-            request.body(()).unwrap().into_parts().0
-        };
-        assert!(refusal(&parts(&[])).is_some());
-        assert!(refusal(&parts(&["a", "b"])).is_some());
-        assert!(refusal(&parts(&["a"])).is_none());
     }
 }

@@ -8,6 +8,7 @@ use crate::payload::{self, Payload};
 use crate::pool::Pool;
 use crate::received::{Broken, Received, Refusal};
 use crate::record::Record;
+use crate::refusal;
 use crate::serve::{Downstream, Shared, local};
 use crate::upgrade;
 use crate::version::Wire;
@@ -127,7 +128,7 @@ pub(crate) async fn answer(
     let client = hyper::upgrade::on(&mut request);
     let (mut parts, incoming) = request.into_parts();
     let wish = headers::upgrade(&parts);
-    let refusal = headers::refusal(&parts);
+    let refusal = refusal::of(&parts, context.downstream.head_max());
     let came = parts.version;
     let trailers = headers::takes_trailers(&parts.headers);
     let mut record = Record::begin(&parts);
@@ -147,7 +148,7 @@ pub(crate) async fn answer(
         if let Some(limit) = refused.limit {
             context.shared.counters.limit(limit.to_owned());
         }
-        return reply(record, refused.status, "DPE", refused.why, None);
+        return reply(record, refused.status, "DPE", &refused.why, None);
     }
     if let Some(denial) = context.application.admission.verdict().denial() {
         return deny(record, denial);
@@ -379,9 +380,9 @@ pub(crate) fn reply(
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
     }
-    response
     // For the sidecar at the other end, which may ask somebody else.
     if let Some(marker) = marker {
         response.headers_mut().insert(UNSERVED, marker);
     }
+    response
 }

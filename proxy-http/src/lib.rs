@@ -23,6 +23,7 @@ mod pool;
 mod quiet;
 mod received;
 mod record;
+mod refusal;
 mod serve;
 mod upgrade;
 mod version;

@@ -14,6 +14,7 @@ use crate::payload;
 use crate::pool::Pool;
 use crate::received::Received;
 use crate::record::Record;
+use crate::refusal;
 use crate::serve::{Downstream, Shared};
 use crate::upgrade;
 use crate::version::Wire;
@@ -197,7 +198,7 @@ pub(crate) async fn answer(
     let client = hyper::upgrade::on(&mut request);
     let (mut parts, incoming) = request.into_parts();
     let wish = headers::upgrade(&parts);
-    let refusal = headers::refusal(&parts);
+    let refusal = refusal::of(&parts, refusal::HeadMax::CLIENT);
     let came = parts.version;
     let trailers = headers::takes_trailers(&parts.headers);
     let mut record = Record::begin(&parts);
@@ -212,7 +213,7 @@ pub(crate) async fn answer(
         if let Some(limit) = refused.limit {
             context.shared.counters.limit(limit.to_owned());
         }
-        return reply(record, refused.status, "DPE", refused.why, None);
+        return reply(record, refused.status, "DPE", &refused.why, None);
     }
     let route = match context.route().await {
         Ok(route) => route,

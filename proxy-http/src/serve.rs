@@ -5,13 +5,13 @@ use crate::connection::STREAM_WINDOW;
 use crate::farewell::Farewell;
 use crate::grpc;
 use crate::head_timer::{HEAD_TIMEOUT, HeadTimer, Reads};
-use crate::headers::{self, HEAD_MAX, HEADERS_MAX};
 use crate::idle::{Offered, Streams, Taken, Watch};
 use crate::inbound::{self, Application};
 use crate::last_words::HeardOut;
 use crate::observed::Observed;
 use crate::outbound::{self, Destination};
 use crate::quiet::{QUIET, Requests};
+use crate::refusal::{self, HeadMax};
 use crate::version::{self, Heard, Wire};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -39,10 +39,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use trust::svid::Svid;
 
-/// Longest request head that is looked at over HTTP/2, bytes, so that one over [`HEAD_MAX`] is refused by
+/// Longest request head that is looked at over HTTP/2, bytes, so that one over [`HeadMax`] is refused by
 /// us and counted. h2 answers longer ones with 431 by itself, where nobody sees it, and ends the connection,
 /// which is counted, at four times this.
-const HEAD_LOOKED_AT: usize = 2 * HEAD_MAX;
+const HEAD_LOOKED_AT: usize = 2 * HeadMax::CLIENT.bytes;
 /// Streams a client may have open on one HTTP/2 connection; more are refused (`REFUSED_STREAM`). h2 does
 /// that by itself, where nobody sees it; [`RESETS_OWN_MAX`] ends the connection of who goes on, and that is
 /// counted.
@@ -99,6 +99,16 @@ pub struct Downstream {
     pub identity: Option<Identity>,
     /// The server name of its TLS, if any.
     pub server_name: Option<String>,
+}
+
+impl Downstream {
+    /// What its requests' heads may be.
+    pub(crate) fn head_max(&self) -> HeadMax {
+        match self.identity {
+            Some(_) => HeadMax::PEER,
+            None => HeadMax::CLIENT,
+        }
+    }
 }
 
 /// `isthmus_http_attempts_total{reason}`, `isthmus_http_attempts_denied_total{reason}`,
@@ -183,7 +193,7 @@ impl Http {
             let context = context.clone();
             async move { outbound::answer(&context, request).await }
         };
-        serve(io, live, &limits, service).await;
+        serve(io, live, &limits, HeadMax::CLIENT, service).await;
     }
 
     /// Serves what the mesh sends to an application of this workload.
@@ -198,6 +208,7 @@ impl Http {
     {
         let limits = self.0.limits();
         let shared = self.0.clone();
+        let most = downstream.head_max();
         let context = Arc::new(inbound::Context::new(shared, application, downstream, live.held()));
         let outstayed = context.outstayed();
         let service = move |request| {
@@ -205,7 +216,7 @@ impl Http {
             async move { inbound::answer(&context, request).await }
         };
         tokio::select! {
-            () = serve(io, live, &limits, service) => {}
+            () = serve(io, live, &limits, most, service) => {}
             () = outstayed => tracing::info!("a caller's answers were cut: policies deny it now"),
         }
     }
@@ -224,7 +235,7 @@ impl Shared {
     }
 }
 
-async fn serve<T, F, A>(io: T, live: &Live, limits: &Limits, service: F)
+async fn serve<T, F, A>(io: T, live: &Live, limits: &Limits, most: HeadMax, service: F)
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     F: Fn(Request<Incoming>) -> A + Send + 'static,
@@ -275,8 +286,8 @@ where
             let mut connection = hyper::server::conn::http1::Builder::new()
                 .timer(timer)
                 .header_read_timeout(HEAD_TIMEOUT)
-                .max_headers(HEADERS_MAX)
-                .max_header_size(HEAD_MAX)
+                .max_headers(most.headers)
+                .max_header_size(most.bytes)
                 .serve_connection(io, service)
                 .with_upgrades();
             let end =
@@ -289,7 +300,7 @@ where
             let limit = match problem {
                 Some(problem) if problem.is_timeout() => Some(reads.limit()),
                 Some(problem) if problem.is_parse_too_large() => {
-                    connection.into_parts().map(|parts| headers::outgrown(&parts.read_buf))
+                    connection.into_parts().map(|parts| refusal::outgrown(&parts.read_buf, most))
                 }
                 _ => None,
             };

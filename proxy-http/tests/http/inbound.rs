@@ -254,6 +254,22 @@ async fn an_application_that_is_not_there_is_said_so() {
     assert!(got.status == 503 && !got.headers.contains_key("x-isthmus-unserved"));
 }
 
+/// What one sidecar lets in and adds to, another lets in.
+#[tokio::test]
+async fn a_peer_may_add_to_as_many_headers_as_a_client_may_send() {
+    let application = Copy::start_plain("app", Does::Answer).await;
+    let (peer, _) = sidecar(application.address, true).await;
+    let (client, _) = sidecar(application.address, false).await;
+    for (address, most) in [(peer, 116), (client, 100)] {
+        for (headers, status) in [(most, "200 "), (most + 1, "431 ")] {
+            let more: String = (1..headers).map(|n| format!("h{n}: 1\r\n")).collect();
+            let answer = raw(address, &format!("GET / HTTP/1.0\r\nhost: a\r\n{more}\r\n")).await;
+            let (version, rest) = answer.split_once(' ').unwrap();
+            assert!(version.starts_with("HTTP/1.") && rest.starts_with(status), "{answer}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn connections_to_the_application_are_kept_and_replaced() {
     let application = Copy::start_plain("app", Does::Answer).await;

@@ -2,7 +2,7 @@
 
 use crate::inbound::sidecar;
 use crate::port::Port;
-use crate::world::{Copy, Does, PATIENCE, World, raw};
+use crate::world::{Client, Copy, Does, PATIENCE, World, raw};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
@@ -326,14 +326,6 @@ async fn a_slow_body_comes_as_it_is_sent() {
 }
 
 #[tokio::test]
-async fn a_websocket_passes() {
-    let copy = Copy::start("a", Does::Echo).await;
-    let world = World::new(&[&copy]).await;
-    let mut stream = TcpStream::connect(world.address).await.unwrap();
-    let head = "GET /chat HTTP/1.1\r\nhost: hello.shop.global\r\nconnection: Upgrade\r\n\
-                upgrade: websocket\r\n\r\n";
-    stream.write_all(head.as_bytes()).await.unwrap();
-#[tokio::test]
 async fn a_server_that_asks_for_another_protocol_says_which() {
     let asks = "HTTP/1.1 426 Upgrade Required\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
                 content-length: 0\r\n\r\n";
@@ -347,6 +339,14 @@ async fn a_server_that_asks_for_another_protocol_says_which() {
     }
 }
 
+#[tokio::test]
+async fn a_websocket_passes() {
+    let copy = Copy::start("a", Does::Echo).await;
+    let world = World::new(&[&copy]).await;
+    let mut stream = TcpStream::connect(world.address).await.unwrap();
+    let head = "GET /chat HTTP/1.1\r\nhost: hello.shop.global\r\nconnection: Upgrade\r\n\
+                upgrade: websocket\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
     let mut read = Vec::new();
     while !read.ends_with(b"\r\n\r\n") {
         assert_ne!(stream.read_buf(&mut read).await.unwrap(), 0);
@@ -360,6 +360,8 @@ async fn a_server_that_asks_for_another_protocol_says_which() {
     }
     // It is no request any more, and has its place among connections all the same.
     assert_eq!(Arc::strong_count(&world.held), 2);
+    let told = || world.metrics.encode().contains("response_code=\"101\"");
+    assert!(!told(), "it has not ended");
     drop(stream);
     let given_back = async {
         while Arc::strong_count(&world.held) > 1 {
@@ -367,6 +369,12 @@ async fn a_server_that_asks_for_another_protocol_says_which() {
         }
     };
     tokio::time::timeout(PATIENCE, given_back).await.expect("it ended with its client");
+    assert!(told());
+    for name in ["istio_request_bytes_sum", "istio_response_bytes_sum"] {
+        let text = world.metrics.encode();
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+        assert!(line.ends_with(" 12.0"), "{line}");
+    }
 }
 
 #[tokio::test]
@@ -382,8 +390,6 @@ async fn what_is_no_proper_request_goes_nowhere() {
         (format!("GET / HTTP/1.1\r\nhost: a\r\n{many}\r\n"), "431"),
         (format!("GET / HTTP/1.1\r\nhost: a\r\n{long}\r\n"), "431"),
         ("GET / HTTP/1.1\r\nhost: a\r\nno colon\r\n\r\n".to_owned(), "400"),
-    let told = || world.metrics.encode().contains("response_code=\"101\"");
-    assert!(!told(), "it has not ended");
         (
             "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd"
                 .to_owned(),
@@ -391,12 +397,6 @@ async fn what_is_no_proper_request_goes_nowhere() {
         ),
         ("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: +3\r\n\r\nabc".to_owned(), "400"),
         (
-    assert!(told());
-    for name in ["istio_request_bytes_sum", "istio_response_bytes_sum"] {
-        let text = world.metrics.encode();
-        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
-        assert!(line.ends_with(" 12.0"), "{line}");
-    }
             "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, gzip\r\n\r\n0\r\n\r\n"
                 .to_owned(),
             "400",
