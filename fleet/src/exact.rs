@@ -122,6 +122,7 @@ type Try = (&'static str, fn(String) -> BoxFuture<'static, Result<()>>);
 const TRIES: &[Try] = &[
     ("HTTP/1.1: 1 GiB up, chunked", |host| Box::pin(upload(host, 80, Wire::One))),
     ("HTTP/1.1: 1 GiB down, chunked", |host| Box::pin(download(host, 80, Wire::One, LONG, 0))),
+    ("HTTP/1.1: 1 GiB that is refused at its beginning, 10 times", |host| Box::pin(refused(host))),
     ("HTTP/1.1: 64 MiB both ways at once", |host| Box::pin(echo(host, 80, Wire::One))),
     ("HTTP/1.1: 8 MiB to a slow reader", |host| {
         Box::pin(download(host, 80, Wire::One, 8 * MIB, 10))
@@ -198,6 +199,30 @@ async fn upload(host: String, port: u16, wire: Wire) -> Result<()> {
     let response = send(&host, port, wire, "/exact/sink", body(LONG)).await?;
     let said = response.into_body().collect().await?.to_bytes();
     ensure!(said == format!("{LONG}"), "the server says {}", String::from_utf8_lossy(&said));
+    Ok(())
+}
+
+/// Its server does not read it, and leaves: what it said must come all the same.
+async fn refused(host: String) -> Result<()> {
+    for round in 0..10 {
+        let stream = dial(&format!("{host}:80"), None).await?;
+        let (mut from, mut into) = stream.into_split();
+        let head = format!(
+            "POST /exact/refuse HTTP/1.1\r\nhost: {host}\r\ncontent-length: {LONG}\r\n\r\n"
+        );
+        let sending = tokio::spawn(async move {
+            into.write_all(head.as_bytes()).await?;
+            for offset in (0..LONG).step_by(PIECE) {
+                into.write_all(&piece(offset, PIECE)).await?;
+            }
+            std::io::Result::Ok(())
+        });
+        let mut said = String::new();
+        let read = from.read_to_string(&mut said).await;
+        sending.abort();
+        let whole = said.starts_with("HTTP/1.1 413 ") && said.ends_with("too much");
+        ensure!(whole, "round {round} was answered {said:?}, {read:?}");
+    }
     Ok(())
 }
 

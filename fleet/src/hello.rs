@@ -115,7 +115,8 @@ async fn echo_lines(stream: TcpStream, banner: String) -> std::io::Result<()> {
 }
 
 /// `/exact/sink` checks the pattern of [`exact`] and says how long it was, `/exact/source` sends it,
-/// `/exact/echo` and `/exact/upgrade` send back what comes, `/exact/say` says its number.
+/// `/exact/echo` and `/exact/upgrade` send back what comes, `/exact/refuse` does not take it,
+/// `/exact/say` says its number.
 async fn exactly(
     mut request: Request<Incoming>,
     bytes: u64,
@@ -126,6 +127,13 @@ async fn exactly(
             Ok((received, _)) => say(received.to_string()),
             Err(problem) => say(format!("{problem:#}")),
         },
+        // Unread, so that the kernel resets who goes on sending.
+        "/exact/refuse" => {
+            let mut response = say("too much".to_owned());
+            *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
+            response.headers_mut().insert("connection", HeaderValue::from_static("close"));
+            response
+        }
         "/exact/source" => Response::new(BodyExt::boxed(exact::body(bytes))),
         "/exact/echo" => {
             let body = request.into_body();
