@@ -27,6 +27,7 @@ use anyhow::{Context, Result, bail};
 use fleet::launcher::{APP_USER, Pod};
 use fleet::load;
 use fleet::process::Process;
+use fleet::spot::Spot;
 use fleet::verdict::{Outcome, Pillar, Record, Verdict};
 use fleet::{Cluster, Fleet};
 use std::path::{Path, PathBuf};
@@ -377,8 +378,13 @@ impl Load {
 
 /// A program inside a pod, as its application.
 async fn program_inside(pod: &Pod, program: &Path, args: &[&str]) -> Result<std::process::Output> {
+    program_at(&pod.spot, program, args).await
+}
+
+/// The same at any place, which may be outside of all pods.
+async fn program_at(spot: &Spot, program: &Path, args: &[&str]) -> Result<std::process::Output> {
     let out = tokio::process::Command::new("ip")
-        .args(["netns", "exec", pod.spot.netns()?.name(), "setpriv"])
+        .args(["netns", "exec", spot.netns()?.name(), "setpriv"])
         .args([format!("--reuid={APP_USER}"), format!("--regid={APP_USER}")])
         .args(["--clear-groups", "--"])
         .arg(program)

@@ -1,6 +1,6 @@
 //! gRPC and HTTP/2 across clusters, judged by programs that are not ours.
 
-use super::{HOST, Stage, program_inside};
+use super::{HOST, Stage, program_at, program_inside};
 use anyhow::{Context, Result, bail, ensure};
 use fleet::launcher::{APP_USER, Service};
 use fleet::load::micros_now;
@@ -109,18 +109,25 @@ async fn conform(stage: &Stage<'_>) -> Result<()> {
         broken.is_empty(),
         &[],
     );
-    let h2spec = peers::h2spec()?;
-    let args = ["--strict", "--host", HOST, "--port", "80", "--timeout", "3"];
-    let out = program_inside(stage.client()?, &h2spec, &args).await?;
-    let said = String::from_utf8_lossy(&out.stdout);
-    std::fs::write(stage.fleet.home.logs.join("h2spec.log"), said.as_bytes())?;
-    let last = said.lines().rev().find(|line| line.contains("tests,")).unwrap_or("no summary");
-    stage.judge(
-        "a sidecar's HTTP/2 conforms, by h2spec",
-        last,
-        last.starts_with("146 tests, 146 passed"),
-        &[],
-    );
+    let west = stage.cluster("west");
+    let pod = west.pod("hello-1")?.address.to_string();
+    // Into the mesh from an application, and out of it from who has no sidecar.
+    for (way, spot, host, port) in
+        [("outbound", &stage.client()?.spot, HOST, "80"), ("inbound", &west.spot, &*pod, "8080")]
+    {
+        let args = ["--strict", "--host", host, "--port", port, "--timeout", "3"];
+        let out = program_at(spot, &peers::h2spec()?, &args).await?;
+        let said = String::from_utf8_lossy(&out.stdout);
+        let log = format!("h2spec-{way}.log");
+        std::fs::write(stage.fleet.home.logs.join(log), said.as_bytes())?;
+        let last = said.lines().rev().find(|line| line.contains("tests,")).unwrap_or("no summary");
+        stage.judge(
+            &format!("a sidecar's HTTP/2 conforms {way}, by h2spec"),
+            last,
+            last.starts_with("146 tests, 146 passed"),
+            &[],
+        );
+    }
     Ok(())
 }
 
