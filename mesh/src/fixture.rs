@@ -3,8 +3,8 @@
 //! ```text
 //! east cluster net-east [domain=east.mesh] [gateway=203.0.113.1:15443] [uid=u] [merge]
 //! east namespace shop
-//! east service shop/hello 10.96.0.1|none|external 80/http[/name] … [prefer=PreferSameNode] [created=5] [affinity]
-//! east pod shop/hello hello-1 10.244.0.5 eu/a [account=hello] [unmeshed] [node=n1] [version=v1]
+//! east service shop/hello 10.96.0.1|none|external 80/http[/name] … [prefer=PreferSameNode] [created=5] [affinity] [app=hello]
+//! east pod shop/hello hello-1 10.244.0.5 eu/a [account=hello] [unmeshed] [unready] [node=n1] [hostname=h] [version=v1]
 //! east export shop/hello
 //! east link west [accepted] [complete]
 //! east rule shop/hello HOST [lb=RANDOM] [timeout=50] [subset=v1:version=v1]
@@ -127,6 +127,7 @@ fn fact(own: &mut Inventory, verb: &str, words: &[&str]) {
             let value = Service {
                 name: name.clone(),
                 kind,
+                selector: labels_of(words, &["prefer", "created"]),
                 addresses,
                 ports: ports.iter().filter_map(port).collect(),
                 client_ip_affinity: words.contains(&"affinity"),
@@ -143,7 +144,7 @@ fn fact(own: &mut Inventory, verb: &str, words: &[&str]) {
         ("pod", [of, pod, address, locality, ..]) => {
             let of = service(of);
             let address: IpAddr = address.parse().unwrap();
-            let labels = labels_of(words, &["account", "node"]);
+            let labels = labels_of(words, &["account", "node", "hostname"]);
             let locality = Locality::from((*locality).to_owned());
             let account = option("account").unwrap_or(&of.name).to_owned();
             let meshed = !words.contains(&"unmeshed");
@@ -157,6 +158,7 @@ fn fact(own: &mut Inventory, verb: &str, words: &[&str]) {
                 labels: labels.clone(),
                 meshed,
                 pod: (*pod).into(),
+                hostname: option("hostname").unwrap_or_default().into(),
             };
             let name = WorkloadName { namespace: of.namespace.clone(), name: (*pod).into() };
             let workload = Workload {
@@ -169,6 +171,9 @@ fn fact(own: &mut Inventory, verb: &str, words: &[&str]) {
                 meshed,
             };
             own.workloads.insert(name, workload);
+            if words.contains(&"unready") {
+                return;
+            }
             let copies = own.endpoints.entry(of).or_default();
             copies.push(copy);
             copies.sort();

@@ -90,6 +90,8 @@ pub struct MeshConfig {
 pub struct Service {
     pub name: ServiceName,
     pub kind: ServiceKind,
+    /// Labels of the pods it stands for; empty where others write its endpoints.
+    pub selector: BTreeMap<String, String>,
     /// ClusterIPs, both families; empty for headless and ExternalName.
     pub addresses: Vec<IpAddr>,
     /// Sorted by number and protocol.
@@ -137,6 +139,8 @@ pub struct Endpoint {
     pub meshed: bool,
     /// Pod name, empty where there is none.
     pub pod: String,
+    /// By which the cluster's DNS names it before the Service's own name; empty where it has none.
+    pub hostname: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
