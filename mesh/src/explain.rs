@@ -10,7 +10,7 @@ use crate::name::{ClusterId, Hostname, Identity, Locality, Protocol, ServiceName
 use crate::program::{ClusterName, LoadBalancing, Resource, ResourceKind, ResourceName};
 use crate::world::{Form, View, World, is_published_form};
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 /// How a call of one client would go, decision by decision.
@@ -104,6 +104,18 @@ pub enum Step {
     NoCopies {
         host: Hostname,
     },
+    /// A Service of this cluster that has no endpoints.
+    NoEndpoints {
+        service: ServiceName,
+        reason: NoEndpoints,
+    },
+    /// The name of one pod behind a Service of this cluster, which leads nowhere.
+    NoPod {
+        host: Hostname,
+        pod: String,
+        service: ServiceName,
+        reason: NoPod,
+    },
     Identities {
         cluster: ClusterId,
         expected: BTreeSet<Identity>,
@@ -140,6 +152,8 @@ pub enum Meaning {
     AllExporters,
     OneCluster,
     UsersEntry,
+    /// One pod of a Service of this cluster.
+    OnePod,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -149,6 +163,35 @@ pub enum NoAddress {
     ExternalName,
     NothingCallable,
     UsersEntry,
+    OnePod,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NoEndpoints {
+    /// Others would have to write them.
+    NoSelector,
+    NoPods {
+        selector: BTreeMap<String, String>,
+    },
+    /// Such pods are there, and not ready.
+    NoneReady {
+        selector: BTreeMap<String, String>,
+        pods: Vec<String>,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NoPod {
+    /// It is there, and no ready copy.
+    NotReady,
+    /// It is there, and the Service stands for others.
+    NotSelected { selector: BTreeMap<String, String> },
+    /// It is behind the Service, and says that it belongs to another one or to none.
+    OtherSubdomain,
+    /// These are there.
+    NoSuch { named: Vec<String> },
 }
 
 /// What would make an unknown name known.
@@ -175,6 +218,8 @@ pub enum Hint {
     Address,
     /// That of a pod of the mesh, `NAMESPACE/NAME`, which takes plaintext or does not.
     PodAddress { pod: String, strict: bool },
+    /// It is written as if the mesh had names for pods.
+    PodName { pod: String, service: ServiceName },
 }
 
 /// What a name means to a client without a sidecar.
@@ -213,6 +258,9 @@ fn explain(
         if let Ok(address) = lower.parse::<IpAddr>() {
             let to = SocketAddr::new(address, port);
             return Some(plaintext::to_address(world, view, lower, to, steps));
+        }
+        if let Some(verdict) = pod_name::explain(world, view, &lower, port, steps) {
+            return Some(verdict);
         }
         let hints = hints(world, view, &lower);
         let verdict = match hints[..] {
@@ -255,11 +303,18 @@ fn explain(
             (NoAddress::Headless, Form::Local(service)) => {
                 let at = |_: &Endpoint| Some(port);
                 let verdict = plaintext::to_copies(world, view, &service.name, at, steps);
-                Some(verdict.unwrap_or(Verdict::NotCarried))
+                Some(verdict.unwrap_or_else(|| {
+                    steps.extend(endpoints::missing(world, &service.name));
+                    Verdict::Unreachable
+                }))
             }
-            (NoAddress::Headless | NoAddress::ExternalName | NoAddress::UsersEntry, _) => {
-                Some(Verdict::NotCarried)
-            }
+            (
+                NoAddress::Headless
+                | NoAddress::ExternalName
+                | NoAddress::UsersEntry
+                | NoAddress::OnePod,
+                _,
+            ) => Some(Verdict::NotCarried),
         };
     }
     let Some(found) = carried(target.ports, port) else {
@@ -308,14 +363,14 @@ fn complete(world: &World, view: &View, asked: &str) -> Option<Hostname> {
     if let Ok(address) = asked.parse::<IpAddr>() {
         return world.target_at(address).map(|target| target.host.clone());
     }
-    let namespace = &view.namespace;
-    let suffixes =
-        [String::new(), format!(".{namespace}.svc.cluster.local"), ".svc.cluster.local".into()];
-    let hosts = suffixes.iter().filter_map(|suffix| format!("{asked}{suffix}").parse().ok());
-    hosts
-        .into_iter()
-        .chain(format!("{asked}.cluster.local").parse())
-        .find(|host| world.target(host).is_some())
+    candidates(view, asked).find(|host| world.target(host).is_some())
+}
+
+/// What a pod's resolver takes a name for: as it is, and by its search list.
+fn candidates(view: &View, asked: &str) -> impl Iterator<Item = Hostname> {
+    let own = format!(".{}.svc.cluster.local", view.namespace);
+    let suffixes = [String::new(), own, ".svc.cluster.local".into(), ".cluster.local".into()];
+    suffixes.into_iter().filter_map(move |suffix| format!("{asked}{suffix}").parse().ok())
 }
 
 /// Near misses at most shown.
@@ -366,8 +421,10 @@ fn hints(world: &World, view: &View, asked: &str) -> Vec<Hint> {
 }
 
 mod copies;
+mod endpoints;
 mod plaintext;
 mod pod;
+mod pod_name;
 mod sentence;
 mod without_sidecar;
 

@@ -1,7 +1,7 @@
 //! What becomes of a call that the mesh carries: which copies take it, in which order, and whether they
 //! let the client in.
 
-use super::{Step, Verdict, pod};
+use super::{Step, Verdict, endpoints, pod};
 use crate::authorize::{self, Judged};
 use crate::compile::horizon::{Copies, Place, Reach, Tier, reach, tier};
 use crate::compile::outbound::{
@@ -92,6 +92,8 @@ pub(super) fn explain(
     }
     if all.is_empty() {
         steps.push(Step::NoCopies { host: target.host.clone() });
+        let service = target.form.service();
+        steps.extend(service.and_then(|service| endpoints::missing(world, service)));
     }
     for (cluster, expected) in identities(world, target) {
         steps.push(Step::Identities { cluster, expected });
