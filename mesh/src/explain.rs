@@ -9,6 +9,7 @@ use crate::inventory::{Endpoint, MtlsMode, ServiceKind};
 use crate::name::{ClusterId, Hostname, Identity, Locality, Protocol, ServiceName};
 use crate::program::{ClusterName, LoadBalancing, Resource, ResourceKind, ResourceName};
 use crate::world::{Form, View, World, is_published_form};
+use ipnet::IpNet;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -220,6 +221,14 @@ pub enum Hint {
     PodAddress { pod: String, strict: bool },
     /// It is written as if the mesh had names for pods.
     PodName { pod: String, service: ServiceName },
+    /// An address of this range, which proxies keep for names, and no name's now.
+    Vacant {
+        range: IpNet,
+        /// The name that had it last, while nobody else may have it.
+        had: Option<Hostname>,
+        /// Else those that would get it.
+        homes: Vec<Hostname>,
+    },
 }
 
 /// What a name means to a client without a sidecar.
@@ -426,6 +435,7 @@ mod plaintext;
 mod pod;
 mod pod_name;
 mod sentence;
+mod vacant;
 mod without_sidecar;
 
 #[cfg(test)]

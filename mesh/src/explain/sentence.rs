@@ -309,6 +309,32 @@ impl Display for Hint {
                  ClusterIP, and the selector statefulset.kubernetes.io/pod-name: {pod}) and export that",
                 service.local_host()
             ),
+            Self::Vacant { range, had, homes } => {
+                write!(
+                    f,
+                    "it lies in {range}, whose addresses are names' alone, and no name has it now, so \
+                     sidecars refuse it"
+                )?;
+                match (had, &homes[..]) {
+                    (Some(host), _) => write!(
+                        f,
+                        "; {host} had it last, and no cluster exports that any more. Fix: export it \
+                         again; if it is not to come back, start the client anew, which still holds \
+                         the address"
+                    ),
+                    (None, []) => f.write_str(
+                        "; no service that is known here would get it. Fix: see by which name the \
+                         client found it, and ask for that; a linked cluster may still know the address \
+                         (the same question with its --context), since it is a name's in all of them",
+                    ),
+                    (None, homes) => write!(
+                        f,
+                        "; it would be the address of {}, which no cluster exports to here. Fix: ask \
+                         for that name instead, which says what is missing",
+                        list(homes)
+                    ),
+                }
+            }
         }
     }
 }
