@@ -42,13 +42,12 @@ pub(crate) fn clusters(text: &str) -> Clusters {
 
 pub(crate) fn empty(cluster: &str) -> Inventory {
     let mesh = MeshConfig {
-        cluster: cluster.parse().unwrap(),
-        network: format!("net-{cluster}").parse().unwrap(),
-        trust_domain: format!("{cluster}.mesh").parse().unwrap(),
-        vip_range: "240.240.0.0/16".parse().unwrap(),
-        vip_range_v6: "2001:2::/48".parse().unwrap(),
         root_certificates: "ROOT".into(),
-        merge_cluster_local: false,
+        ..MeshConfig::new(
+            cluster.parse().unwrap(),
+            format!("net-{cluster}").parse().unwrap(),
+            format!("{cluster}.mesh").parse().unwrap(),
+        )
     };
     Inventory {
         uid: format!("uid-{cluster}"),
