@@ -8,7 +8,7 @@ use crate::finding::ObjectRef;
 use crate::inventory::{Endpoint, MtlsMode, ServiceKind};
 use crate::name::{ClusterId, Hostname, Identity, Locality, Protocol, ServiceName};
 use crate::program::{ClusterName, LoadBalancing, Resource, ResourceKind, ResourceName};
-use crate::world::{Form, View, World, is_published_form};
+use crate::world::{Form, View, World};
 use ipnet::IpNet;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -263,7 +263,7 @@ fn explain(
     steps: &mut Vec<Step>,
 ) -> Option<Verdict> {
     let lower = asked.trim_end_matches('.').to_ascii_lowercase();
-    let Some(host) = complete(world, view, &lower) else {
+    let Some(host) = host::complete(world, view, &lower) else {
         if let Ok(address) = lower.parse::<IpAddr>() {
             let to = SocketAddr::new(address, port);
             return Some(plaintext::to_address(world, view, lower, to, steps));
@@ -271,7 +271,7 @@ fn explain(
         if let Some(verdict) = pod_name::explain(world, view, &lower, port, steps) {
             return Some(verdict);
         }
-        let hints = hints(world, view, &lower);
+        let hints = host::hints(world, view, &lower);
         let verdict = match hints[..] {
             [Hint::Outside] => Verdict::NotCarried,
             _ => Verdict::Unreachable,
@@ -367,70 +367,12 @@ fn explain(
     Some(copies::explain(world, view, &found, endpoints, peers, steps).verdict())
 }
 
-/// A known host: as asked, by its virtual address, or completed by a pod's search list.
-fn complete(world: &World, view: &View, asked: &str) -> Option<Hostname> {
-    if let Ok(address) = asked.parse::<IpAddr>() {
-        return world.target_at(address).map(|target| target.host.clone());
-    }
-    candidates(view, asked).find(|host| world.target(host).is_some())
-}
-
-/// What a pod's resolver takes a name for: as it is, and by its search list.
-fn candidates(view: &View, asked: &str) -> impl Iterator<Item = Hostname> {
-    let own = format!(".{}.svc.cluster.local", view.namespace);
-    let suffixes = [String::new(), own, ".svc.cluster.local".into(), ".cluster.local".into()];
-    suffixes.into_iter().filter_map(move |suffix| format!("{asked}{suffix}").parse().ok())
-}
-
 /// Near misses at most shown.
 const NEAR_MAX: usize = 5;
 
-fn hints(world: &World, view: &View, asked: &str) -> Vec<Hint> {
-    let mut hints = Vec::new();
-    if asked.parse::<Hostname>().is_err() {
-        return vec![Hint::NoName];
-    }
-    let own = &world.own;
-    let mut labels = asked.split('.');
-    let name = labels.next().unwrap_or_default();
-    let namespace = labels.next().unwrap_or(&view.namespace);
-    let Ok(service) = ServiceName::new(namespace, name) else { return vec![Hint::Outside] };
-    let host: Option<Hostname> = asked.parse().ok();
-    let federated = host.as_ref().is_some_and(is_published_form);
-    if own.service_exports.contains(&service) && federated {
-        hints.push(Hint::NotPublishedYet(service.clone()));
-    } else if own.services.contains_key(&service) && federated {
-        hints.push(Hint::NotExported(service.clone()));
-    }
-    let exporters: Vec<ClusterId> =
-        world.singles(&service).map(|(cluster, _)| cluster.clone()).collect();
-    if !exporters.is_empty() {
-        hints.push(Hint::ExportedBy(service, exporters.clone()));
-    }
-    let entries = own.entries.values().filter_map(|entry| entry.service.as_ref());
-    let elsewhere: BTreeSet<&ServiceName> = own
-        .services
-        .keys()
-        .chain(entries)
-        .filter(|other| other.name == name && other.namespace != namespace)
-        .collect();
-    if !elsewhere.is_empty() {
-        let near = elsewhere.into_iter().take(NEAR_MAX).cloned();
-        hints.push(Hint::OtherNamespaces(near.collect()));
-    }
-    if federated && exporters.is_empty() {
-        let doors = own.remote_gateways.values().filter(|door| door.published);
-        let linked: Vec<ClusterId> = doors.filter_map(|door| door.cluster.clone()).collect();
-        hints.push(if linked.is_empty() { Hint::NoLinks } else { Hint::Silent(linked) });
-    }
-    if hints.is_empty() {
-        hints.push(Hint::Outside);
-    }
-    hints
-}
-
 mod copies;
 mod endpoints;
+mod host;
 mod plaintext;
 mod pod;
 mod pod_name;

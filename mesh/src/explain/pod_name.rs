@@ -2,7 +2,8 @@
 //! all. The mesh has none: its names are services'.
 
 use super::endpoints::{self, selects};
-use super::{Hint, Meaning, NEAR_MAX, NoAddress, NoPod, Step, Verdict, candidates, plaintext};
+use super::host::candidates;
+use super::{Hint, Meaning, NEAR_MAX, NoAddress, NoPod, Step, Verdict, plaintext};
 use crate::inventory::{Endpoint, Service, ServiceKind, WorkloadName};
 use crate::name::{Hostname, ServiceName};
 use crate::world::{View, World, is_published_form, local_service};
