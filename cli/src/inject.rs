@@ -115,14 +115,13 @@ mod tests {
     #[test]
     fn a_sidecar_understands_what_injection_tells_it() {
         let mesh = MeshConfig {
-            cluster: "east".parse().unwrap(),
-            network: "net-east".parse().unwrap(),
-            trust_domain: "east.mesh".parse().unwrap(),
-            vip_range: "240.240.0.0/16".parse().unwrap(),
-            vip_range_v6: "2001:2::/48".parse().unwrap(),
             root_certificates: "-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n"
                 .into(),
-            merge_cluster_local: false,
+            ..MeshConfig::new(
+                "east".parse().unwrap(),
+                "net-east".parse().unwrap(),
+                "east.mesh".parse().unwrap(),
+            )
         };
         let data = [("image".to_owned(), "isthmus:test".to_owned())].into();
         let settings = Settings::new(&data, &mesh, "isthmus-system").unwrap();

@@ -69,7 +69,11 @@ fn wrong_links(context: &str, links: &[ClusterLink], explanation: &Explanation) 
         Step::UnknownName { host, hints } => {
             !matches!(
                 hints[..],
-                [Hint::Outside | Hint::Address | Hint::PodAddress { .. } | Hint::NoName]
+                [Hint::Outside
+                    | Hint::Address
+                    | Hint::PodAddress { .. }
+                    | Hint::PodName { .. }
+                    | Hint::NoName]
             ) && match host.strip_suffix(".global").map(|host| host.split('.').count()) {
                 Some(3..) => of_cluster(host, name),
                 Some(_) | None => true,
@@ -86,6 +90,8 @@ fn wrong_links(context: &str, links: &[ClusterLink], explanation: &Explanation) 
         | Step::WithoutSidecar { .. }
         | Step::LocalOnly { .. }
         | Step::NoCopies { .. }
+        | Step::NoEndpoints { .. }
+        | Step::NoPod { .. }
         | Step::Identities { .. }
         | Step::Inbound { .. }
         | Step::Authorization { .. }

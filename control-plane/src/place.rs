@@ -128,15 +128,11 @@ pub(crate) mod tests {
             gateway(ROOT),
             gateway(ISTIO_NAMESPACE),
         ];
-        let mesh = MeshConfig {
-            cluster: "east".parse().unwrap(),
-            network: "net-east".parse().unwrap(),
-            trust_domain: "east.mesh".parse().unwrap(),
-            vip_range: "240.240.0.0/16".parse().unwrap(),
-            vip_range_v6: "2001:2::/48".parse().unwrap(),
-            root_certificates: String::new(),
-            merge_cluster_local: false,
-        };
+        let mesh = MeshConfig::new(
+            "east".parse().unwrap(),
+            "net-east".parse().unwrap(),
+            "east.mesh".parse().unwrap(),
+        );
         Inventory {
             uid: "u".into(),
             namespaces: BTreeSet::from(["shop".to_owned()]),

@@ -1,17 +1,15 @@
 //! Reasons as sentences: what `isthmus why` prints, from the decisions the proxies take.
 
-use crate::authorize::{self, Judged};
-use crate::compile::horizon::{Copies, Place, Reach, Tier, reach, tier};
-use crate::compile::outbound::{
-    Named, carried, copies, distribution, identities, joined, named, subset, viewpoint,
-};
+use crate::authorize;
+use crate::compile::horizon::{Reach, Tier};
+use crate::compile::outbound::{carried, named};
 use crate::compile::resource;
 use crate::finding::ObjectRef;
-use crate::inventory::{Endpoint, MtlsMode, ServiceKind, WorkloadName};
+use crate::inventory::{Endpoint, MtlsMode, ServiceKind};
 use crate::name::{ClusterId, Hostname, Identity, Locality, Protocol, ServiceName};
-use crate::program::{ClusterName, Endpoints, LoadBalancing, Resource, ResourceKind, ResourceName};
-use crate::sni::Sni;
-use crate::world::{Form, View, World, is_published_form};
+use crate::program::{ClusterName, LoadBalancing, Resource, ResourceKind, ResourceName};
+use crate::world::{Form, View, World};
+use ipnet::IpNet;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -107,6 +105,18 @@ pub enum Step {
     NoCopies {
         host: Hostname,
     },
+    /// A Service of this cluster that has no endpoints.
+    NoEndpoints {
+        service: ServiceName,
+        reason: NoEndpoints,
+    },
+    /// The name of one pod behind a Service of this cluster, which leads nowhere.
+    NoPod {
+        host: Hostname,
+        pod: String,
+        service: ServiceName,
+        reason: NoPod,
+    },
     Identities {
         cluster: ClusterId,
         expected: BTreeSet<Identity>,
@@ -143,6 +153,8 @@ pub enum Meaning {
     AllExporters,
     OneCluster,
     UsersEntry,
+    /// One pod of a Service of this cluster.
+    OnePod,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -152,6 +164,35 @@ pub enum NoAddress {
     ExternalName,
     NothingCallable,
     UsersEntry,
+    OnePod,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NoEndpoints {
+    /// Others would have to write them.
+    NoSelector,
+    NoPods {
+        selector: BTreeMap<String, String>,
+    },
+    /// Such pods are there, and not ready.
+    NoneReady {
+        selector: BTreeMap<String, String>,
+        pods: Vec<String>,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NoPod {
+    /// It is there, and no ready copy.
+    NotReady,
+    /// It is there, and the Service stands for others.
+    NotSelected { selector: BTreeMap<String, String> },
+    /// It is behind the Service, and says that it belongs to another one or to none.
+    OtherSubdomain,
+    /// These are there.
+    NoSuch { named: Vec<String> },
 }
 
 /// What would make an unknown name known.
@@ -178,6 +219,16 @@ pub enum Hint {
     Address,
     /// That of a pod of the mesh, `NAMESPACE/NAME`, which takes plaintext or does not.
     PodAddress { pod: String, strict: bool },
+    /// It is written as if the mesh had names for pods.
+    PodName { pod: String, service: ServiceName },
+    /// An address of this range, which proxies keep for names, and no name's now.
+    Vacant {
+        range: IpNet,
+        /// The name that had it last, while nobody else may have it.
+        had: Option<Hostname>,
+        /// Else those that would get it.
+        homes: Vec<Hostname>,
+    },
 }
 
 /// What a name means to a client without a sidecar.
@@ -212,12 +263,15 @@ fn explain(
     steps: &mut Vec<Step>,
 ) -> Option<Verdict> {
     let lower = asked.trim_end_matches('.').to_ascii_lowercase();
-    let Some(host) = complete(world, view, &lower) else {
+    let Some(host) = host::complete(world, view, &lower) else {
         if let Ok(address) = lower.parse::<IpAddr>() {
             let to = SocketAddr::new(address, port);
             return Some(plaintext::to_address(world, view, lower, to, steps));
         }
-        let hints = hints(world, view, &lower);
+        if let Some(verdict) = pod_name::explain(world, view, &lower, port, steps) {
+            return Some(verdict);
+        }
+        let hints = host::hints(world, view, &lower);
         let verdict = match hints[..] {
             [Hint::Outside] => Verdict::NotCarried,
             _ => Verdict::Unreachable,
@@ -258,11 +312,18 @@ fn explain(
             (NoAddress::Headless, Form::Local(service)) => {
                 let at = |_: &Endpoint| Some(port);
                 let verdict = plaintext::to_copies(world, view, &service.name, at, steps);
-                Some(verdict.unwrap_or(Verdict::NotCarried))
+                Some(verdict.unwrap_or_else(|| {
+                    steps.extend(endpoints::missing(world, &service.name));
+                    Verdict::Unreachable
+                }))
             }
-            (NoAddress::Headless | NoAddress::ExternalName | NoAddress::UsersEntry, _) => {
-                Some(Verdict::NotCarried)
-            }
+            (
+                NoAddress::Headless
+                | NoAddress::ExternalName
+                | NoAddress::UsersEntry
+                | NoAddress::OnePod,
+                _,
+            ) => Some(Verdict::NotCarried),
         };
     }
     let Some(found) = carried(target.ports, port) else {
@@ -303,232 +364,20 @@ fn explain(
     let endpoints = resource(world, view, &name(ResourceKind::Endpoints))?;
     let Resource::Endpoints(endpoints) = &*endpoints else { return None };
     let found = named(world, &cluster)?;
-    Some(explain_copies(world, view, &found, endpoints, peers, steps).verdict())
-}
-
-/// By priority: whether some copies let the client in, and whether some deny it.
-#[derive(Debug, Default)]
-struct Admission(BTreeMap<u32, (bool, bool)>);
-
-impl Admission {
-    fn note(&mut self, priority: Option<u32>, admitted: bool) {
-        let Some(priority) = priority else { return };
-        let (some, others) = self.0.entry(priority).or_default();
-        *(if admitted { some } else { others }) = true;
-    }
-
-    /// As the copies say that are called first: a denial is an answer, nobody asks elsewhere after it.
-    fn verdict(&self) -> Verdict {
-        match self.0.values().next() {
-            Some((true, false)) => Verdict::Reachable,
-            Some((true, true)) => Verdict::Partly,
-            Some((false, _)) | None => Verdict::Unreachable,
-        }
-    }
-}
-
-/// Tier, locality, cluster, mTLS, and a number that keeps pods apart.
-type Alike<'a> = (Tier, &'a Locality, &'a ClusterId, bool, usize);
-
-fn explain_copies(
-    world: &World,
-    view: &View,
-    found: &Named<'_>,
-    endpoints: &Endpoints,
-    peers: &[World],
-    steps: &mut Vec<Step>,
-) -> Admission {
-    let target = &found.target;
-    if let Form::Local(service) = target.form
-        && joined(world, &service.name).is_none()
-        && world.joint_entry(&service.name).is_some()
-    {
-        let global = service.name.global_host();
-        steps.push(Step::LocalOnly { host: target.host.clone(), global });
-    }
-    let whole = subset(world, view, target, "").flatten();
-    let all = copies(world, found, "", whole);
-    let from = viewpoint(world, view);
-    let prefers = distribution(world, target);
-    // One line for all that are alike.
-    let mut alike: BTreeMap<Alike<'_>, (u32, Reach)> = BTreeMap::new();
-    for (order, it) in all.iter().enumerate() {
-        let way = reach(from, it);
-        let direct = matches!(it.place, Place::Address { .. });
-        let key = (
-            tier(from, it, prefers),
-            it.locality,
-            it.cluster,
-            it.meshed,
-            if direct { order } else { 0 },
-        );
-        let sum = alike.entry(key).or_insert((0, way));
-        sum.0 = sum.0.saturating_add(it.weight);
-    }
-    let mut admission = Admission::default();
-    let mut elsewhere: BTreeMap<&ClusterId, BTreeSet<u32>> = BTreeMap::new();
-    for ((tier, locality, cluster, mtls, _), (count, way)) in alike {
-        let priority = priority_of(endpoints, &way, locality, cluster);
-        if let (Reach::Through(_), Some(priority)) = (&way, priority) {
-            elsewhere.entry(cluster).or_default().insert(priority);
-        }
-        steps.push(Step::Copies {
-            cluster: cluster.clone(),
-            locality: locality.clone(),
-            count,
-            priority,
-            tier,
-            reach: way,
-            mtls,
-        });
-    }
-    if all.is_empty() {
-        steps.push(Step::NoCopies { host: target.host.clone() });
-    }
-    for (cluster, expected) in identities(world, target) {
-        steps.push(Step::Identities { cluster, expected });
-    }
-    for copies in &all {
-        let way = reach(from, copies);
-        let used = priority_of(endpoints, &way, copies.locality, copies.cluster);
-        let Some((admitted, judged)) = inbound(world, view, found, copies) else {
-            // Those behind a gateway are judged below.
-            if !matches!(way, Reach::Through(_)) {
-                admission.note(used, true);
-            }
-            continue;
-        };
-        admission.note(used, admitted);
-        steps.extend(judged);
-    }
-    for (cluster, priorities) in elsewhere {
-        let seen = peers.iter().find(|peer| peer.own.mesh.cluster == *cluster);
-        let judged = seen.map(|peer| judged_there(peer, view, found)).unwrap_or_default();
-        let mut note = |admitted| {
-            priorities.iter().for_each(|priority| admission.note(Some(*priority), admitted));
-        };
-        if judged.is_empty() {
-            note(true);
-            steps.push(Step::AuthorizationElsewhere { cluster: cluster.clone() });
-        }
-        judged.iter().for_each(|judged| note(judged.decision.allows()));
-        steps.extend(judged.into_iter().map(|Judged { workload, port, decision }| {
-            let (cluster, caller) = (Some(cluster.clone()), Some(view.identity.clone()));
-            Step::Authorization { cluster, workload, port, caller, decision }
-        }));
-    }
-    admission
-}
-
-/// What the copies of a peer that was seen decide on this client.
-fn judged_there(peer: &World, view: &View, found: &Named<'_>) -> Vec<Judged> {
-    let Some(service) = found.target.form.service() else { return Vec::new() };
-    let port = found.port.number;
-    let sni = Sni { port, subset: String::new(), host: found.host.clone() };
-    authorize::through_gateway(peer, service, port, &view.identity, &sni.to_string())
-}
-
-/// The priority these copies have in what the proxy gets.
-fn priority_of(
-    endpoints: &Endpoints,
-    way: &Reach,
-    locality: &Locality,
-    cluster: &ClusterId,
-) -> Option<u32> {
-    let sockets = match way {
-        Reach::Direct(socket) => std::slice::from_ref(socket),
-        Reach::Through(doors) => doors.as_slice(),
-        Reach::Unreachable(_) => &[],
-    };
-    let groups = endpoints.groups.iter().filter(|group| group.locality == *locality);
-    let mut here = groups.flat_map(|group| group.endpoints.iter().map(|it| (group.priority, it)));
-    here.find(|(_, it)| it.cluster == *cluster && sockets.contains(&it.address))
-        .map(|(priority, _)| priority)
-}
-
-/// How a pod of this cluster takes the connection, and whether its policies let the client in.
-fn inbound(
-    world: &World,
-    view: &View,
-    found: &Named<'_>,
-    copies: &Copies<'_>,
-) -> Option<(bool, [Step; 2])> {
-    let Place::Address { pod, socket, .. } = copies.place else { return None };
-    let namespace = found.target.form.service()?.namespace.clone();
-    let name = WorkloadName { namespace, name: pod.into() };
-    let workload = world.own.workloads.get(&name).filter(|_| copies.meshed)?;
-    let (mode, inbound) = pod::mode(world, workload, socket.port());
-    let sni = Sni { port: found.port.number, subset: String::new(), host: found.host.clone() };
-    let proof = (mode != MtlsMode::Disable).then(|| (view.identity.clone(), sni.to_string()));
-    let (admitted, authorization) = pod::admits(world, view, workload, socket, proof);
-    Some((admitted, [inbound, authorization]))
-}
-
-/// A known host: as asked, by its virtual address, or completed by a pod's search list.
-fn complete(world: &World, view: &View, asked: &str) -> Option<Hostname> {
-    if let Ok(address) = asked.parse::<IpAddr>() {
-        return world.target_at(address).map(|target| target.host.clone());
-    }
-    let namespace = &view.namespace;
-    let suffixes =
-        [String::new(), format!(".{namespace}.svc.cluster.local"), ".svc.cluster.local".into()];
-    let hosts = suffixes.iter().filter_map(|suffix| format!("{asked}{suffix}").parse().ok());
-    hosts
-        .into_iter()
-        .chain(format!("{asked}.cluster.local").parse())
-        .find(|host| world.target(host).is_some())
+    Some(copies::explain(world, view, &found, endpoints, peers, steps).verdict())
 }
 
 /// Near misses at most shown.
 const NEAR_MAX: usize = 5;
 
-fn hints(world: &World, view: &View, asked: &str) -> Vec<Hint> {
-    let mut hints = Vec::new();
-    if asked.parse::<Hostname>().is_err() {
-        return vec![Hint::NoName];
-    }
-    let own = &world.own;
-    let mut labels = asked.split('.');
-    let name = labels.next().unwrap_or_default();
-    let namespace = labels.next().unwrap_or(&view.namespace);
-    let Ok(service) = ServiceName::new(namespace, name) else { return vec![Hint::Outside] };
-    let host: Option<Hostname> = asked.parse().ok();
-    let federated = host.as_ref().is_some_and(is_published_form);
-    if own.service_exports.contains(&service) && federated {
-        hints.push(Hint::NotPublishedYet(service.clone()));
-    } else if own.services.contains_key(&service) && federated {
-        hints.push(Hint::NotExported(service.clone()));
-    }
-    let exporters: Vec<ClusterId> =
-        world.singles(&service).map(|(cluster, _)| cluster.clone()).collect();
-    if !exporters.is_empty() {
-        hints.push(Hint::ExportedBy(service, exporters.clone()));
-    }
-    let entries = own.entries.values().filter_map(|entry| entry.service.as_ref());
-    let elsewhere: BTreeSet<&ServiceName> = own
-        .services
-        .keys()
-        .chain(entries)
-        .filter(|other| other.name == name && other.namespace != namespace)
-        .collect();
-    if !elsewhere.is_empty() {
-        let near = elsewhere.into_iter().take(NEAR_MAX).cloned();
-        hints.push(Hint::OtherNamespaces(near.collect()));
-    }
-    if federated && exporters.is_empty() {
-        let doors = own.remote_gateways.values().filter(|door| door.published);
-        let linked: Vec<ClusterId> = doors.filter_map(|door| door.cluster.clone()).collect();
-        hints.push(if linked.is_empty() { Hint::NoLinks } else { Hint::Silent(linked) });
-    }
-    if hints.is_empty() {
-        hints.push(Hint::Outside);
-    }
-    hints
-}
-
+mod copies;
+mod endpoints;
+mod host;
 mod plaintext;
 mod pod;
+mod pod_name;
 mod sentence;
+mod vacant;
 mod without_sidecar;
 
 #[cfg(test)]

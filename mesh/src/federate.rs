@@ -7,7 +7,7 @@ mod vip;
 
 use crate::export::{Exports, ROOT_NAMESPACE};
 use crate::finding::{Finding, ObjectRef, Severity};
-use crate::inventory::{Inventory, RemoteGateway, Resting, ServiceEntry};
+use crate::inventory::{Inventory, MeshConfig, RemoteGateway, Resting, ServiceEntry};
 use crate::name::{ClusterId, Hostname, ServiceName};
 use join::join;
 use serde::{Deserialize, Serialize};
@@ -283,6 +283,11 @@ fn gateway(own: &Inventory, link: &Exports, findings: &mut Vec<Finding>) -> Remo
         addresses,
         published: true,
     }
+}
+
+/// Whether a host that is published is given this address, unless another one has it.
+pub(crate) fn is_home(mesh: &MeshConfig, host: &Hostname, address: IpAddr) -> bool {
+    vip::is_home(mesh.vip_range, mesh.vip_range_v6, host, address)
 }
 
 /// The cluster whose copies a published entry's first host names; `None` for all exporters'.

@@ -3,8 +3,8 @@
 //! ```text
 //! east cluster net-east [domain=east.mesh] [gateway=203.0.113.1:15443] [uid=u] [merge]
 //! east namespace shop
-//! east service shop/hello 10.96.0.1|none|external 80/http[/name] … [prefer=PreferSameNode] [created=5] [affinity]
-//! east pod shop/hello hello-1 10.244.0.5 eu/a [account=hello] [unmeshed] [node=n1] [version=v1]
+//! east service shop/hello 10.96.0.1|none|external 80/http[/name] … [prefer=PreferSameNode] [created=5] [affinity] [app=hello]
+//! east pod shop/hello hello-1 10.244.0.5 eu/a [account=hello] [unmeshed] [unready] [node=n1] [hostname=h] [version=v1]
 //! east export shop/hello
 //! east link west [accepted] [complete]
 //! east rule shop/hello HOST [lb=RANDOM] [timeout=50] [subset=v1:version=v1]
@@ -42,13 +42,12 @@ pub(crate) fn clusters(text: &str) -> Clusters {
 
 pub(crate) fn empty(cluster: &str) -> Inventory {
     let mesh = MeshConfig {
-        cluster: cluster.parse().unwrap(),
-        network: format!("net-{cluster}").parse().unwrap(),
-        trust_domain: format!("{cluster}.mesh").parse().unwrap(),
-        vip_range: "240.240.0.0/16".parse().unwrap(),
-        vip_range_v6: "2001:2::/48".parse().unwrap(),
         root_certificates: "ROOT".into(),
-        merge_cluster_local: false,
+        ..MeshConfig::new(
+            cluster.parse().unwrap(),
+            format!("net-{cluster}").parse().unwrap(),
+            format!("{cluster}.mesh").parse().unwrap(),
+        )
     };
     Inventory {
         uid: format!("uid-{cluster}"),
@@ -127,6 +126,7 @@ fn fact(own: &mut Inventory, verb: &str, words: &[&str]) {
             let value = Service {
                 name: name.clone(),
                 kind,
+                selector: labels_of(words, &["prefer", "created"]),
                 addresses,
                 ports: ports.iter().filter_map(port).collect(),
                 client_ip_affinity: words.contains(&"affinity"),
@@ -143,7 +143,7 @@ fn fact(own: &mut Inventory, verb: &str, words: &[&str]) {
         ("pod", [of, pod, address, locality, ..]) => {
             let of = service(of);
             let address: IpAddr = address.parse().unwrap();
-            let labels = labels_of(words, &["account", "node"]);
+            let labels = labels_of(words, &["account", "node", "hostname"]);
             let locality = Locality::from((*locality).to_owned());
             let account = option("account").unwrap_or(&of.name).to_owned();
             let meshed = !words.contains(&"unmeshed");
@@ -157,6 +157,7 @@ fn fact(own: &mut Inventory, verb: &str, words: &[&str]) {
                 labels: labels.clone(),
                 meshed,
                 pod: (*pod).into(),
+                hostname: option("hostname").unwrap_or_default().into(),
             };
             let name = WorkloadName { namespace: of.namespace.clone(), name: (*pod).into() };
             let workload = Workload {
@@ -169,6 +170,9 @@ fn fact(own: &mut Inventory, verb: &str, words: &[&str]) {
                 meshed,
             };
             own.workloads.insert(name, workload);
+            if words.contains(&"unready") {
+                return;
+            }
             let copies = own.endpoints.entry(of).or_default();
             copies.push(copy);
             copies.sort();

@@ -4,10 +4,11 @@ use crate::finding::{Finding, ObjectRef};
 use crate::name::{
     ClusterId, Hostname, Identity, Locality, Network, Protocol, ServiceName, TrustDomain,
 };
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// One cluster at one moment. Two equal inventories are the same news: publishing one is silence.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,10 +75,10 @@ pub struct MeshConfig {
     pub cluster: ClusterId,
     pub network: Network,
     pub trust_domain: TrustDomain,
-    /// IPv4 range of virtual addresses for names without a ClusterIP; 240.240.0.0/16.
-    pub vip_range: ipnet::Ipv4Net,
-    /// IPv6 range of the same; 2001:2::/48.
-    pub vip_range_v6: ipnet::Ipv6Net,
+    /// IPv4 range of virtual addresses for names without a ClusterIP.
+    pub vip_range: Ipv4Net,
+    /// IPv6 range of the same.
+    pub vip_range_v6: Ipv6Net,
     /// Root certificates, PEM, as published to other clusters. Public material.
     pub root_certificates: String,
     /// Where true, remote endpoints join `svc.cluster.local` without this cluster's own export
@@ -85,11 +86,33 @@ pub struct MeshConfig {
     pub merge_cluster_local: bool,
 }
 
+/// Where virtual addresses lie unless a cluster says otherwise: no network has these (docs/adr/0005).
+pub const VIP_RANGE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(240, 240, 0, 0), 16);
+pub const VIP_RANGE_V6: Ipv6Net =
+    Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 0), 48);
+
+impl MeshConfig {
+    /// Of a cluster that says no more of itself than who it is, and shows no root.
+    pub fn new(cluster: ClusterId, network: Network, trust_domain: TrustDomain) -> Self {
+        Self {
+            cluster,
+            network,
+            trust_domain,
+            vip_range: VIP_RANGE,
+            vip_range_v6: VIP_RANGE_V6,
+            root_certificates: String::new(),
+            merge_cluster_local: false,
+        }
+    }
+}
+
 /// A Service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     pub name: ServiceName,
     pub kind: ServiceKind,
+    /// Labels of the pods it stands for; empty where others write its endpoints.
+    pub selector: BTreeMap<String, String>,
     /// ClusterIPs, both families; empty for headless and ExternalName.
     pub addresses: Vec<IpAddr>,
     /// Sorted by number and protocol.
@@ -137,6 +160,8 @@ pub struct Endpoint {
     pub meshed: bool,
     /// Pod name, empty where there is none.
     pub pod: String,
+    /// By which the cluster's DNS names it before the Service's own name; empty where it has none.
+    pub hostname: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

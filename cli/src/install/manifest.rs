@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use mesh::export::ROOT_NAMESPACE;
+use mesh::inventory::VIP_RANGE;
 use mesh::name::{ClusterId, Network, TrustDomain};
 use serde_json::{Value, json};
 
@@ -75,7 +76,7 @@ fn mesh_config(settings: &Settings<'_>) -> Value {
         "metadata": {"name": "isthmus-mesh", "namespace": ROOT_NAMESPACE},
         "data": {
             "cluster": settings.cluster.as_str(), "network": settings.network.as_str(),
-            "trustDomain": settings.trust_domain.as_str(), "vipRange": "240.240.0.0/16",
+            "trustDomain": settings.trust_domain.as_str(), "vipRange": VIP_RANGE.to_string(),
             "rootCertificates": settings.root_pem,
         },
     })

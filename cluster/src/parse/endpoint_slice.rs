@@ -29,6 +29,8 @@ pub struct SliceEndpoint {
     pub address: IpAddr,
     pub pod: Option<TargetPod>,
     pub node: Option<String>,
+    /// Empty where its pod's subdomain is not this Service.
+    pub hostname: String,
 }
 
 /// The pod behind an address.
@@ -95,7 +97,9 @@ pub fn parse(slice: &EndpointSlice) -> Parsed<Slice> {
                 name: target.name.clone().unwrap_or_default(),
                 uid: target.uid.clone().unwrap_or_default(),
             });
-        endpoints.push(SliceEndpoint { address, pod, node: endpoint.node_name.clone() });
+        let (node, hostname) = (endpoint.node_name.clone(), endpoint.hostname.clone());
+        let hostname = hostname.unwrap_or_default();
+        endpoints.push(SliceEndpoint { address, pod, node, hostname });
     }
     notes.done(Some(Slice { service, ports, endpoints }))
 }
@@ -131,9 +135,9 @@ mod tests {
             "kubernetes.io/service-name: hello",
             "addressType: IPv4, ports: [{name: http, port: 8080}, {name: dns, port: 53, protocol: \
              UDP}], endpoints: [{addresses: [10.0.0.1], conditions: {ready: true}, targetRef: {kind: \
-             Pod, name: hello-1, uid: u1}, nodeName: n1}, {addresses: [10.0.0.2], conditions: {ready: \
-             false}}, {addresses: [10.0.0.3], conditions: {ready: true, terminating: true}}, \
-             {addresses: [10.0.0.4]}]",
+             Pod, name: hello-1, uid: u1}, nodeName: n1, hostname: hello-1}, {addresses: \
+             [10.0.0.2], conditions: {ready: false}}, {addresses: [10.0.0.3], \
+             conditions: {ready: true, terminating: true}}, {addresses: [10.0.0.4]}]",
             expect![[r#"
                 service: shop/hello
                 ports:
@@ -145,9 +149,11 @@ mod tests {
                     name: hello-1
                     uid: u1
                   node: n1
+                  hostname: hello-1
                 - address: "10.0.0.4"
                   pod: null
                   node: null
+                  hostname: ""
             "#]],
         );
     }
@@ -166,6 +172,7 @@ mod tests {
                 - address: fd00::1
                   pod: null
                   node: null
+                  hostname: ""
             "#]],
         );
     }
@@ -182,6 +189,7 @@ mod tests {
                 - address: "10.0.0.9"
                   pod: null
                   node: null
+                  hostname: ""
                 Refused ISM3042 EndpointSlice shop/hello-x endpoints[0].addresses[0]: "nonsense" is no address; this endpoint is left out. Fix: correct it.
             "#]],
         );

@@ -2,7 +2,7 @@
 
 use super::{Notes, Parsed};
 use k8s_openapi::api::core::v1::ConfigMap;
-use mesh::inventory::MeshConfig;
+use mesh::inventory::{MeshConfig, VIP_RANGE, VIP_RANGE_V6};
 use std::fmt::Display;
 use std::str::FromStr;
 
@@ -26,8 +26,8 @@ pub fn parse(map: &ConfigMap) -> Parsed<MeshConfig> {
     let cluster = required(&data, "cluster", &mut notes);
     let network = required(&data, "network", &mut notes);
     let trust_domain = required(&data, "trustDomain", &mut notes);
-    let vip_range = optional(&data, "vipRange", "240.240.0.0/16", &mut notes);
-    let vip_range_v6 = optional(&data, "vipRangeV6", "2001:2::/48", &mut notes);
+    let vip_range = optional(&data, "vipRange", VIP_RANGE, &mut notes);
+    let vip_range_v6 = optional(&data, "vipRangeV6", VIP_RANGE_V6, &mut notes);
     let root_certificates = data.get("rootCertificates").cloned().unwrap_or_default();
     if root_certificates.contains("PRIVATE KEY") {
         notes.refuse(
@@ -103,10 +103,10 @@ fn required<T: FromStr<Err: Display>>(data: &Data, key: &str, notes: &mut Notes)
 fn optional<T: FromStr<Err: Display>>(
     data: &Data,
     key: &str,
-    default: &str,
+    default: T,
     notes: &mut Notes,
 ) -> Option<T> {
-    value(data.get(key).map_or(default, String::as_str), key, notes)
+    data.get(key).map_or(Some(default), |text| value(text, key, notes))
 }
 
 fn value<T: FromStr<Err: Display>>(text: &str, key: &str, notes: &mut Notes) -> Option<T> {

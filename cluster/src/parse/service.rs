@@ -80,6 +80,7 @@ pub fn parse(object: &KubeService) -> Parsed<Service> {
     let service = Service {
         name,
         kind,
+        selector: spec.selector.unwrap_or_default(),
         addresses,
         ports,
         client_ip_affinity: spec.session_affinity.as_deref() == Some("ClientIP"),
@@ -128,12 +129,14 @@ mod tests {
     fn a_dual_stack_service_with_ports_of_all_sorts() {
         check(
             "name: hello",
-            "clusterIP: 10.96.0.7, clusterIPs: [10.96.0.7, 'fd00::7'], ports: [{name: web, port: 80, \
-             appProtocol: http}, {name: grpc-api, port: 81}, {name: dns, port: 53, protocol: UDP}, \
+            "selector: {app: hello}, clusterIP: 10.96.0.7, clusterIPs: [10.96.0.7, 'fd00::7'], \
+             ports: [{name: web, port: 80, appProtocol: http}, {name: grpc-api, port: 81}, {name: dns, port: 53, protocol: UDP}, \
              {port: 9000}], trafficDistribution: PreferClose, sessionAffinity: ClientIP",
             expect![[r#"
                 name: shop/hello
                 kind: clusterip
+                selector:
+                  app: hello
                 addresses:
                 - "10.96.0.7"
                 - fd00::7
@@ -165,6 +168,7 @@ mod tests {
             expect![[r#"
                 name: shop/db
                 kind: headless
+                selector: {}
                 addresses: []
                 ports:
                 - number: 5432
@@ -181,6 +185,7 @@ mod tests {
             expect![[r#"
             name: shop/out
             kind: externalname
+            selector: {}
             addresses: []
             ports: []
             client_ip_affinity: false
@@ -199,6 +204,7 @@ mod tests {
             expect![[r#"
                 name: shop/odd
                 kind: clusterip
+                selector: {}
                 addresses:
                 - "10.96.0.8"
                 ports:
@@ -222,6 +228,7 @@ mod tests {
             expect![[r#"
                 name: shop/near
                 kind: clusterip
+                selector: {}
                 addresses:
                 - "10.96.0.9"
                 ports: []

@@ -75,6 +75,7 @@ fn endpoint(
             labels: BTreeMap::new(),
             meshed: false,
             pod: String::new(),
+            hostname: ready.hostname.clone(),
         });
     };
     let pod = pods.get(&Key::new(&slice.service.namespace, &target.name))?;
@@ -90,6 +91,7 @@ fn endpoint(
         labels: workload.labels,
         meshed: workload.meshed,
         pod: target.name.clone(),
+        hostname: ready.hostname.clone(),
     })
 }
 

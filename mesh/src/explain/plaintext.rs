@@ -3,7 +3,7 @@
 //! Pods without a sidecar call so; and those with one wherever no listener of it leads, which is so of
 //! pods' own addresses, and a headless Service's name has no others (`sidecar/src/outbound.rs`, `way`).
 
-use super::{Hint, Step, Verdict, pod};
+use super::{Hint, Step, Verdict, pod, vacant};
 use crate::inventory::{Endpoint, MtlsMode, Workload, WorkloadName};
 use crate::name::ServiceName;
 use crate::world::{View, World};
@@ -19,8 +19,13 @@ pub(super) fn to_address(
 ) -> Verdict {
     let has = |workload: &&Workload| workload.addresses.contains(&to.ip());
     let Some(workload) = world.own.workloads.values().find(has) else {
-        steps.push(Step::UnknownName { host, hints: vec![Hint::Address] });
-        return Verdict::NotCarried;
+        let (hint, verdict) = match vacant::hint(world, to.ip()) {
+            // A sidecar refuses it, and nothing else is there.
+            Some(hint) => (hint, Verdict::Unreachable),
+            None => (Hint::Address, Verdict::NotCarried),
+        };
+        steps.push(Step::UnknownName { host, hints: vec![hint] });
+        return verdict;
     };
     let strict = workload.meshed && pod::mode(world, workload, to.port()).0 == MtlsMode::Strict;
     let hint = Hint::PodAddress { pod: workload.name.to_string(), strict };

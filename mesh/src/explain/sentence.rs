@@ -1,8 +1,10 @@
 //! The sentences of an explanation.
 
-use super::{Explanation, Hint, Meaning, NoAddress, Plain, Step, Verdict};
+use super::{Explanation, Hint, Meaning, NoAddress, NoEndpoints, NoPod, Plain, Step, Verdict};
 use crate::compile::horizon::Reach;
 use crate::inventory::MtlsMode;
+use crate::name::ServiceName;
+use std::collections::BTreeMap;
 use std::fmt::{Display, Formatter, Result};
 
 impl Display for Explanation {
@@ -106,6 +108,11 @@ impl Display for Step {
             Self::NoCopies { host } => {
                 write!(f, "{host} has no ready copy in any cluster that serves this port")
             }
+            Self::NoEndpoints { service, reason } => no_endpoints(f, service, reason),
+            Self::NoPod { host, pod, service, reason } => {
+                write!(f, "{host} leads nowhere: ")?;
+                no_pod(f, pod, service, reason)
+            }
             Self::Identities { cluster, expected } => {
                 write!(f, "in {cluster} the server must be {}", list(expected))
             }
@@ -138,6 +145,67 @@ impl Display for Step {
                  (--peer and its context does)"
             ),
         }
+    }
+}
+
+fn labels(selector: &BTreeMap<String, String>) -> String {
+    list(selector.iter().map(|(key, value)| format!("{key}={value}")))
+}
+
+fn no_endpoints(f: &mut Formatter<'_>, service: &ServiceName, reason: &NoEndpoints) -> Result {
+    write!(f, "Service {service} has no endpoints: ")?;
+    let namespace = &service.namespace;
+    match reason {
+        NoEndpoints::NoSelector => f.write_str(
+            "it has no selector, and nobody has written any. Fix: give it the labels of its pods as \
+             spec.selector, or write an EndpointSlice",
+        ),
+        NoEndpoints::NoPods { selector } => write!(
+            f,
+            "no pod in namespace {namespace} has the labels that it selects, {}. Fix: start pods with \
+             them there, or correct spec.selector",
+            labels(selector)
+        ),
+        NoEndpoints::NoneReady { selector, pods } => write!(
+            f,
+            "in namespace {namespace} it selects {}, and those with these labels are not ready: {}. \
+             Fix: see what they wait for (kubectl describe pod {} -n {namespace})",
+            labels(selector),
+            list(pods),
+            pods.first().map_or("", String::as_str)
+        ),
+    }
+}
+
+fn no_pod(f: &mut Formatter<'_>, pod: &str, service: &ServiceName, reason: &NoPod) -> Result {
+    let ServiceName { namespace, name } = service;
+    match reason {
+        NoPod::NotReady => write!(
+            f,
+            "pod {namespace}/{pod} is not ready, and DNS names ready ones alone. Fix: see what it waits \
+             for (kubectl describe pod {pod} -n {namespace}); pods that must find each other before \
+             they are ready want publishNotReadyAddresses: true in Service {service}"
+        ),
+        NoPod::NotSelected { selector } => write!(
+            f,
+            "pod {namespace}/{pod} is there, and Service {service} selects others, {}. Fix: correct \
+             the Service's selector or the pod's labels, or name the pod's own Service",
+            labels(selector)
+        ),
+        NoPod::OtherSubdomain => write!(
+            f,
+            "pod {namespace}/{pod} is behind Service {service} without a name there. Fix: start it by a \
+             StatefulSet whose serviceName is {name} (or with hostname: {pod} and subdomain: {name})"
+        ),
+        // Why there is none is the next step.
+        NoPod::NoSuch { named } if named.is_empty() => {
+            write!(f, "there is no pod {pod} behind Service {service}, and no other that is ready")
+        }
+        NoPod::NoSuch { named } => write!(
+            f,
+            "there is no pod {pod} behind Service {service}. Fix: start it, or name one that is ready: {}",
+            list(named)
+        ),
     }
 }
 
@@ -176,6 +244,7 @@ impl Display for Meaning {
             Self::AllExporters => "a service of all clusters that export it",
             Self::OneCluster => "one cluster's copies of a service",
             Self::UsersEntry => "a ServiceEntry's host",
+            Self::OnePod => "one pod of a Service of this cluster",
         })
     }
 }
@@ -192,6 +261,7 @@ impl Display for NoAddress {
             Self::UsersEntry => {
                 "its ServiceEntry gives none, so proxies cannot tell it from others"
             }
+            Self::OnePod => "it is one pod's, which is dialled by its own address, in plaintext",
             Self::NothingCallable => {
                 "no cluster exports a port of it that can be called (see the problems of its \
                  ExportedService: headless, ExternalName and UDP cannot)"
@@ -231,6 +301,39 @@ impl Display for Hint {
                     "it is the address of pod {pod}, not of a service: it is called in plaintext"
                 )?;
                 f.write_str(if *strict { ", which the pod refuses (STRICT)" } else { "" })
+            }
+            Self::PodName { pod, service } => write!(
+                f,
+                "names of the mesh stand for services, and none for one pod of {service}. Fix: in the \
+                 pod's own cluster call {pod}.{}; for others give the pod a Service of its own (with a \
+                 ClusterIP, and the selector statefulset.kubernetes.io/pod-name: {pod}) and export that",
+                service.local_host()
+            ),
+            Self::Vacant { range, had, homes } => {
+                write!(
+                    f,
+                    "it lies in {range}, whose addresses are names' alone, and no name has it now, so \
+                     sidecars refuse it"
+                )?;
+                match (had, &homes[..]) {
+                    (Some(host), _) => write!(
+                        f,
+                        "; {host} had it last, and no cluster exports that any more. Fix: export it \
+                         again; if it is not to come back, start the client anew, which still holds \
+                         the address"
+                    ),
+                    (None, []) => f.write_str(
+                        "; no service that is known here would get it. Fix: see by which name the \
+                         client found it, and ask for that; a linked cluster may still know the address \
+                         (the same question with its --context), since it is a name's in all of them",
+                    ),
+                    (None, homes) => write!(
+                        f,
+                        "; it would be the address of {}, which no cluster exports to here. Fix: ask \
+                         for that name instead, which says what is missing",
+                        list(homes)
+                    ),
+                }
             }
         }
     }

@@ -143,7 +143,8 @@ fn a_call_that_cannot_be_says_what_would_help() {
               the search list completes it to db.shop.svc.cluster.local
               db.shop.svc.cluster.local is a Service of this cluster; its addresses: none
               db.shop.svc.cluster.local has no virtual address: it is headless, its pods are dialled by their own addresses, in plaintext
-            The mesh does not carry it; it goes where DNS sends it.
+              Service shop/db has no endpoints: it has no selector, and nobody has written any. Fix: give it the labels of its pods as spec.selector, or write an EndpointSlice
+            It cannot be called; the last steps say why.
         "#]],
     );
     check(

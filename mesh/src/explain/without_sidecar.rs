@@ -1,6 +1,6 @@
 //! What becomes of a call by a pod that has no sidecar: nothing carries it out of its cluster.
 
-use super::{Plain, Step, Verdict, plaintext};
+use super::{Plain, Step, Verdict, endpoints, plaintext};
 use crate::inventory::{Endpoint, ServicePort, WorkloadName};
 use crate::name::{ClusterId, ServiceName};
 use crate::world::{Form, Target, View, World};
@@ -53,6 +53,7 @@ pub(super) fn explain(
     let at = |copy: &Endpoint| copy.ports.get(&port.number).copied();
     plaintext::to_copies(world, view, own, at, steps).unwrap_or_else(|| {
         steps.push(Step::NoCopies { host: own.local_host() });
+        steps.extend(endpoints::missing(world, own));
         Verdict::Unreachable
     })
 }

@@ -60,6 +60,18 @@ pub(super) fn grant(
     grants
 }
 
+/// Whether an address is a host's own slot.
+pub(super) fn is_home(
+    v4: ipnet::Ipv4Net,
+    v6: ipnet::Ipv6Net,
+    host: &Hostname,
+    address: IpAddr,
+) -> bool {
+    let ranges = [Range::v4(v4), Range::v6(v6)];
+    let slot = |range: &Range| range.slot_of(address).zip(range.home(host));
+    ranges.iter().filter_map(slot).any(|(slot, home)| slot == home)
+}
+
 /// The usable part of a range: without its network address, the first (often a router's) and the
 /// last (broadcast).
 struct Range {

@@ -221,6 +221,7 @@ fn export(own: &mut Inventory, namespace: &str, name: &str, copies: &[(&str, boo
     let service = Service {
         name: name.clone(),
         kind: ServiceKind::ClusterIp,
+        selector: BTreeMap::new(),
         addresses: vec!["10.96.0.9".parse().unwrap()],
         ports: vec![port],
         client_ip_affinity: false,
@@ -235,6 +236,7 @@ fn export(own: &mut Inventory, namespace: &str, name: &str, copies: &[(&str, boo
         labels: BTreeMap::new(),
         meshed: *meshed,
         pod: (*pod).to_owned(),
+        hostname: String::new(),
     };
     own.services.insert(name.clone(), service);
     own.endpoints.insert(name.clone(), copies.iter().enumerate().map(copy).collect());
