@@ -9,4 +9,5 @@ mod outbound;
 #[path = "../../../runtime/tests/support/port.rs"]
 mod port;
 mod smuggling;
+mod upgrades;
 mod world;
