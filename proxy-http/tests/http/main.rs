@@ -1,5 +1,6 @@
 //! The HTTP side as applications see it: real sockets, real mutual TLS, upstreams that misbehave.
 
+mod breaks;
 mod floods;
 mod heads;
 mod http2;
