@@ -124,7 +124,13 @@ fn refuse(reason: Reason) -> Serve {
 pub(crate) type Body = http_body_util::combinators::BoxBody<Bytes, std::io::Error>;
 
 pub(crate) async fn client(world: &World) -> SendRequest<Body> {
-    let stream = TcpStream::connect(world.address).await.unwrap();
+    dial(world.address).await
+}
+
+pub(crate) async fn dial(to: SocketAddr) -> SendRequest<Body> {
+    let stream = TcpStream::connect(to).await.unwrap();
+    // Nagle would keep a second request until the first is acknowledged.
+    stream.set_nodelay(true).unwrap();
     let (sender, connection) =
         http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);

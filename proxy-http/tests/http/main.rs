@@ -10,5 +10,6 @@ mod outbound;
 #[path = "../../../runtime/tests/support/port.rs"]
 mod port;
 mod smuggling;
+mod streams;
 mod upgrades;
 mod world;
