@@ -1,8 +1,10 @@
 //! One connection to an endpoint: its own for one request at a time, or shared by many as HTTP/2.
 
 use crate::last_words::LastWords;
+use crate::observed::{Observed, Observer};
 use crate::payload::RequestBody;
 use crate::version::Wire;
+use futures::task::AtomicWaker;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
@@ -11,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 
 /// Headers of a response; more are an error of the server (our own limit on requests is 100).
 const HEADERS_MAX: usize = 200;
@@ -18,6 +21,9 @@ const HEADERS_MAX: usize = 200;
 const HEAD_MAX: usize = 256 * 1024;
 /// Streams of ours on one HTTP/2 connection; the next opens another.
 pub(crate) const STREAMS_MAX: usize = 100;
+/// What h2 is told to hold for the peer's limit until its first SETTINGS: no SETTINGS say so much, and
+/// none at all are more.
+const UNSAID: usize = usize::MAX - 1;
 /// What may be under way to one reader who does not read, bytes.
 pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
 /// And to all of one connection: 64 slow readers do not stop the others.
@@ -59,9 +65,11 @@ struct Life {
     /// Requests so far.
     served: AtomicU32,
     streams: AtomicUsize,
-    /// Streams that its peer does not take, of [`STREAMS_MAX`]: hyper would let what is more wait
+    /// Streams that its peer takes at once; `None` until it has said. hyper would let what is more wait
     /// without a word, and without end behind streams that are long.
-    refused: AtomicUsize,
+    most: watch::Sender<Option<usize>>,
+    /// Whoever follows what the peer says.
+    follower: AtomicWaker,
 }
 
 /// One stream's place on its connection.
@@ -88,7 +96,7 @@ impl<A> Connection<A> {
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let life = Arc::new(Life::default());
+        let life = Arc::<Life>::default();
         let sender = match wire {
             Wire::Http1 => {
                 let (sender, connection) = http1::Builder::new()
@@ -105,9 +113,13 @@ impl<A> Connection<A> {
                     .initial_stream_window_size(STREAM_WINDOW)
                     .initial_connection_window_size(CONNECTION_WINDOW)
                     .max_header_list_size(HEAD_MAX as u32)
+                    .initial_max_send_streams(UNSAID)
                     .keep_alive_interval(ping.then_some(PING_EVERY))
                     .keep_alive_timeout(PING_MAX)
-                    .handshake(TokioIo::new(stream))
+                    .handshake(Observed {
+                        io: TokioIo::new(stream),
+                        observer: Settings(life.clone()),
+                    })
                     .await?;
                 watch(follow(connection, life.clone()));
                 Sender::Http2(sender, Stream::begin(&life))
@@ -188,10 +200,14 @@ impl<A> Trunk<A> {
         self.life.streams.load(Ordering::Acquire)
     }
 
-    /// It has as many streams as its peer takes at once, as far as that is known: one that is new may
-    /// not have said.
+    /// It has as many streams as its peer takes at once: one, until the peer has said how many.
     pub(crate) fn is_full(&self) -> bool {
-        self.streams() + self.life.refused.load(Ordering::Acquire) >= STREAMS_MAX
+        self.streams() >= self.life.most.borrow().unwrap_or(1)
+    }
+
+    /// How many streams its peer takes at once, `None` until it has said. Keeps nothing alive.
+    pub(crate) fn most(&self) -> watch::Receiver<Option<usize>> {
+        self.life.most.subscribe()
     }
 
     pub(crate) fn is(&self, connection: &Connection<A>) -> bool {
@@ -208,19 +224,36 @@ impl<A> Trunk<A> {
     }
 }
 
+/// Has what a peer takes looked at again when its first SETTINGS may have come: hyper tells nobody. They
+/// are in force before their acknowledgement is written.
+#[derive(Debug)]
+struct Settings(Arc<Life>);
+
+impl Observer for Settings {
+    fn settled(&mut self) {
+        if self.0.most.borrow().is_none() {
+            self.0.follower.wake();
+        }
+    }
+}
+
 /// A connection that notes how many streams its peer takes (RFC 9113 section 6.5.2).
 async fn follow<T>(
-    connection: http2::Connection<TokioIo<T>, RequestBody, TokioExecutor>,
+    connection: http2::Connection<T, RequestBody, TokioExecutor>,
     life: Arc<Life>,
 ) -> hyper::Result<()>
 where
-    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    T: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
 {
     let mut connection = std::pin::pin!(connection);
     std::future::poll_fn(|cx| {
+        life.follower.register(cx.waker());
         let polled = connection.as_mut().poll(cx);
-        let most = connection.current_max_send_streams().clamp(1, STREAMS_MAX);
-        life.refused.store(STREAMS_MAX - most, Ordering::Release);
+        let said = connection.current_max_send_streams();
+        if said != UNSAID {
+            let said = Some(said.clamp(1, STREAMS_MAX));
+            life.most.send_if_modified(|most| std::mem::replace(most, said) != said);
+        }
         polled
     })
     .await

@@ -245,11 +245,7 @@ async fn exchange(
     let shared = &context.shared;
     let mut fresh = false;
     loop {
-        let kept = if fresh {
-            None
-        } else {
-            shared.applications.take(&(address, wire), Instant::now(), 1, |()| true)
-        };
+        let kept = if fresh { None } else { kept(context, wire).await };
         let reused = kept.is_some();
         let mut connection = match kept {
             Some(connection) => connection,
@@ -280,6 +276,20 @@ async fn exchange(
         }
         shared.counters.again("stale");
         fresh = true;
+    }
+}
+
+/// A connection that is there already, or a stream on a new one that is expected to take more soon.
+async fn kept(context: &Context, wire: Wire) -> Option<Connection<()>> {
+    let (pool, key) = (&context.shared.applications, (context.application.address, wire));
+    let free = || pool.take(&key, Instant::now(), 1, |()| true);
+    if let Some(connection) = free() {
+        return Some(connection);
+    }
+    tokio::select! {
+        biased;
+        Ok(connection) = pool.wait(key, false), if wire == Wire::Http2 => Some(connection),
+        promised = pool.promised(&key) => promised.then(free).flatten(),
     }
 }
 

@@ -3,23 +3,28 @@
 use crate::connection::{Connection, Trunk};
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// Connections kept for one endpoint; more are closed when they become free.
 const KEPT_MAX: usize = 256;
 /// Requests on kept connections for each that is opened only to reach another copy: its handshake is a
 /// small part of what they cost.
 const REUSES_PER_DIAL: u32 = 32;
+/// How long a new shared connection may be expected to take more than its first stream: its peer says
+/// within a round trip, and another connection takes two.
+const PROMISE_MAX: Duration = proxy::upstream::STAGGER;
 
 /// Free connections, newest first out: the oldest may go idle and be closed. Where several copies are
 /// behind an endpoint, as many of the newest take turns. Whoever waits for one is served before any is
-/// laid aside. Shared connections (HTTP/2) serve many at once.
+/// laid aside. Shared connections (HTTP/2) serve many at once, as soon as the peer has said how many.
 #[derive(Debug)]
 pub(crate) struct Pool<K, A> {
-    lines: Mutex<HashMap<K, Line<A>>>,
+    lines: Lines<K, A>,
 }
+
+type Lines<K, A> = Arc<Mutex<HashMap<K, Line<A>>>>;
 
 #[derive(Debug)]
 struct Line<A> {
@@ -27,6 +32,12 @@ struct Line<A> {
     shared: Vec<Shared<A>>,
     /// Uses of free ones since another was last called for.
     reuses: u32,
+    queue: Queue<A>,
+}
+
+/// Who waits for a connection.
+#[derive(Debug)]
+struct Queue<A> {
     /// Who has begun no connection of its own yet, and who has.
     waiting: VecDeque<oneshot::Sender<Connection<A>>>,
     dialling: VecDeque<oneshot::Sender<Connection<A>>>,
@@ -41,6 +52,7 @@ struct Free<A> {
 #[derive(Debug)]
 struct Shared<A> {
     trunk: Trunk<A>,
+    since: Instant,
     /// Kept until then without a stream.
     until: Instant,
 }
@@ -53,23 +65,27 @@ impl<A> Shared<A> {
 
 impl<K, A> Default for Pool<K, A> {
     fn default() -> Self {
-        Self { lines: Mutex::default() }
+        Self { lines: Arc::default() }
     }
 }
 
 impl<A> Default for Line<A> {
     fn default() -> Self {
-        Self {
-            free: Vec::new(),
-            shared: Vec::new(),
-            reuses: 0,
-            waiting: VecDeque::new(),
-            dialling: VecDeque::new(),
-        }
+        let queue = Queue { waiting: VecDeque::new(), dialling: VecDeque::new() };
+        Self { free: Vec::new(), shared: Vec::new(), reuses: 0, queue }
     }
 }
 
 impl<A> Line<A> {
+    /// Who waits has a stream each, as far as shared connections have room.
+    fn hand_streams(&mut self) {
+        for Shared { trunk, .. } in &self.shared {
+            self.queue.hand_streams(trunk);
+        }
+    }
+}
+
+impl<A> Queue<A> {
     /// The next who still waits is given what `make` makes; false when nobody waits.
     fn hand(&mut self, make: impl FnOnce() -> Connection<A>) -> Option<Connection<A>> {
         let mut made = None;
@@ -87,13 +103,23 @@ impl<A> Line<A> {
         made.or_else(|| make.map(|make| make()))
     }
 
+    fn hand_streams(&mut self, trunk: &Trunk<A>) {
+        while self.is_awaited() && trunk.is_open() && !trunk.is_full() {
+            drop(self.hand(|| trunk.lease()));
+        }
+    }
+
     fn is_awaited(&self) -> bool {
         let waits = |waiter: &oneshot::Sender<_>| !waiter.is_closed();
         self.waiting.iter().any(waits) || self.dialling.iter().any(waits)
     }
 }
 
-impl<K: Eq + Hash, A> Pool<K, A> {
+impl<K, A> Pool<K, A>
+where
+    K: Clone + Eq + Hash + Send + 'static,
+    A: Send + Sync + 'static,
+{
     /// A connection that is alive as far as we know and that `fits`: a free one, or a stream on the
     /// shared one with the fewest. There should be `spread` of them, as each may lead to another copy:
     /// while fewer are free, none is given now and then, so that another is opened; while there are fewer
@@ -136,7 +162,8 @@ impl<K: Eq + Hash, A> Pool<K, A> {
         let (sender, receiver) = oneshot::channel();
         let mut lines = self.lines.lock().expect("no holder panics");
         let line = lines.entry(key).or_default();
-        let queue = if dialling { &mut line.dialling } else { &mut line.waiting };
+        let Queue { waiting, dialling: begun } = &mut line.queue;
+        let queue = if dialling { begun } else { waiting };
         // Who gave up leaves its place here; it costs no more than the crowd at its largest.
         while queue.front().is_some_and(oneshot::Sender::is_closed) {
             queue.pop_front();
@@ -145,17 +172,51 @@ impl<K: Eq + Hash, A> Pool<K, A> {
         receiver
     }
 
-    /// Makes a new connection known to all that may share it; those who wait have a stream each.
+    /// Makes a new connection known to all that may share it; those who wait have a stream each, now or
+    /// when its peer says how many it takes.
     pub(crate) fn share(&self, key: K, connection: &Connection<A>, idle: Duration) {
         let Some(trunk) = connection.trunk() else { return };
+        let mut most = trunk.most();
         let mut lines = self.lines.lock().expect("no holder panics");
-        let line = lines.entry(key).or_default();
-        while line.is_awaited() && !trunk.is_full() {
-            drop(line.hand(|| trunk.lease()));
+        let line = lines.entry(key.clone()).or_default();
+        line.queue.hand_streams(&trunk);
+        if line.shared.len() >= KEPT_MAX {
+            return;
         }
-        if line.shared.len() < KEPT_MAX {
-            line.shared.push(Shared { trunk, until: Instant::now() + idle });
-        }
+        let since = Instant::now();
+        line.shared.push(Shared { trunk, since, until: since + idle });
+        let lines = Arc::downgrade(&self.lines);
+        tokio::spawn(async move {
+            while most.changed().await.is_ok() {
+                let Some(lines) = lines.upgrade() else { return };
+                let mut lines = lines.lock().expect("no holder panics");
+                lines.get_mut(&key).into_iter().for_each(Line::hand_streams);
+            }
+        });
+    }
+
+    /// Returns once a new shared connection takes more streams, or should have said so; at once where
+    /// none is new. Says whether there was one.
+    pub(crate) async fn promised(&self, key: &K) -> bool {
+        let Some((mut most, until)) = self.promise(key) else { return false };
+        let said = most.wait_for(Option::is_some);
+        let _ = tokio::time::timeout_at(until.into(), said).await;
+        true
+    }
+
+    /// The newest shared connection whose peer has not said how many streams it takes, and until when
+    /// it may.
+    fn promise(&self, key: &K) -> Option<(watch::Receiver<Option<usize>>, Instant)> {
+        let lines = self.lines.lock().expect("no holder panics");
+        let shared = &lines.get(key)?.shared;
+        let (newest, most) = shared
+            .iter()
+            .filter(|shared| shared.trunk.is_open())
+            .map(|shared| (shared.since, shared.trunk.most()))
+            .filter(|(_, most)| most.borrow().is_none())
+            .max_by_key(|(since, _)| *since)?;
+        let until = newest + PROMISE_MAX;
+        (until > Instant::now()).then_some((most, until))
     }
 
     /// Keeps a connection whose response has been read to its end, or hands it to who waits.
@@ -170,13 +231,14 @@ impl<K: Eq + Hash, A> Pool<K, A> {
                 return;
             }
             line.shared[index].until = until;
-            drop(line.hand(|| connection));
+            drop(connection);
+            line.hand_streams();
             return;
         }
         if spent || connection.is_closed() || connection.trunk().is_some() {
             return;
         }
-        if let Some(connection) = line.hand(|| connection)
+        if let Some(connection) = line.queue.hand(|| connection)
             && line.free.len() < KEPT_MAX
         {
             line.free.push(Free { connection, until });
@@ -189,9 +251,10 @@ impl<K: Eq + Hash, A> Pool<K, A> {
         lines.retain(|_, line| {
             line.free.retain(|free| free.until > now && !free.connection.is_closed());
             line.shared.retain(|shared| shared.is_alive(now));
-            line.waiting.retain(|waiter| !waiter.is_closed());
-            line.dialling.retain(|waiter| !waiter.is_closed());
-            let nobody = line.waiting.is_empty() && line.dialling.is_empty();
+            let Queue { waiting, dialling } = &mut line.queue;
+            waiting.retain(|waiter| !waiter.is_closed());
+            dialling.retain(|waiter| !waiter.is_closed());
+            let nobody = waiting.is_empty() && dialling.is_empty();
             !(line.free.is_empty() && line.shared.is_empty() && nobody)
         });
         lines.is_empty()
@@ -203,8 +266,19 @@ mod tests {
     use super::*;
     use crate::connection::STREAMS_MAX;
     use crate::version::Wire;
+    use tokio::io::AsyncWriteExt as _;
 
     const IDLE: Duration = Duration::from_secs(60);
+
+    /// A peer's SETTINGS, which limit nothing (RFC 9113 section 6.5).
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+
+    /// Lets the peer of a new connection say that it takes any number of streams.
+    async fn settle(connection: &Connection<u32>, theirs: &mut tokio::io::DuplexStream) {
+        let mut most = connection.trunk().expect("it is shared").most();
+        theirs.write_all(&SETTINGS).await.expect("it is heard");
+        most.wait_for(Option::is_some).await.expect("it is open");
+    }
 
     /// A connection to nobody, that says its number.
     async fn connection(wire: Wire, number: u32) -> (Connection<u32>, tokio::io::DuplexStream) {
@@ -241,17 +315,19 @@ mod tests {
     #[tokio::test]
     async fn a_shared_connection_serves_many_until_it_is_full_or_idle() {
         let pool: Pool<&str, u32> = Pool::default();
-        let mut waiting = pool.wait("a", false);
-        let (first, _theirs) = connection(Wire::Http2, 1).await;
+        let waiting = pool.wait("a", false);
+        let (first, mut theirs) = connection(Wire::Http2, 1).await;
         pool.share("a", &first, IDLE);
-        let mut streams = vec![first, waiting.try_recv().expect("it is shared at once")];
+        settle(&first, &mut theirs).await;
+        let mut streams = vec![first, waiting.await.expect("it is shared")];
         let now = Instant::now();
         while let Some(stream) = pool.take(&"a", now, 1, |_| true) {
             streams.push(stream);
         }
         assert_eq!(streams.len(), STREAMS_MAX);
-        let (second, _others) = connection(Wire::Http2, 2).await;
+        let (second, mut others) = connection(Wire::Http2, 2).await;
         pool.share("a", &second, IDLE);
+        settle(&second, &mut others).await;
         let least = pool.take(&"a", now, 1, |_| true).expect("the second has room");
         assert_eq!(*least.about, 2);
         pool.give("a", least, IDLE, true);
@@ -264,14 +340,36 @@ mod tests {
         assert!(pool.sweep(now + IDLE * 2), "nobody used it");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_new_shared_connection_takes_its_own_stream_until_its_peer_says_how_many() {
+        let pool: Pool<&str, u32> = Pool::default();
+        let mut waiting = pool.wait("a", true);
+        assert!(!pool.promised(&"a").await, "there is none");
+        let (first, mut theirs) = connection(Wire::Http2, 1).await;
+        pool.share("a", &first, IDLE);
+        assert!(waiting.try_recv().is_err());
+        assert!(pool.take(&"a", Instant::now(), 1, |_| true).is_none());
+        settle(&first, &mut theirs).await;
+        assert_eq!(*waiting.await.expect("as soon as it is said").about, 1);
+        assert!(!pool.promised(&"a").await, "it is said");
+        assert!(pool.take(&"a", Instant::now(), 1, |_| true).is_some());
+        // Who never says so is not waited for much longer than a round trip.
+        let (second, _silent) = connection(Wire::Http2, 2).await;
+        pool.share("a", &second, IDLE);
+        let begun = tokio::time::Instant::now();
+        assert!(pool.promised(&"a").await);
+        assert!(begun.elapsed() <= PROMISE_MAX * 2, "{:?}", begun.elapsed());
+    }
+
     #[tokio::test]
     async fn busy_connections_are_joined_by_others_while_they_are_too_few() {
         let pool: Pool<&str, u32> = Pool::default();
         let (first, _a) = connection(Wire::Http2, 1).await;
         pool.share("a", &first, IDLE);
         assert!(pool.take(&"a", Instant::now(), 2, |_| true).is_none(), "it is busy");
-        let (second, _b) = connection(Wire::Http2, 2).await;
+        let (second, mut theirs) = connection(Wire::Http2, 2).await;
         pool.share("a", &second, IDLE);
+        settle(&second, &mut theirs).await;
         assert!(pool.take(&"a", Instant::now(), 2, |_| true).is_some(), "both are, and suffice");
     }
 

@@ -138,6 +138,7 @@ fn place(counts: &Arc<Counts>, caps: Caps, source: IpAddr) -> Result<Place, Shed
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     #[test]
     fn caps_hold_and_places_come_back() {
@@ -223,5 +224,41 @@ mod tests {
         assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(30));
         assert_eq!(socket.tcp_user_timeout().unwrap(), None, "who pauses is not dead");
         end.cancel();
+    }
+
+    /// Whether a reader who pauses for two seconds, until no octet more is taken, has all of it after
+    /// that; from a socket that is accepted here, and `with` changed.
+    async fn outlasts_a_pause(with: impl Fn(&TcpStream)) -> bool {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (send, mut received) = tokio::sync::mpsc::unbounded_channel();
+        let serve = move |stream, _, place| drop(send.send((stream, place)));
+        let (caps, end) = (Caps { all: 1, per_source: 1 }, CancellationToken::new());
+        tokio::spawn(accept(listener, caps, end, |_, _| {}, serve));
+        tokio::task::yield_now().await;
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let (mut stream, _place) = received.recv().await.unwrap();
+        with(&stream);
+        const LENGTH: usize = 64 << 20;
+        tokio::spawn(async move {
+            stream.write_all(&vec![7; LENGTH]).await?;
+            stream.shutdown().await
+        });
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let mut read = Vec::new();
+        client.read_to_end(&mut read).await.is_ok() && read.len() == LENGTH
+    }
+
+    #[tokio::test]
+    async fn who_pauses_has_all_of_it_afterwards() {
+        let patient = outlasts_a_pause(|_| {});
+        // Shows that the pause is one that such a time-out ends.
+        let hasty = outlasts_a_pause(|stream| {
+            let half = Some(Duration::from_millis(500));
+            socket2::SockRef::from(stream).set_tcp_user_timeout(half).unwrap();
+        });
+        let both = async { tokio::join!(patient, hasty) };
+        let both = tokio::time::timeout(Duration::from_secs(20), both).await.expect("in time");
+        assert_eq!(both, (true, false));
     }
 }

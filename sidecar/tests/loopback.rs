@@ -1,5 +1,7 @@
 //! Two pods on loopback, each behind a real sidecar process that captures nothing and needs no root.
 
+#[path = "loopback/breaks.rs"]
+mod breaks;
 #[path = "support/world.rs"]
 mod world;
 

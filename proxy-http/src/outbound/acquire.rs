@@ -3,6 +3,7 @@
 use super::exchange::{Exchange, Step};
 use super::{Key, Peer};
 use crate::connection::Connection;
+use crate::dials::Turn;
 use proxy::{Ask, Picked};
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
@@ -29,7 +30,6 @@ impl Exchange<'_> {
     /// a crowd (a gateway hung, and all turn to another at once) the first few connections serve
     /// everybody, instead of one handshake for each. `fresh` wants a new one.
     pub(super) async fn connect(&self, mut picked: Picked, avoid: Vec<Key>, fresh: bool) -> Step {
-        let dials = &self.destination.dials;
         if !fresh && let Some(connection) = self.kept(&picked) {
             return reused((connection, picked));
         }
@@ -38,7 +38,7 @@ impl Exchange<'_> {
             Some(kept) = self.handed(&picked, &avoid, Wait::ForItsTurn), if !fresh => {
                 return reused(kept);
             }
-            turn = dials.turn() => turn,
+            turn = self.turn(&picked, fresh) => turn,
         };
         // While it waited for its turn, the endpoint may have come under suspicion.
         if turn.waited
@@ -79,6 +79,15 @@ impl Exchange<'_> {
             }
             Err(problem) => Step::NotHttp { key, problem },
         }
+    }
+
+    /// The right to dial, once it cannot be expected that a new connection takes one more stream soon.
+    async fn turn(&self, picked: &Picked, fresh: bool) -> Turn<'_> {
+        let mut turn = self.destination.dials.turn().await;
+        if !fresh {
+            turn.waited |= self.destination.pool.promised(&(picked.key(), self.wire)).await;
+        }
+        turn
     }
 
     /// A connection to `picked` that nobody uses now.

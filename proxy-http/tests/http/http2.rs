@@ -64,6 +64,32 @@ impl Copy {
     pub(crate) async fn echo() -> Self {
         Self::start(Arc::new(|request, respond| Box::pin(echo(request, respond)))).await
     }
+
+    /// An application without a sidecar that says when an upload has begun, and how many octets came or
+    /// that it was reset; where it listens.
+    pub(crate) async fn uploaded(
+        told: mpsc::Sender<()>,
+        whole: mpsc::Sender<Result<usize, h2::Error>>,
+    ) -> SocketAddr {
+        let read_on: Serve = Arc::new(move |request, _respond| {
+            let (told, whole) = (told.clone(), whole.clone());
+            Box::pin(async move {
+                let (mut body, mut came) = (request.into_body(), Ok(0));
+                while let (Some(data), Ok(octets)) = (body.data().await, &mut came) {
+                    match data {
+                        Ok(data) => {
+                            *octets += data.len();
+                            let _ = body.flow_control().release_capacity(data.len());
+                            let _ = told.try_send(());
+                        }
+                        Err(problem) => came = Err(problem),
+                    }
+                }
+                let _ = whole.send(came).await;
+            })
+        });
+        Self::behind(None, read_on).await.address
+    }
 }
 
 async fn echo(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
@@ -98,7 +124,13 @@ fn refuse(reason: Reason) -> Serve {
 pub(crate) type Body = http_body_util::combinators::BoxBody<Bytes, std::io::Error>;
 
 pub(crate) async fn client(world: &World) -> SendRequest<Body> {
-    let stream = TcpStream::connect(world.address).await.unwrap();
+    dial(world.address).await
+}
+
+pub(crate) async fn dial(to: SocketAddr) -> SendRequest<Body> {
+    let stream = TcpStream::connect(to).await.unwrap();
+    // Nagle would keep a second request until the first is acknowledged.
+    stream.set_nodelay(true).unwrap();
     let (sender, connection) =
         http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);

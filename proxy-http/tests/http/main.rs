@@ -1,5 +1,6 @@
 //! The HTTP side as applications see it: real sockets, real mutual TLS, upstreams that misbehave.
 
+mod breaks;
 mod drain;
 mod early;
 mod floods;
@@ -11,4 +12,6 @@ mod outbound;
 #[path = "../../../runtime/tests/support/port.rs"]
 mod port;
 mod smuggling;
+mod streams;
+mod upgrades;
 mod world;
