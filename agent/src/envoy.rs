@@ -75,39 +75,44 @@ pub(crate) async fn drain(admin: SocketAddr, limit: Duration) {
 async fn drained(admin: &Place) -> Result<()> {
     ordered(admin, DRAIN).await?;
     let mut moves = Moves::default();
-    while !moves.look(admin).await {
+    while !moves.are_over(looked(admin).await, Instant::now()) {
         tokio::time::sleep(LOOK_EVERY).await;
     }
     // Who comes after the last look is refused and may go elsewhere; who came before is answered.
     if let Err(error) = ordered(admin, CLOSE).await {
         tracing::info!(error = format!("{error:#}"), "the proxy does not close its listeners");
     }
-    while !moves.look(admin).await {
+    while !moves.are_over(looked(admin).await, Instant::now()) {
         tokio::time::sleep(LOOK_EVERY).await;
     }
     Ok(())
 }
 
-/// When something last came.
+/// What was counted last, and when something moved.
 #[derive(Debug, Default)]
 struct Moves {
+    /// Connections ever.
     connection: Option<(u64, Instant)>,
-    request: Option<(u64, Instant)>,
+    request: Option<(Count, Instant)>,
 }
 
 impl Moves {
-    /// Nobody comes any more, and nothing is left but HTTP connections on which nobody asks.
-    async fn look(&mut self, admin: &Place) -> bool {
-        let Counts { connections, http, requests } = looked(admin).await;
-        let since = |last: &mut Option<(u64, Instant)>, ever| {
-            last.take_if(|(before, _)| *before != ever);
-            last.get_or_insert_with(|| (ever, Instant::now())).1.elapsed()
-        };
-        let no_connection = since(&mut self.connection, connections.ever);
-        let no_request = since(&mut self.request, requests.ever + requests.active);
-        let idle = connections.active <= http.active && requests.active == 0 && no_request >= QUIET;
-        no_connection >= WITHDRAWN_AFTER && (connections.active == 0 || idle)
+    /// Nobody comes any more, and nothing is left but HTTP connections on which nobody asks: one that is
+    /// new has as long to ask.
+    fn are_over(&mut self, counts: Counts, now: Instant) -> bool {
+        let Counts { connections, http, requests } = counts;
+        let no_connection = since(&mut self.connection, connections.ever, now);
+        let no_request = since(&mut self.request, requests, now);
+        let idle = connections.active <= http.active && requests.active == 0;
+        let quiet = no_connection.min(no_request) >= QUIET;
+        no_connection >= WITHDRAWN_AFTER && (connections.active == 0 || idle && quiet)
     }
+}
+
+/// How long it has been so.
+fn since<T: Copy + PartialEq>(last: &mut Option<(T, Instant)>, is: T, now: Instant) -> Duration {
+    last.take_if(|(was, _)| *was != is);
+    now.duration_since(last.get_or_insert((is, now)).1)
 }
 
 /// Looks until there is an answer: Envoy gives it from the thread that takes new configuration.
@@ -130,7 +135,7 @@ struct Counts {
     requests: Count,
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Count {
     active: u64,
     ever: u64,
@@ -178,7 +183,33 @@ fn good(answer: Answer, path: &str) -> Result<Answer> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Count, Counts, counted};
+    use super::{Count, Counts, Moves, QUIET, WITHDRAWN_AFTER, counted};
+    use tokio::time::Instant;
+
+    #[test]
+    fn only_http_on_which_nobody_asks_is_left_alone() {
+        let count = |active, ever| Count { active, ever };
+        let (mut moves, mut now) = (Moves::default(), Instant::now());
+        // So long after the last line: connections, those of HTTP, requests; and whether that was all.
+        for (after, connections, http, requests, over) in [
+            (QUIET * 0, count(2, 9), 2, count(0, 5), false),
+            (QUIET, count(2, 9), 2, count(0, 5), true),
+            // One more connection, which has not asked yet.
+            (QUIET, count(3, 10), 3, count(0, 5), false),
+            (WITHDRAWN_AFTER, count(3, 10), 3, count(0, 5), false),
+            (QUIET, count(3, 10), 3, count(1, 5), false),
+            // The same sum, and other requests.
+            (QUIET, count(3, 10), 3, count(0, 6), false),
+            (QUIET, count(3, 10), 3, count(0, 6), true),
+            // One of them carries bytes.
+            (QUIET, count(3, 10), 2, count(0, 6), false),
+            (QUIET, count(0, 10), 0, count(0, 6), true),
+        ] {
+            now += after;
+            let counts = Counts { connections, http: count(http, 0), requests };
+            assert_eq!(moves.are_over(counts, now), over, "{connections:?}, {requests:?}");
+        }
+    }
 
     #[test]
     fn connections_of_the_admin_pages_do_not_count() {

@@ -173,7 +173,7 @@ async fn an_envoy_waits_for_requests_and_not_for_idle_connections() {
     }
     let begun = Instant::now();
     end.cancel();
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let (mut asks, mut idle) = (kept.pop().unwrap(), kept.pop().unwrap());
     asks.write_all(POST).await.unwrap();
     let answers = taken.recv().await.unwrap();

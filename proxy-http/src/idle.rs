@@ -75,12 +75,12 @@ struct State {
     handed: Mutex<Option<Instant>>,
     /// The limit was passed.
     over: AtomicBool,
-    /// What goes on is no HTTP.
+    /// What goes on is no response.
     switched: AtomicBool,
 }
 
 impl Watch {
-    /// The connection has become another protocol's: this limit is not for it.
+    /// The connection has become another protocol's, or ends: this limit is not for it.
     pub(crate) fn forget(&self) {
         self.0.switched.store(true, Ordering::Release);
     }

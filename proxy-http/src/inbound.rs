@@ -174,6 +174,8 @@ pub(crate) async fn answer(
             return reply(record, status, flags, &reason, marker);
         }
     };
+    // Only a sidecar may say that an application was not reached.
+    response.headers_mut().remove(&UNSERVED);
     record.answered(&response);
     let service_time = u64::try_from(record.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     record.line.upstream_service_time = Some(service_time);
@@ -192,8 +194,6 @@ pub(crate) async fn answer(
         return response.map(|_| ResponseBody::Local(bytes::Bytes::new()));
     }
     headers::end_response(&mut response, came);
-    // Only a sidecar may say that an application was not reached.
-    response.headers_mut().remove(&UNSERVED);
     let (shared, address) = (context.shared.clone(), context.application.address);
     let answered = std::mem::take(response.version_mut());
     let grpc = record.grpc;

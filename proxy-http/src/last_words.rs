@@ -5,7 +5,7 @@
 use crate::idle::Watch;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -13,10 +13,11 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// Who goes on speaking after we have said all is heard out until it is silent for this long …
 const SILENCE: Duration = Duration::from_secs(1);
 /// … and no longer than this in all.
-const HEARD_MAX: Duration = Duration::from_secs(5);
+const HEARD_MAX: Duration = Duration::from_secs(30);
 
-/// A connection to a server. What can be written no more does not fail before what the server said is
-/// read: it may have answered a request of which it did not want the rest (RFC 9112 section 9.5).
+/// A connection to a server. What can be written no more is taken and forgotten until all that the server
+/// said is read: it may have answered a request of which it did not want the rest (RFC 9112 section 9.5).
+/// A write that waited for that would wait for ever where nobody reads any more.
 #[derive(Debug)]
 pub(crate) struct LastWords<T> {
     io: T,
@@ -24,39 +25,25 @@ pub(crate) struct LastWords<T> {
     deaf: Option<io::ErrorKind>,
     /// All that it said was read.
     silent: bool,
-    /// Who waits to write.
-    writer: Option<Waker>,
 }
 
 impl<T> LastWords<T> {
     pub(crate) fn new(io: T) -> Self {
-        Self { io, deaf: None, silent: false, writer: None }
+        Self { io, deaf: None, silent: false }
     }
 
-    /// A failed write waits for the end of what is read.
-    fn settle<N>(
-        &mut self,
-        outcome: Poll<io::Result<N>>,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<N>> {
-        match outcome {
-            Poll::Ready(Err(problem)) if !self.silent => {
-                self.deaf = Some(problem.kind());
-                self.wait(cx)
-            }
-            outcome => outcome,
-        }
+    /// What a write comes to that had this outcome; `all`: as if all of it was written.
+    fn settle<N>(&mut self, outcome: Poll<io::Result<N>>, all: N) -> Poll<io::Result<N>> {
+        let Poll::Ready(Err(problem)) = outcome else { return outcome };
+        self.deaf = Some(problem.kind());
+        self.forget(all)
     }
 
-    fn wait<N>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<N>> {
-        match self.deaf {
-            // The same again, as often as it is asked.
-            Some(problem) if self.silent => Poll::Ready(Err(problem.into())),
-            Some(_) | None => {
-                self.writer = Some(cx.waker().clone());
-                Poll::Pending
-            }
-        }
+    fn forget<N>(&self, all: N) -> Poll<io::Result<N>> {
+        Poll::Ready(match self.deaf {
+            Some(problem) if self.silent => Err(problem.into()),
+            Some(_) | None => Ok(all),
+        })
     }
 }
 
@@ -68,12 +55,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for LastWords<T> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
-        if read.is_err() || (buf.filled().len() == before && buf.remaining() > 0) {
-            self.silent = true;
-            if let Some(writer) = self.writer.take() {
-                writer.wake();
-            }
-        }
+        self.silent |= read.is_err() || (buf.filled().len() == before && buf.remaining() > 0);
         Poll::Ready(read)
     }
 }
@@ -85,18 +67,18 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for LastWords<T> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         if self.deaf.is_some() {
-            return self.wait(cx);
+            return self.forget(buf.len());
         }
         let outcome = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.settle(outcome, cx)
+        self.settle(outcome, buf.len())
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.deaf.is_some() {
-            return self.wait(cx);
+            return self.forget(());
         }
         let outcome = Pin::new(&mut self.io).poll_flush(cx);
-        self.settle(outcome, cx)
+        self.settle(outcome, ())
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -116,11 +98,12 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for LastWords<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let all = bufs.iter().map(|buf| buf.len()).sum();
         if self.deaf.is_some() {
-            return self.wait(cx);
+            return self.forget(all);
         }
         let outcome = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.settle(outcome, cx)
+        self.settle(outcome, all)
     }
 }
 
@@ -174,9 +157,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for HeardOut<T> {
         let Self { io, watch, closing } = self.get_mut();
         if closing.is_none() {
             ready!(Pin::new(&mut *io).poll_shutdown(cx))?;
-        }
-        if watch.is_switched() {
-            return Poll::Ready(Ok(()));
+            if watch.is_switched() {
+                return Poll::Ready(Ok(()));
+            }
+            // It has taken all.
+            watch.forget();
         }
         let Closing { until, silence } = closing.get_or_insert_with(|| {
             let now = Instant::now();
@@ -224,13 +209,16 @@ mod tests {
         other.write_all(b"enough").await.unwrap();
         drop(other);
         let mut io = LastWords::new(io);
-        let (mut from, mut into) = tokio::io::split(&mut io);
+        // Nobody hears it, and nobody has to read before it is written.
+        io.write_all(b"and so on").await.unwrap();
+        io.flush().await.unwrap();
         let mut said = String::new();
-        let (wrote, read) =
-            tokio::join!(into.write_all(b"and so on"), from.read_to_string(&mut said));
-        assert_eq!((wrote.unwrap_err().kind(), read.unwrap()), (io::ErrorKind::BrokenPipe, 6));
+        io.read_to_string(&mut said).await.unwrap();
         assert_eq!(said, "enough");
-        assert!(io.write_all(b"more").await.is_err(), "and again");
+        for _ in 0..2 {
+            let problem = io.write_all(b"and so on").await.unwrap_err();
+            assert_eq!(problem.kind(), io::ErrorKind::BrokenPipe);
+        }
         io.shutdown().await.unwrap();
     }
 

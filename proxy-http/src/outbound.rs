@@ -7,7 +7,7 @@ use crate::body::{Ended, Relay, ResponseBody};
 use crate::budget::Budget;
 use crate::dials::Dials;
 use crate::grpc;
-use crate::headers;
+use crate::headers::{self, UNSERVED};
 use crate::inbound::{is_idempotent, reply, unreceived};
 use crate::latency::Latency;
 use crate::payload;
@@ -287,6 +287,8 @@ pub(crate) async fn answer(
             return reply(record, failure.status, failure.flags, &sentence, None);
         }
     };
+    // It is not for applications.
+    response.headers_mut().remove(&UNSERVED);
     let peer = connection.about.clone();
     record.answered(&response);
     record.metrics = Some(peer.metrics.clone());

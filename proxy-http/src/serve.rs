@@ -242,6 +242,8 @@ where
     A: Future<Output = Response<ResponseBody>> + Send + 'static,
 {
     let heard = tokio::select! {
+        // What is there already counts, however late we come to look.
+        biased;
         heard = version::hear(io) => heard,
         // Nothing was asked, nor was on its way.
         () = live.asked_to_end_for(QUIET) => return,
@@ -278,7 +280,7 @@ where
                         watch.forget();
                     } else if live.is_asked_to_end() {
                         let close = HeaderValue::from_static("close");
-                        answer.headers_mut().insert(header::CONNECTION, close);
+                        answer.headers_mut().append(header::CONNECTION, close);
                     }
                     Ok::<_, Infallible>(answer.map(|body| Offered::whole(body, watch, asked)))
                 }
@@ -363,6 +365,8 @@ where
     let (mut time, mut ending) = (pin!(time), false);
     loop {
         tokio::select! {
+            // What is there already is read before time is called.
+            biased;
             served = connection.as_mut() => {
                 let problem = served.err()?;
                 tracing::debug!(error = %problem, "a downstream connection ended");

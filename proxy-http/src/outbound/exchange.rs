@@ -238,7 +238,7 @@ impl<'a> Exchange<'a> {
                 Step::Answered { response, connection, use_ } => {
                     let key = use_.key();
                     progress.over(&use_);
-                    let marker = unserved(&response, &use_);
+                    let marker = self.unserved(&response, &use_);
                     let outcome = match response.status().is_server_error() || marker.is_some() {
                         true => Outcome::ServerError,
                         false => Outcome::Success,
@@ -263,8 +263,6 @@ impl<'a> Exchange<'a> {
                     if !(may && self.again(&mut progress, "unserved", None))
                         && progress.steps.is_empty()
                     {
-                        let mut response = response;
-                        response.headers_mut().remove(&UNSERVED);
                         let Use { in_flight, .. } = use_;
                         let attempts = progress.attempts;
                         return Ok(Answer { response, connection, in_flight, attempts });
@@ -424,6 +422,21 @@ impl<'a> Exchange<'a> {
         }));
     }
 
+    /// Only a verified peer is believed.
+    fn unserved(&self, response: &Response<Incoming>, use_: &Use) -> Option<Unserved> {
+        use_.peer.identity.as_ref()?;
+        let marker = response.headers().get(&UNSERVED)?;
+        let ours = match response.status() {
+            StatusCode::SERVICE_UNAVAILABLE => true,
+            // gRPC is told in its own words.
+            StatusCode::OK if grpc::is_call(&self.parts.headers) => {
+                grpc::status_in(response.headers()) == Some(grpc::Status::Unavailable as u16)
+            }
+            _ => false,
+        };
+        ours.then_some(if marker == UNSENT { Unserved::Unsent } else { Unserved::Reset })
+    }
+
     fn not_connected(&self, progress: &Progress<'_>, failed: &ConnectFailed) -> Failure {
         self.failure(progress, failed.flag(), failed.to_string(), None)
     }
@@ -448,17 +461,6 @@ impl<'a> Exchange<'a> {
 enum Unserved {
     Unsent,
     Reset,
-}
-
-/// Only a verified peer is believed.
-fn unserved(response: &Response<Incoming>, use_: &Use) -> Option<Unserved> {
-    use_.peer.identity.as_ref()?;
-    let marker = response.headers().get(&UNSERVED)?;
-    // gRPC is told in its own words.
-    let told = grpc::status_in(response.headers());
-    let ours = response.status() == StatusCode::SERVICE_UNAVAILABLE
-        || told == Some(grpc::Status::Unavailable as u16);
-    ours.then_some(if marker == UNSENT { Unserved::Unsent } else { Unserved::Reset })
 }
 
 async fn until(at: Option<tokio::time::Instant>) {

@@ -170,3 +170,24 @@ async fn after_an_answer_that_was_under_way_there_is_time_for_another_request() 
     assert!(answer.starts_with("HTTP/1.1 200") && is_last(&answer), "{answer}");
     assert_eq!(draining.await.unwrap(), 0);
 }
+
+#[tokio::test]
+async fn who_is_asked_for_another_protocol_is_told_too() {
+    let asks = "HTTP/1.1 426 Upgrade Required\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+                content-length: 2\r\n\r\n 2";
+    let application = Copy::start_plain("a", Does::Raw(asks)).await;
+    let drain = Drain::new();
+    let server = draining(application.address, Protocol::Http, &drain).await;
+    let mut stream = TcpStream::connect(server).await.unwrap();
+    while drain.count() == 0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let draining = tokio::spawn(async move { drain.drain(PATIENCE).await });
+    sleep(AWAY).await;
+    stream.write_all(POST.as_bytes()).await.unwrap();
+    let answer = answer(&mut stream).await.expect("an answer");
+    for word in ["upgrade: websocket", "connection: upgrade", "close"] {
+        assert!(answer.contains(word), "{word}: {answer}");
+    }
+    assert_eq!(draining.await.unwrap(), 0);
+}

@@ -286,6 +286,29 @@ async fn a_refused_call_is_made_again_elsewhere_also_when_it_streams() {
     assert!(refusing.requests.load(Ordering::SeqCst) >= 1);
 }
 
+/// A sidecar tells a call in gRPC's own words that its application is not there.
+#[tokio::test]
+async fn a_call_that_did_not_reach_its_application_is_made_again_elsewhere() {
+    let unsent: Serve = Arc::new(|_, mut respond| {
+        let head = Response::builder()
+            .header("content-type", "application/grpc")
+            .header("grpc-status", "14")
+            .header("x-isthmus-unserved", "unsent");
+        let _ = respond.send_response(head.body(()).unwrap(), true);
+        Box::pin(async {})
+    });
+    let (bad, good) = (Copy::start(unsent).await, Copy::echo().await);
+    let world = speaking(Protocol::Grpc, &[&bad, &good]).await;
+    let got = send(&mut client(&world).await, call(whole("kept"))).await;
+    assert_eq!((got.body, bad.requests.load(Ordering::SeqCst)), ("kept".into(), 1));
+    // Where there is nobody else, the client is told.
+    let world = speaking(Protocol::Grpc, &[&bad]).await;
+    let request = call(whole("kept"));
+    let response = client(&world).await.send_request(request).await.unwrap();
+    assert_eq!(response.headers()["grpc-status"], "14");
+    assert!(!response.headers().contains_key("x-isthmus-unserved"));
+}
+
 #[tokio::test]
 async fn what_nobody_answers_ends_with_a_status() {
     let nobody = Port::held();
