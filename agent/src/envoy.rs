@@ -183,7 +183,7 @@ fn good(answer: Answer, path: &str) -> Result<Answer> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Count, Counts, Moves, QUIET, WITHDRAWN_AFTER, counted};
+    use super::{Count, Counts, Duration, Moves, QUIET, WITHDRAWN_AFTER, counted};
     use tokio::time::Instant;
 
     #[test]
@@ -192,7 +192,7 @@ mod tests {
         let (mut moves, mut now) = (Moves::default(), Instant::now());
         // So long after the last line: connections, those of HTTP, requests; and whether that was all.
         for (after, connections, http, requests, over) in [
-            (QUIET * 0, count(2, 9), 2, count(0, 5), false),
+            (Duration::ZERO, count(2, 9), 2, count(0, 5), false),
             (QUIET, count(2, 9), 2, count(0, 5), true),
             // One more connection, which has not asked yet.
             (QUIET, count(3, 10), 3, count(0, 5), false),

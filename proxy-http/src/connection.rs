@@ -11,7 +11,7 @@ use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
@@ -24,6 +24,15 @@ pub(crate) const STREAMS_MAX: usize = 100;
 /// What h2 is told to hold for the peer's limit until its first SETTINGS: no SETTINGS say so much, and
 /// none at all are more.
 const UNSAID: usize = usize::MAX - 1;
+/// Who has not said by then how many streams it takes (an application that is busy starting) is taken to
+/// limit nothing; what it refuses is sent again.
+pub(crate) const UNSAID_MAX: Duration = Duration::from_secs(1);
+/// A frame that acknowledges SETTINGS (RFC 9113 section 6.5).
+const ACKNOWLEDGED: [u8; 9] = [0, 0, 0, 4, 1, 0, 0, 0, 0];
+/// Writes up to so many bytes are looked through for one.
+const SHORT: usize = 256;
+/// What a peer takes is looked at this often in any case.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What may be under way to one reader who does not read, bytes.
 pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
 /// And to all of one connection: 64 slow readers do not stop the others.
@@ -60,8 +69,9 @@ pub(crate) struct Trunk<A> {
 }
 
 /// What all streams of a connection know of it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Life {
+    begun: Instant,
     /// Requests so far.
     served: AtomicU32,
     streams: AtomicUsize,
@@ -70,6 +80,18 @@ struct Life {
     most: watch::Sender<Option<usize>>,
     /// Whoever follows what the peer says.
     follower: AtomicWaker,
+}
+
+impl Life {
+    fn begin() -> Arc<Self> {
+        Arc::new(Self {
+            begun: Instant::now(),
+            served: AtomicU32::new(0),
+            streams: AtomicUsize::new(0),
+            most: watch::Sender::default(),
+            follower: AtomicWaker::new(),
+        })
+    }
 }
 
 /// One stream's place on its connection.
@@ -96,7 +118,7 @@ impl<A> Connection<A> {
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let life = Arc::<Life>::default();
+        let life = Life::begin();
         let sender = match wire {
             Wire::Http1 => {
                 let (sender, connection) = http1::Builder::new()
@@ -116,10 +138,7 @@ impl<A> Connection<A> {
                     .initial_max_send_streams(UNSAID)
                     .keep_alive_interval(ping.then_some(PING_EVERY))
                     .keep_alive_timeout(PING_MAX)
-                    .handshake(Observed {
-                        io: TokioIo::new(stream),
-                        observer: Settings(life.clone()),
-                    })
+                    .handshake(Observed { io: TokioIo::new(stream), observer: Settings::of(&life) })
                     .await?;
                 watch(follow(connection, life.clone()));
                 Sender::Http2(sender, Stream::begin(&life))
@@ -200,9 +219,11 @@ impl<A> Trunk<A> {
         self.life.streams.load(Ordering::Acquire)
     }
 
-    /// It has as many streams as its peer takes at once: one, until the peer has said how many.
+    /// It has as many streams as its peer takes at once: one, while the peer may yet say how many.
     pub(crate) fn is_full(&self) -> bool {
-        self.streams() >= self.life.most.borrow().unwrap_or(1)
+        let may_say = self.life.begun.elapsed() < UNSAID_MAX;
+        let unsaid = if may_say { 1 } else { STREAMS_MAX };
+        self.streams() >= self.life.most.borrow().unwrap_or(unsaid)
     }
 
     /// How many streams its peer takes at once, `None` until it has said. Keeps nothing alive.
@@ -224,15 +245,32 @@ impl<A> Trunk<A> {
     }
 }
 
-/// Has what a peer takes looked at again when its first SETTINGS may have come: hyper tells nobody. They
-/// are in force before their acknowledgement is written.
+/// Has what a peer takes looked at again when its SETTINGS may have come: hyper tells nobody. They are in
+/// force before their acknowledgement is written.
 #[derive(Debug)]
-struct Settings(Arc<Life>);
+struct Settings {
+    life: Arc<Life>,
+    acknowledged: bool,
+    looked: Instant,
+}
+
+impl Settings {
+    fn of(life: &Arc<Life>) -> Self {
+        Self { life: life.clone(), acknowledged: false, looked: Instant::now() }
+    }
+}
 
 impl Observer for Settings {
+    fn wrote(&mut self, octets: &[u8]) {
+        let short = octets.len() <= SHORT;
+        self.acknowledged |= short && octets.windows(9).any(|frame| frame == ACKNOWLEDGED);
+    }
+
     fn settled(&mut self) {
-        if self.0.most.borrow().is_none() {
-            self.0.follower.wake();
+        let first = self.life.most.borrow().is_none();
+        if first || self.acknowledged || self.looked.elapsed() >= LOOK_EVERY {
+            (self.acknowledged, self.looked) = (false, Instant::now());
+            self.life.follower.wake();
         }
     }
 }

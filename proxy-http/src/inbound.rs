@@ -1,7 +1,7 @@
 //! Requests of the mesh on their last step, from this sidecar to its application.
 
 use crate::body::{Ended, Relay, ResponseBody};
-use crate::connection::Connection;
+use crate::connection::{Connection, UNSAID_MAX};
 use crate::grpc;
 use crate::headers::{self, RESET, SOURCE, UNSENT, UNSERVED};
 use crate::payload::{self, Payload};
@@ -283,13 +283,15 @@ async fn exchange(
 async fn kept(context: &Context, wire: Wire) -> Option<Connection<()>> {
     let (pool, key) = (&context.shared.applications, (context.application.address, wire));
     let free = || pool.take(&key, Instant::now(), 1, |()| true);
-    if let Some(connection) = free() {
-        return Some(connection);
+    let now = free();
+    if now.is_some() || wire == Wire::Http1 {
+        return now;
     }
     tokio::select! {
         biased;
-        Ok(connection) = pool.wait(key, false), if wire == Wire::Http2 => Some(connection),
-        promised = pool.promised(&key) => promised.then(free).flatten(),
+        Ok(connection) = pool.wait(key, false) => Some(connection),
+        // Another connection would be answered no sooner.
+        promised = pool.promised(&key, UNSAID_MAX) => promised.then(free).flatten(),
     }
 }
 

@@ -17,12 +17,13 @@ const HEARD_MAX: Duration = Duration::from_secs(30);
 
 /// A connection to a server. What can be written no more is taken and forgotten until all that the server
 /// said is read: it may have answered a request of which it did not want the rest (RFC 9112 section 9.5).
-/// A write that waited for that would wait for ever where nobody reads any more.
+/// A write that waited for that would wait for ever where nobody reads any more; one after [`HEARD_MAX`]
+/// fails, so that no upload is endless.
 #[derive(Debug)]
 pub(crate) struct LastWords<T> {
     io: T,
-    /// Why nothing can be written.
-    deaf: Option<io::ErrorKind>,
+    /// Why nothing can be written, and since when.
+    deaf: Option<(io::ErrorKind, Instant)>,
     /// All that it said was read.
     silent: bool,
 }
@@ -35,13 +36,15 @@ impl<T> LastWords<T> {
     /// What a write comes to that had this outcome; `all`: as if all of it was written.
     fn settle<N>(&mut self, outcome: Poll<io::Result<N>>, all: N) -> Poll<io::Result<N>> {
         let Poll::Ready(Err(problem)) = outcome else { return outcome };
-        self.deaf = Some(problem.kind());
+        self.deaf = Some((problem.kind(), Instant::now()));
         self.forget(all)
     }
 
     fn forget<N>(&self, all: N) -> Poll<io::Result<N>> {
         Poll::Ready(match self.deaf {
-            Some(problem) if self.silent => Err(problem.into()),
+            Some((problem, since)) if self.silent || since.elapsed() >= HEARD_MAX => {
+                Err(problem.into())
+            }
             Some(_) | None => Ok(all),
         })
     }
@@ -220,6 +223,18 @@ mod tests {
             assert_eq!(problem.kind(), io::ErrorKind::BrokenPipe);
         }
         io.shutdown().await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_speaks_to_the_deaf_for_ever() {
+        let (io, mut other) = tokio::io::duplex(1024);
+        other.write_all(b"enough").await.unwrap();
+        drop(other);
+        let (mut io, begun) = (LastWords::new(io), Instant::now());
+        while io.write_all(b"and so on").await.is_ok() {
+            tokio::time::sleep(SILENCE).await;
+        }
+        assert_eq!(begun.elapsed(), HEARD_MAX);
     }
 
     #[tokio::test(start_paused = true)]

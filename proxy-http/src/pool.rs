@@ -12,9 +12,6 @@ const KEPT_MAX: usize = 256;
 /// Requests on kept connections for each that is opened only to reach another copy: its handshake is a
 /// small part of what they cost.
 const REUSES_PER_DIAL: u32 = 32;
-/// How long a new shared connection may be expected to take more than its first stream: its peer says
-/// within a round trip, and another connection takes two.
-const PROMISE_MAX: Duration = proxy::upstream::STAGGER;
 
 /// Free connections, newest first out: the oldest may go idle and be closed. Where several copies are
 /// behind an endpoint, as many of the newest take turns. Whoever waits for one is served before any is
@@ -79,6 +76,11 @@ impl<A> Default for Line<A> {
 impl<A> Line<A> {
     /// Who waits has a stream each, as far as shared connections have room.
     fn hand_streams(&mut self) {
+        // Once for all, not again for each connection.
+        self.queue.forget_gone();
+        if self.queue.waiting.is_empty() && self.queue.dialling.is_empty() {
+            return;
+        }
         for Shared { trunk, .. } in &self.shared {
             self.queue.hand_streams(trunk);
         }
@@ -107,6 +109,12 @@ impl<A> Queue<A> {
         while self.is_awaited() && trunk.is_open() && !trunk.is_full() {
             drop(self.hand(|| trunk.lease()));
         }
+    }
+
+    /// Who gave up is not looked at again.
+    fn forget_gone(&mut self) {
+        self.waiting.retain(|waiter| !waiter.is_closed());
+        self.dialling.retain(|waiter| !waiter.is_closed());
     }
 
     fn is_awaited(&self) -> bool {
@@ -195,10 +203,10 @@ where
         });
     }
 
-    /// Returns once a new shared connection takes more streams, or should have said so; at once where
-    /// none is new. Says whether there was one.
-    pub(crate) async fn promised(&self, key: &K) -> bool {
-        let Some((mut most, until)) = self.promise(key) else { return false };
+    /// Returns once a shared connection takes more streams that is not as old as this yet, or when it is;
+    /// at once where none is new. Says whether there was one.
+    pub(crate) async fn promised(&self, key: &K, old: Duration) -> bool {
+        let Some((mut most, until)) = self.promise(key, old) else { return false };
         let said = most.wait_for(Option::is_some);
         let _ = tokio::time::timeout_at(until.into(), said).await;
         true
@@ -206,7 +214,7 @@ where
 
     /// The newest shared connection whose peer has not said how many streams it takes, and until when
     /// it may.
-    fn promise(&self, key: &K) -> Option<(watch::Receiver<Option<usize>>, Instant)> {
+    fn promise(&self, key: &K, old: Duration) -> Option<(watch::Receiver<Option<usize>>, Instant)> {
         let lines = self.lines.lock().expect("no holder panics");
         let shared = &lines.get(key)?.shared;
         let (newest, most) = shared
@@ -215,7 +223,7 @@ where
             .map(|shared| (shared.since, shared.trunk.most()))
             .filter(|(_, most)| most.borrow().is_none())
             .max_by_key(|(since, _)| *since)?;
-        let until = newest + PROMISE_MAX;
+        let until = newest + old;
         (until > Instant::now()).then_some((most, until))
     }
 
@@ -251,10 +259,8 @@ where
         lines.retain(|_, line| {
             line.free.retain(|free| free.until > now && !free.connection.is_closed());
             line.shared.retain(|shared| shared.is_alive(now));
-            let Queue { waiting, dialling } = &mut line.queue;
-            waiting.retain(|waiter| !waiter.is_closed());
-            dialling.retain(|waiter| !waiter.is_closed());
-            let nobody = waiting.is_empty() && dialling.is_empty();
+            line.queue.forget_gone();
+            let nobody = line.queue.waiting.is_empty() && line.queue.dialling.is_empty();
             !(line.free.is_empty() && line.shared.is_empty() && nobody)
         });
         lines.is_empty()
@@ -264,7 +270,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::connection::STREAMS_MAX;
+    use crate::connection::{STREAMS_MAX, UNSAID_MAX};
     use crate::version::Wire;
     use tokio::io::AsyncWriteExt as _;
 
@@ -344,21 +350,49 @@ mod tests {
     async fn a_new_shared_connection_takes_its_own_stream_until_its_peer_says_how_many() {
         let pool: Pool<&str, u32> = Pool::default();
         let mut waiting = pool.wait("a", true);
-        assert!(!pool.promised(&"a").await, "there is none");
+        assert!(!pool.promised(&"a", UNSAID_MAX).await, "there is none");
         let (first, mut theirs) = connection(Wire::Http2, 1).await;
         pool.share("a", &first, IDLE);
         assert!(waiting.try_recv().is_err());
         assert!(pool.take(&"a", Instant::now(), 1, |_| true).is_none());
         settle(&first, &mut theirs).await;
         assert_eq!(*waiting.await.expect("as soon as it is said").about, 1);
-        assert!(!pool.promised(&"a").await, "it is said");
+        assert!(!pool.promised(&"a", UNSAID_MAX).await, "it is said");
         assert!(pool.take(&"a", Instant::now(), 1, |_| true).is_some());
         // Who never says so is not waited for much longer than a round trip.
         let (second, _silent) = connection(Wire::Http2, 2).await;
         pool.share("a", &second, IDLE);
         let begun = tokio::time::Instant::now();
-        assert!(pool.promised(&"a").await);
-        assert!(begun.elapsed() <= PROMISE_MAX * 2, "{:?}", begun.elapsed());
+        assert!(pool.promised(&"a", UNSAID_MAX).await);
+        assert!(begun.elapsed() <= UNSAID_MAX * 2, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_peer_may_take_more_later_while_its_one_stream_is_long() {
+        let pool: Pool<&str, u32> = Pool::default();
+        let (first, mut theirs) = connection(Wire::Http2, 1).await;
+        pool.share("a", &first, IDLE);
+        let mut most = first.trunk().expect("it is shared").most();
+        for limit in [1, 2, 1] {
+            // MAX_CONCURRENT_STREAMS (RFC 9113 section 6.5.2).
+            let settings = [0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, limit];
+            theirs.write_all(&settings).await.expect("it is heard");
+            let said = most.wait_for(|most| *most == Some(limit.into()));
+            let said = tokio::time::timeout(Duration::from_secs(10), said).await;
+            drop(said.expect("nobody asks anything meanwhile").expect("it is open"));
+            let another = pool.take(&"a", Instant::now(), 1, |_| true);
+            assert_eq!(another.is_some(), limit == 2);
+        }
+    }
+
+    #[tokio::test]
+    async fn who_never_says_how_many_is_asked_all_the_same() {
+        let pool: Pool<&str, u32> = Pool::default();
+        let (first, _silent) = connection(Wire::Http2, 1).await;
+        pool.share("a", &first, IDLE);
+        assert!(pool.take(&"a", Instant::now(), 1, |_| true).is_none());
+        assert!(pool.promised(&"a", UNSAID_MAX).await);
+        assert!(pool.take(&"a", Instant::now(), 1, |_| true).is_some());
     }
 
     #[tokio::test]

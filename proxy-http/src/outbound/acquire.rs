@@ -4,6 +4,7 @@ use super::exchange::{Exchange, Step};
 use super::{Key, Peer};
 use crate::connection::Connection;
 use crate::dials::Turn;
+use proxy::upstream::STAGGER;
 use proxy::{Ask, Picked};
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
@@ -40,12 +41,13 @@ impl Exchange<'_> {
             }
             turn = self.turn(&picked, fresh) => turn,
         };
-        // While it waited for its turn, the endpoint may have come under suspicion.
-        if turn.waited
-            && !picked.is_sound()
-            && let Ok(other) = self.upstream.pick(&avoid)
-        {
-            picked = other;
+        if turn.waited {
+            // Meanwhile the endpoint may have come under suspicion, or a connection may have got room.
+            if !picked.is_sound()
+                && let Ok(other) = self.upstream.pick(&avoid)
+            {
+                picked = other;
+            }
             if !fresh && let Some(connection) = self.kept(&picked) {
                 return reused((connection, picked));
             }
@@ -81,11 +83,13 @@ impl Exchange<'_> {
         }
     }
 
-    /// The right to dial, once it cannot be expected that a new connection takes one more stream soon.
+    /// The right to dial, once it cannot be expected that a new connection takes one more stream soon:
+    /// its peer says within a round trip how many it takes, and another connection takes two.
     async fn turn(&self, picked: &Picked, fresh: bool) -> Turn<'_> {
         let mut turn = self.destination.dials.turn().await;
         if !fresh {
-            turn.waited |= self.destination.pool.promised(&(picked.key(), self.wire)).await;
+            let place = (picked.key(), self.wire);
+            turn.waited |= self.destination.pool.promised(&place, STAGGER).await;
         }
         turn
     }
