@@ -175,7 +175,7 @@ fn names_path(path: &str, wanted: &str) -> bool {
 /// What was seen in west.
 struct Logs {
     seen: BTreeMap<&'static str, Vec<Seen>>,
-    /// Access logs of the sidecars.
+    /// Lines of the sidecars' access logs that are about payloads.
     west: String,
 }
 
@@ -187,10 +187,15 @@ impl Logs {
                 backends.iter().map(|backends| backends.seen(kind)).collect::<Result<_>>()?;
             seen.insert(kind.name(), all.concat());
         }
+        let columns: Vec<String> = Column::all().into_iter().map(Column::name).collect();
         let mut west = String::new();
         for pod in PODS {
             let proxy = stage.cluster("west").pod(pod)?.proxy.get().context("its sidecar runs")?;
-            west += &String::from_utf8_lossy(&std::fs::read(proxy.log())?);
+            let log = std::fs::read(proxy.log())?;
+            let log = String::from_utf8_lossy(&log);
+            // What was played before may have left a million others.
+            let ours = |line: &&str| columns.iter().any(|column| line.contains(column));
+            west.extend(log.lines().filter(ours).flat_map(|line| [line, "\n"]));
         }
         Ok(Self { seen, west })
     }
