@@ -21,8 +21,8 @@ const HEADERS_MAX: usize = 200;
 const HEAD_MAX: usize = 256 * 1024;
 /// Streams of ours on one HTTP/2 connection; the next opens another.
 pub(crate) const STREAMS_MAX: usize = 100;
-/// What h2 is told to hold for the peer's limit until its first SETTINGS: no SETTINGS say so much, and
-/// none at all are more.
+/// What h2 is told to hold for the peer's limit until its first SETTINGS, so that these can be told from
+/// silence: a limit is at most `u32::MAX`, and h2 takes SETTINGS without one for `usize::MAX`.
 const UNSAID: usize = usize::MAX - 1;
 /// Who has not said by then how many streams it takes (an application that is busy starting) is taken to
 /// limit nothing; what it refuses is sent again.

@@ -78,7 +78,7 @@ impl<A> Line<A> {
     fn hand_streams(&mut self) {
         // Once for all, not again for each connection.
         self.queue.forget_gone();
-        if self.queue.waiting.is_empty() && self.queue.dialling.is_empty() {
+        if self.queue.is_empty() {
             return;
         }
         for Shared { trunk, .. } in &self.shared {
@@ -88,7 +88,7 @@ impl<A> Line<A> {
 }
 
 impl<A> Queue<A> {
-    /// The next who still waits is given what `make` makes; false when nobody waits.
+    /// The next who still waits is given what `make` makes; it comes back when nobody waits.
     fn hand(&mut self, make: impl FnOnce() -> Connection<A>) -> Option<Connection<A>> {
         let mut made = None;
         let mut make = Some(make);
@@ -109,6 +109,10 @@ impl<A> Queue<A> {
         while self.is_awaited() && trunk.is_open() && !trunk.is_full() {
             drop(self.hand(|| trunk.lease()));
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.dialling.is_empty()
     }
 
     /// Who gave up is not looked at again.
@@ -260,8 +264,7 @@ where
             line.free.retain(|free| free.until > now && !free.connection.is_closed());
             line.shared.retain(|shared| shared.is_alive(now));
             line.queue.forget_gone();
-            let nobody = line.queue.waiting.is_empty() && line.queue.dialling.is_empty();
-            !(line.free.is_empty() && line.shared.is_empty() && nobody)
+            !(line.free.is_empty() && line.shared.is_empty() && line.queue.is_empty())
         });
         lines.is_empty()
     }

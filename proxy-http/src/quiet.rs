@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// Whoever was asked nothing for so long closes what it was told to close; longer than a request
-/// travels between any two regions.
+/// A connection on which nothing came for so long is closed: longer than a request travels between any
+/// two regions, so that one which was sent before would be here.
 pub(crate) const QUIET: Duration = Duration::from_secs(1);
 
 /// The requests of one connection.
